@@ -1,2 +1,42 @@
-//! The `ebb` command.
-fn main() {}
+//! The `ebb` command: a serverless platform in one process, and the tools around it.
+
+mod build;
+mod cli;
+mod client;
+mod demo;
+mod image;
+mod platform;
+mod progress;
+mod settings;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // The container helper must be single-threaded: nothing may come before this.
+    if std::env::args().nth(1).as_deref() == Some("container-helper") {
+        cluster::container_helper();
+    }
+    let cli = cli::Cli::parse();
+    cli::logging(&cli);
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("error: another TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start the async runtime: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(cli)) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The app that the end-to-end tests deploy: a web server whose behaviour a request or the environment decides.
+//!
+//! Paths: `/` says `NAME`; `/?sleep=MS` answers later; `/echo` gives the request's head back; `/env` the environment;
+//! `/exit?code=N` ends the process; `/fill?mb=N` takes memory and keeps it. Environment: `NAME`; `START_DELAY_MS` before listening; `FAIL_AT_START=code`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{env, process, thread};
+
+static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok()?.parse().ok()
+}
+
+fn main() -> std::io::Result<()> {
+    if let Some(code) = number("FAIL_AT_START") {
+        eprintln!("told to fail at start");
+        process::exit(code as i32);
+    }
+    thread::sleep(Duration::from_millis(number("START_DELAY_MS").unwrap_or(0)));
+    let port = number("PORT").unwrap_or(8080) as u16;
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    println!("listening on {port}");
+    for stream in listener.incoming().flatten() {
+        if let Err(e) = thread::Builder::new().stack_size(128 * 1024).spawn(move || serve(stream)) {
+            eprintln!("connection dropped: {e}");
+        }
+    }
+    Ok(())
+}
+
+fn serve(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    loop {
+        let mut head = String::new();
+        let mut length = 0u64;
+        loop {
+            let start = head.len();
+            if reader.read_line(&mut head)? == 0 {
+                return Ok(());
+            }
+            let line = head[start..].trim_end();
+            if line.is_empty() {
+                break;
+            }
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse().unwrap_or(0);
+            }
+        }
+        let mut body = Vec::new();
+        (&mut reader).take(length).read_to_end(&mut body)?;
+        let target = head.split_whitespace().nth(1).unwrap_or("/").to_string();
+        let (status, text) = answer(&target, &head, &body);
+        let revision = env::var("K_REVISION").unwrap_or_default();
+        write!(
+            writer,
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nx-revision: {revision}\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        )?;
+        writer.write_all(text.as_bytes())?;
+    }
+}
+
+fn answer(target: &str, head: &str, body: &[u8]) -> (&'static str, String) {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let argument = |name: &str| -> Option<u64> {
+        query.split('&').find_map(|p| p.split_once('=').filter(|(k, _)| *k == name)).and_then(|(_, v)| v.parse().ok())
+    };
+    if let Some(ms) = argument("sleep") {
+        thread::sleep(Duration::from_millis(ms));
+    }
+    match path {
+        "/" => ("200 OK", format!("{}\n", env::var("NAME").unwrap_or_else(|_| "app".into()))),
+        "/echo" => ("200 OK", format!("{head}{}", String::from_utf8_lossy(body))),
+        "/env" => {
+            let mut all: Vec<String> = env::vars().map(|(k, v)| format!("{k}={v}")).collect();
+            all.sort();
+            ("200 OK", all.join("\n"))
+        }
+        "/exit" => process::exit(argument("code").unwrap_or(1) as i32),
+        "/fill" => {
+            let block = vec![1u8; (argument("mb").unwrap_or(1) as usize) << 20];
+            KEPT.lock().expect("no holder of the lock panics").push(block);
+            ("200 OK", "kept\n".into())
+        }
+        _ => ("404 Not Found", "no such path\n".into()),
+    }
+}
