@@ -14,13 +14,18 @@ pub const GROUP: &str = "caching.internal.knative.dev";
 /// What an Image wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "caching.internal.knative.dev", version = "v1alpha1", kind = "Image", plural = "images",
+    group = "caching.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "Image",
+    plural = "images",
     namespaced,
     status = "ImageStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Image names an image that is worth keeping close to the nodes.",
     shortname = "img",
-    category = "knative-internal", category = "caching",
+    category = "knative-internal",
+    category = "caching",
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image")
 )]
 #[serde(rename_all = "camelCase")]

@@ -170,7 +170,11 @@ pub struct Manager<'a> {
 
 impl<'a> Manager<'a> {
     /// Manages `conditions`, whose `dependents` decide about `Ready`.
-    pub fn new(conditions: &'a mut Vec<Condition>, dependents: &'static [&'static str], now: Timestamp) -> Self {
+    pub fn new(
+        conditions: &'a mut Vec<Condition>,
+        dependents: &'static [&'static str],
+        now: Timestamp,
+    ) -> Self {
         // Kubernetes writes whole seconds; a finer time would differ from what is read back.
         let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
         Self { conditions, dependents, now }
@@ -247,7 +251,14 @@ impl<'a> Manager<'a> {
         if type_ == READY || self.dependents.contains(&type_) { Severity::Error } else { Severity::Info }
     }
 
-    fn put(&mut self, type_: &str, status: Status, severity: Severity, reason: Option<&str>, message: Option<&str>) {
+    fn put(
+        &mut self,
+        type_: &str,
+        status: Status,
+        severity: Severity,
+        reason: Option<&str>,
+        message: Option<&str>,
+    ) {
         let mut next = Condition {
             type_: type_.to_owned(),
             status,
@@ -258,7 +269,8 @@ impl<'a> Manager<'a> {
         };
         match self.conditions.binary_search_by(|c| c.type_.as_str().cmp(type_)) {
             Ok(at) => {
-                if self.conditions[at].status == status && self.conditions[at].last_transition_time.is_some() {
+                if self.conditions[at].status == status && self.conditions[at].last_transition_time.is_some()
+                {
                     next.last_transition_time.clone_from(&self.conditions[at].last_transition_time);
                 }
                 self.conditions[at] = next;
@@ -279,10 +291,7 @@ impl<'a> Manager<'a> {
         }
         let mut worst: Option<&Condition> = None;
         for dependent in self.dependents {
-            let Some(found) = self.get(dependent) else {
-                worst = worst.or(None);
-                continue;
-            };
+            let Some(found) = self.get(dependent) else { continue };
             let rank = |c: &Condition| match c.status {
                 Status::False => 2,
                 Status::Unknown => 1,

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 pub use certificate::{Certificate, CertificateSpec, CertificateStatus, Http01Challenge};
 pub use domain_claim::{ClusterDomainClaim, ClusterDomainClaimSpec};
 pub use ingress::{
-    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, HttpOption, Ingress, IngressBackendSplit, IngressRule,
-    IngressSpec, IngressStatus, IngressTls, IngressVisibility, LoadBalancerIngressStatus, LoadBalancerStatus,
+    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, HttpOption, Ingress, IngressBackendSplit,
+    IngressRule, IngressSpec, IngressStatus, IngressTls, IngressVisibility, LoadBalancerIngressStatus,
+    LoadBalancerStatus,
 };
 pub use serverless_service::{ServerlessService, ServerlessServiceSpec, ServerlessServiceStatus, SksMode};
 

@@ -10,14 +10,27 @@ use crate::conditions::{Condition, conditioned};
 /// What a Metric wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "autoscaling.internal.knative.dev", version = "v1alpha1", kind = "Metric", plural = "metrics",
+    group = "autoscaling.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "Metric",
+    plural = "metrics",
     namespaced,
     status = "MetricStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Metric asks the autoscaler to collect the load of one revision.",
-    category = "knative-internal", category = "autoscaling",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    category = "knative-internal",
+    category = "autoscaling",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MetricSpec {

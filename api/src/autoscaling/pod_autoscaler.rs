@@ -32,17 +32,31 @@ impl Reachability {
 /// What a PodAutoscaler wants; the details are in its annotations.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "autoscaling.internal.knative.dev", version = "v1alpha1", kind = "PodAutoscaler", plural = "podautoscalers",
+    group = "autoscaling.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "PodAutoscaler",
+    plural = "podautoscalers",
     namespaced,
     status = "PodAutoscalerStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "PodAutoscaler asks for the right number of pods of one scalable object.",
-    shortname = "kpa", shortname = "pa",
-    category = "knative-internal", category = "autoscaling",
+    shortname = "kpa",
+    shortname = "pa",
+    category = "knative-internal",
+    category = "autoscaling",
     printcolumn(name = "DesiredScale", type_ = "integer", json_path = ".status.desiredScale"),
     printcolumn(name = "ActualScale", type_ = "integer", json_path = ".status.actualScale"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PodAutoscalerSpec {

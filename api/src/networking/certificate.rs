@@ -12,15 +12,28 @@ use crate::conditions::{Condition, conditioned};
 /// What a Certificate wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "networking.internal.knative.dev", version = "v1alpha1", kind = "Certificate", plural = "certificates",
+    group = "networking.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "Certificate",
+    plural = "certificates",
     namespaced,
     status = "CertificateStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Certificate asks for a TLS certificate for the given names in the given Secret.",
     shortname = "kcert",
-    category = "knative-internal", category = "networking",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    category = "knative-internal",
+    category = "networking",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSpec {

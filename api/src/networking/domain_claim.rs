@@ -7,11 +7,16 @@ use serde::{Deserialize, Serialize};
 /// What a ClusterDomainClaim says; its name is the domain.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "networking.internal.knative.dev", version = "v1alpha1", kind = "ClusterDomainClaim", plural = "clusterdomainclaims",
-    derive = "Default", derive = "PartialEq",
+    group = "networking.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "ClusterDomainClaim",
+    plural = "clusterdomainclaims",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "ClusterDomainClaim reserves a domain name, cluster-wide, for one namespace.",
     shortname = "cdc",
-    category = "knative-internal", category = "networking"
+    category = "knative-internal",
+    category = "networking"
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterDomainClaimSpec {

@@ -11,15 +11,30 @@ use crate::conditions::{Condition, conditioned};
 /// What an Ingress wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "networking.internal.knative.dev", version = "v1alpha1", kind = "Ingress", plural = "ingresses",
+    group = "networking.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "Ingress",
+    plural = "ingresses",
     namespaced,
     status = "IngressStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Ingress says which hosts and paths lead to which backends in which shares. It is the contract between the controller and the gateway.",
-    shortname = "ing", shortname = "kingress", shortname = "king",
-    category = "knative-internal", category = "networking",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    shortname = "ing",
+    shortname = "kingress",
+    shortname = "king",
+    category = "knative-internal",
+    category = "networking",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IngressSpec {

@@ -22,19 +22,32 @@ pub enum SksMode {
 /// What a ServerlessService wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "networking.internal.knative.dev", version = "v1alpha1", kind = "ServerlessService", plural = "serverlessservices",
+    group = "networking.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "ServerlessService",
+    plural = "serverlessservices",
     namespaced,
     status = "ServerlessServiceStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "ServerlessService keeps a revision's public Service pointed either at its own pods or at activators.",
     shortname = "sks",
-    category = "knative-internal", category = "networking",
+    category = "knative-internal",
+    category = "networking",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Activators", type_ = "integer", json_path = ".spec.numActivators"),
     printcolumn(name = "ServiceName", type_ = "string", json_path = ".status.serviceName"),
     printcolumn(name = "PrivateServiceName", type_ = "string", json_path = ".status.privateServiceName"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServerlessServiceSpec {

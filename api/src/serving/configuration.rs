@@ -11,17 +11,32 @@ use crate::conditions::{Condition, conditioned};
 /// What a Configuration wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "serving.knative.dev", version = "v1", kind = "Configuration", plural = "configurations",
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Configuration",
+    plural = "configurations",
     namespaced,
     status = "ConfigurationStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Configuration holds the template of the newest Revision; each change of it stamps another one.",
-    shortname = "config", shortname = "cfg",
-    category = "all", category = "knative", category = "serving",
+    shortname = "config",
+    shortname = "cfg",
+    category = "all",
+    category = "knative",
+    category = "serving",
     printcolumn(name = "LatestCreated", type_ = "string", json_path = ".status.latestCreatedRevisionName"),
     printcolumn(name = "LatestReady", type_ = "string", json_path = ".status.latestReadyRevisionName"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigurationSpec {

@@ -41,16 +41,30 @@ pub struct SecretTls {
 /// What a DomainMapping wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "serving.knative.dev", version = "v1beta1", kind = "DomainMapping", plural = "domainmappings",
+    group = "serving.knative.dev",
+    version = "v1beta1",
+    kind = "DomainMapping",
+    plural = "domainmappings",
     namespaced,
     status = "DomainMappingStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "DomainMapping serves an Addressable under a host name of the user's own: the name of this object.",
     shortname = "dm",
-    category = "all", category = "knative", category = "serving",
+    category = "all",
+    category = "knative",
+    category = "serving",
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DomainMappingSpec {

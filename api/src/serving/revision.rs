@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 use crate::conditions::{Condition, conditioned};
@@ -27,21 +28,43 @@ pub struct RevisionTemplateSpec {
 /// A pod's spec (the part that serverless workloads may use) and the limits of its requests.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
-    group = "serving.knative.dev", version = "v1", kind = "Revision", plural = "revisions",
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Revision",
+    plural = "revisions",
     namespaced,
     status = "RevisionStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Revision is one immutable snapshot of code and configuration; it is stamped out by a Configuration.",
     shortname = "rev",
-    category = "all", category = "knative", category = "serving",
-    printcolumn(name = "Config Name", type_ = "string", json_path = ".metadata.labels['serving\\.knative\\.dev/configuration']"),
-    printcolumn(name = "Generation", type_ = "string", json_path = ".metadata.labels['serving\\.knative\\.dev/configurationGeneration']"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    category = "all",
+    category = "knative",
+    category = "serving",
+    printcolumn(
+        name = "Config Name",
+        type_ = "string",
+        json_path = ".metadata.labels['serving\\.knative\\.dev/configuration']"
+    ),
+    printcolumn(
+        name = "Generation",
+        type_ = "string",
+        json_path = ".metadata.labels['serving\\.knative\\.dev/configurationGeneration']"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
     printcolumn(name = "Actual Replicas", type_ = "integer", json_path = ".status.actualReplicas"),
     printcolumn(name = "Desired Replicas", type_ = "integer", json_path = ".status.desiredReplicas")
 )]
-#[serde(rename_all = "camelCase", from = "serde_json::Value")]
+#[serde(rename_all = "camelCase", try_from = "serde_json::Value")]
 pub struct RevisionSpec {
     /// The pod.
     #[serde(flatten)]
@@ -58,6 +81,58 @@ pub struct RevisionSpec {
     /// Seconds without a byte from the app after which a request is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<i64>,
+}
+
+/// As written: quantities may be bare numbers there, which a typed pod spec does not take.
+impl TryFrom<Value> for RevisionSpec {
+    type Error = serde_json::Error;
+
+    fn try_from(mut value: Value) -> Result<Self, Self::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Limits {
+            container_concurrency: Option<i64>,
+            timeout_seconds: Option<i64>,
+            response_start_timeout_seconds: Option<i64>,
+            idle_timeout_seconds: Option<i64>,
+        }
+        if value.is_null() {
+            return Ok(Self::default());
+        }
+        quantities_to_strings(&mut value);
+        let limits = Limits::deserialize(&value)?;
+        Ok(Self {
+            pod: serde_json::from_value(value)?,
+            container_concurrency: limits.container_concurrency,
+            timeout_seconds: limits.timeout_seconds,
+            response_start_timeout_seconds: limits.response_start_timeout_seconds,
+            idle_timeout_seconds: limits.idle_timeout_seconds,
+        })
+    }
+}
+
+/// Rewrites each quantity of a pod spec that was given as a number into its string.
+fn quantities_to_strings(pod: &mut Value) {
+    fn to_string(value: &mut Value) {
+        if value.is_number() {
+            *value = Value::String(value.to_string());
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for container in pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            for kind in ["limits", "requests"] {
+                let amounts =
+                    container.pointer_mut(&format!("/resources/{kind}")).and_then(Value::as_object_mut);
+                amounts.into_iter().flat_map(|m| m.values_mut()).for_each(to_string);
+            }
+            for env in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
+                env.pointer_mut("/valueFrom/resourceFieldRef/divisor").into_iter().for_each(to_string);
+            }
+        }
+    }
+    for volume in pod.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
+        volume.pointer_mut("/emptyDir/sizeLimit").into_iter().for_each(to_string);
+    }
 }
 
 /// The port on which the app serves.

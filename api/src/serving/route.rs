@@ -52,16 +52,30 @@ pub struct Addressable {
 /// What a Route wants.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "serving.knative.dev", version = "v1", kind = "Route", plural = "routes",
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Route",
+    plural = "routes",
     namespaced,
     status = "RouteStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Route gives a name on the network to a set of Revisions and says which share of the requests each gets.",
     shortname = "rt",
-    category = "all", category = "knative", category = "serving",
+    category = "all",
+    category = "knative",
+    category = "serving",
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {

@@ -11,18 +11,33 @@ use crate::conditions::{Condition, conditioned};
 /// The union of a Configuration's and a Route's spec.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
-    group = "serving.knative.dev", version = "v1", kind = "Service", plural = "services",
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Service",
+    plural = "services",
     namespaced,
     status = "ServiceStatus",
-    derive = "Default", derive = "PartialEq",
+    derive = "Default",
+    derive = "PartialEq",
     doc = "Service makes one Configuration and one Route of its name, and so the whole life of a workload: each change of the template stamps a new Revision, and traffic moves between them as `traffic` says.",
-    shortname = "ksvc", shortname = "kservice",
-    category = "all", category = "knative", category = "serving",
+    shortname = "ksvc",
+    shortname = "kservice",
+    category = "all",
+    category = "knative",
+    category = "serving",
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "LatestCreated", type_ = "string", json_path = ".status.latestCreatedRevisionName"),
     printcolumn(name = "LatestReady", type_ = "string", json_path = ".status.latestReadyRevisionName"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSpec {
