@@ -1,0 +1,189 @@
+//! Kubernetes as kubectl sees it: plain objects and plain workloads, without Knative.
+
+use anyhow::{Result, ensure};
+
+use crate::Case;
+use crate::harness::Platform;
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("cluster::objects_by_every_kind_of_apply", objects),
+    ("cluster::deployment_rolls_out_and_back", deployment),
+    ("cluster::pod_configuration_logs_and_exec", pod),
+    ("cluster::memory_limit_kills", memory_limit),
+    ("cluster::missing_image_backs_off", missing_image),
+    ("cluster::namespace_takes_its_content", namespace_deletion),
+    ("cluster::service_names_resolve_in_pods", service_names),
+    ("cluster::custom_resources_are_validated", custom_resources),
+];
+
+fn objects(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-objects")?;
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\ndata:\n  a: one\n";
+    ensure!(p.apply(ns.name(), map)?.contains("configmap/m created"), "create");
+    ensure!(p.apply(ns.name(), map)?.contains("configmap/m unchanged"), "unchanged");
+    ensure!(p.apply(ns.name(), &map.replace("one", "two"))?.contains("configmap/m configured"), "configured");
+    let server_side = ["apply", "-n", ns.name(), "--server-side", "--field-manager=other", "-f", "-"];
+    let manifest = map.replace("one", "three");
+    let said = p.kubectl_fails(&server_side, Some(&manifest))?;
+    ensure!(said.contains("conflict") && said.contains(".data.a"), "{said}");
+    let forced = [&server_side[..], &["--force-conflicts"]].concat();
+    p.kubectl_with(&forced, &manifest)?;
+    ensure!(p.get(ns.name(), "cm/m")?["data"]["a"] == "three", "server-side apply");
+    p.kubectl(&["label", "-n", ns.name(), "cm/m", "tier=front"])?;
+    p.kubectl(&["annotate", "-n", ns.name(), "cm/m", "note=x"])?;
+    p.kubectl(&["patch", "-n", ns.name(), "cm/m", "--type=json", "-p", r#"[{"op":"add","path":"/data/b","value":"y"}]"#])?;
+    let by_label = p.kubectl(&["get", "cm", "-n", ns.name(), "-l", "tier in (front)", "-o", "jsonpath={.items[*].data.b}"])?;
+    ensure!(by_label == "y", "{by_label}");
+    let wide = p.kubectl(&["get", "cm", "-n", ns.name(), "-o", "wide"])?;
+    ensure!(wide.contains("DATA") && wide.contains("AGE"), "{wide}");
+    ensure!(p.kubectl(&["describe", "-n", ns.name(), "cm/m"])?.contains("tier=front"), "describe");
+    let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&format!("{map}bogus: 1\n")))?;
+    ensure!(said.contains("unknown field \"bogus\""), "{said}");
+    ensure!(p.kubectl(&["explain", "deployment.spec.strategy"])?.contains("rollingUpdate"), "explain");
+    let mut diff = p.kubectl_command(&["diff", "-n", ns.name(), "-f", "-"])?;
+    let mut child = diff.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        std::io::Write::write_all(&mut stdin, map.replace("one", "four").as_bytes())?;
+    }
+    let out = child.wait_with_output()?;
+    ensure!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stdout).contains("+  a: four"), "diff: {out:?}");
+    p.kubectl(&["delete", "-n", ns.name(), "cm/m"])?;
+    ensure!(p.kubectl_fails(&["get", "-n", ns.name(), "cm/m"], None)?.contains("NotFound"), "deleted");
+    Ok(())
+}
+
+fn deployment_manifest(image: &str, name: &str, replicas: u32) -> String {
+    format!(
+        r#"{{"apiVersion":"apps/v1","kind":"Deployment","metadata":{{"name":"web"}},"spec":{{"replicas":{replicas},
+        "selector":{{"matchLabels":{{"app":"web"}}}},"template":{{"metadata":{{"labels":{{"app":"web"}}}},
+        "spec":{{"terminationGracePeriodSeconds":1,"containers":[{{"name":"web","image":"{image}","env":[{{"name":"NAME","value":"{name}"}}],
+        "readinessProbe":{{"httpGet":{{"path":"/","port":8080}},"periodSeconds":1}}}}]}}}}}}}}"#
+    )
+}
+
+fn deployment(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-deploy")?;
+    p.apply(ns.name(), &deployment_manifest(p.image(), "a", 2))?;
+    let status = ["rollout", "status", "deployment/web", "-n", ns.name(), "--timeout=90s"];
+    ensure!(p.kubectl(&status)?.contains("successfully rolled out"), "first rollout");
+    p.apply(ns.name(), &deployment_manifest(p.image(), "b", 2))?;
+    ensure!(p.kubectl(&status)?.contains("successfully rolled out"), "second rollout");
+    p.kubectl(&["rollout", "undo", "deployment/web", "-n", ns.name()])?;
+    p.kubectl(&status)?;
+    let name = p.kubectl(&[
+        "get", "deploy/web", "-n", ns.name(), "-o", "jsonpath={.spec.template.spec.containers[0].env[0].value}",
+    ])?;
+    ensure!(name == "a", "after the undo: {name}");
+    p.kubectl(&["scale", "deployment/web", "--replicas=3", "-n", ns.name()])?;
+    ns.wait("three are ready", || Ok(p.get(ns.name(), "deploy/web")?["status"]["readyReplicas"] == 3))?;
+    p.kubectl(&["scale", "deployment/web", "--replicas=0", "-n", ns.name()])?;
+    ns.wait_zero()
+}
+
+fn pod(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-pod")?;
+    p.kubectl(&["create", "configmap", "conf", "-n", ns.name(), "--from-literal=COLOUR=blue"])?;
+    p.kubectl(&["create", "secret", "generic", "sec", "-n", ns.name(), "--from-literal=key=hidden"])?;
+    let manifest = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one", "labels": {"app": "one"}},
+        "spec": {
+            "containers": [{
+                "name": "main", "image": p.image(),
+                "envFrom": [{"configMapRef": {"name": "conf"}}],
+                "env": [
+                    {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "sec", "key": "key"}}},
+                    {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                ],
+                "volumeMounts": [{"name": "c", "mountPath": "/conf"}],
+                "resources": {"limits": {"memory": "64Mi"}},
+            }],
+            "volumes": [{"name": "c", "configMap": {"name": "conf"}}],
+            "terminationGracePeriodSeconds": 1,
+        },
+    });
+    p.apply(ns.name(), &manifest.to_string())?;
+    p.kubectl(&["wait", "pod/one", "-n", ns.name(), "--for=condition=Ready", "--timeout=90s"])?;
+    ensure!(p.kubectl(&["logs", "one", "-n", ns.name()])?.contains("listening on 8080"), "logs");
+    let ip = p.kubectl(&["get", "pod/one", "-n", ns.name(), "-o", "jsonpath={.status.podIP}"])?;
+    let env = crate::http::get(format!("{ip}:8080").parse()?, "one", "/env")?.body;
+    for line in ["COLOUR=blue", "SECRET=hidden", "POD=one"] {
+        ensure!(env.lines().any(|l| l == line), "{line} is missing in {env}");
+    }
+    let described = p.kubectl(&["describe", "pod/one", "-n", ns.name()])?;
+    ensure!(described.contains("Started") && described.contains("Scheduled"), "{described}");
+    p.kubectl(&["delete", "pod/one", "-n", ns.name()])?;
+    Ok(())
+}
+
+fn memory_limit(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-oom")?;
+    let manifest = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "greedy"},
+        "spec": {"restartPolicy": "Never", "containers": [{
+            "name": "main", "image": p.image(), "resources": {"limits": {"memory": "32Mi"}},
+        }]},
+    });
+    p.apply(ns.name(), &manifest.to_string())?;
+    p.kubectl(&["wait", "pod/greedy", "-n", ns.name(), "--for=condition=Ready", "--timeout=90s"])?;
+    let ip = p.kubectl(&["get", "pod/greedy", "-n", ns.name(), "-o", "jsonpath={.status.podIP}"])?;
+    let _ = crate::http::get(format!("{ip}:8080").parse()?, "greedy", "/fill?mb=100");
+    ns.wait("OOMKilled is in the status", || {
+        let pod = p.get(ns.name(), "pod/greedy")?;
+        let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+        Ok(terminated["reason"] == "OOMKilled" && terminated["exitCode"] == 137)
+    })
+}
+
+fn missing_image(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-no-image")?;
+    p.kubectl(&["run", "lost", "-n", ns.name(), "--image=localhost:1/nobody/nothing:v0"])?;
+    ns.wait("the pod says ErrImagePull or ImagePullBackOff", || {
+        let table = p.kubectl(&["get", "pods", "-n", ns.name()])?;
+        Ok(table.contains("ErrImagePull") || table.contains("ImagePullBackOff"))
+    })
+}
+
+fn namespace_deletion(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-doomed")?;
+    p.kubectl(&["create", "configmap", "inside", "-n", ns.name()])?;
+    p.apply(ns.name(), &deployment_manifest(p.image(), "a", 1))?;
+    p.kubectl(&["delete", "namespace", ns.name(), "--timeout=90s"])?;
+    ensure!(p.kubectl_fails(&["get", "namespace", ns.name()], None)?.contains("NotFound"), "still there");
+    Ok(())
+}
+
+fn service_names(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-dns")?;
+    p.apply(ns.name(), &deployment_manifest(p.image(), "found", 1))?;
+    p.kubectl(&["expose", "deployment/web", "-n", ns.name(), "--port=80", "--target-port=8080"])?;
+    p.kubectl(&["rollout", "status", "deployment/web", "-n", ns.name(), "--timeout=90s"])?;
+    let ip = p.kubectl(&["get", "service/web", "-n", ns.name(), "-o", "jsonpath={.spec.clusterIP}"])?;
+    ns.wait("the ClusterIP answers", || {
+        Ok(crate::http::get(format!("{ip}:80").parse()?, "web", "/").is_ok_and(|a| a.body == "found\n"))
+    })
+}
+
+fn custom_resources(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-crd")?;
+    let crd = r#"{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"boats.e2e.test"},
+    "spec":{"group":"e2e.test","scope":"Namespaced","names":{"plural":"boats","singular":"boat","kind":"Boat","shortNames":["bt"]},
+    "versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","properties":{
+    "spec":{"type":"object","required":["sails"],"properties":{"sails":{"type":"integer","minimum":1},"colour":{"type":"string","default":"white"}},
+    "x-kubernetes-validations":[{"rule":"self.sails < 10","message":"too many sails"}]}}}},
+    "additionalPrinterColumns":[{"name":"Sails","type":"integer","jsonPath":".spec.sails"}]}]}}"#;
+    p.kubectl_with(&["apply", "-f", "-"], crd)?;
+    p.kubectl(&["wait", "crd/boats.e2e.test", "--for=condition=Established", "--timeout=30s"])?;
+    let boat = |sails: u32| {
+        format!(r#"{{"apiVersion":"e2e.test/v1","kind":"Boat","metadata":{{"name":"b"}},"spec":{{"sails":{sails}}}}}"#)
+    };
+    let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&boat(0)))?;
+    ensure!(said.contains("spec.sails") && said.contains("greater than or equal to 1"), "{said}");
+    let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&boat(12)))?;
+    ensure!(said.contains("too many sails"), "{said}");
+    p.apply(ns.name(), &boat(3))?;
+    ensure!(p.get(ns.name(), "bt/b")?["spec"]["colour"] == "white", "the default is missing");
+    let table = p.kubectl(&["get", "boats", "-n", ns.name()])?;
+    ensure!(table.contains("SAILS"), "{table}");
+    p.kubectl(&["delete", "crd", "boats.e2e.test"])?;
+    Ok(())
+}

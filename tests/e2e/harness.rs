@@ -1,0 +1,397 @@
+//! A platform to test: started here or given, with kubectl and the gateway's address at hand.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// How long a thing that should happen may take before a case gives up; the machines that run this are slow and shared.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The image of the test app, as a user of the platform names it.
+pub(crate) const APP_IMAGE: &str = "testapp:e2e";
+
+pub(crate) struct Platform {
+    process: Option<Process>,
+    kubeconfig: PathBuf,
+    gateway: SocketAddr,
+    image: String,
+}
+
+struct Process {
+    child: Child,
+    dir: tempfile::TempDir,
+    log: PathBuf,
+    ports: [u16; 3],
+}
+
+impl Platform {
+    /// The one all harmless cases share.
+    pub(crate) fn shared() -> Result<Self> {
+        kubectl_binary()?;
+        if let Some(given) = std::env::var_os("EBB_E2E_KUBECONFIG") {
+            return Self::given(PathBuf::from(given));
+        }
+        Self::start()
+    }
+
+    /// The platform that is up already. `EBB_E2E_GATEWAY` (address:port) and `EBB_E2E_IMAGE` say what its kubeconfig cannot.
+    fn given(kubeconfig: PathBuf) -> Result<Self> {
+        let gateway = match std::env::var("EBB_E2E_GATEWAY") {
+            Ok(address) => address.parse().context("EBB_E2E_GATEWAY is not ADDRESS:PORT")?,
+            Err(_) => gateway_address(&kubeconfig)?,
+        };
+        let image = std::env::var("EBB_E2E_IMAGE").unwrap_or_else(|_| APP_IMAGE.into());
+        Ok(Self { process: None, kubeconfig, gateway, image })
+    }
+
+    /// A platform of one's own on free ports, with the test app in its registry.
+    pub(crate) fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ebb-e2e-").tempdir()?;
+        let platform = Self::start_in(dir, [0, 0, 0])?;
+        let app = app_binary()?;
+        let built = platform.ebb(&["build", &app.display().to_string(), "-t", APP_IMAGE])?;
+        ensure!(built.contains(APP_IMAGE), "ebb build said: {built}");
+        Ok(platform)
+    }
+
+    fn start_in(dir: tempfile::TempDir, ports: [u16; 3]) -> Result<Self> {
+        let data = dir.path().join("data");
+        let log = dir.path().join("ebb.log");
+        let errors = File::options().create(true).append(true).open(&log)?;
+        let [api, gateway, registry] = ports;
+        let mut child = Command::new(ebb_binary())
+            .args(["up", "--data-dir"])
+            .arg(&data)
+            .args(["--api-port", &api.to_string(), "--gateway-port", &gateway.to_string()])
+            .args(["--registry-port", &registry.to_string()])
+            .env("EBB_LOG", std::env::var("EBB_LOG").unwrap_or_else(|_| "info".into()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("cannot start ebb up")?;
+        let out = child.stdout.take().context("ebb up has no standard output")?;
+        let mut lines = BufReader::new(out).lines();
+        let ready = loop {
+            match lines.next() {
+                Some(Ok(line)) if line.starts_with("ready") => break line,
+                Some(Ok(_)) => {}
+                Some(Err(e)) => bail!("reading what ebb up says: {e}"),
+                None => {
+                    let status = child.wait()?;
+                    bail!("ebb up ended with {status}:\n{}", tail(&log, 40));
+                }
+            }
+        };
+        // Whatever it prints later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let running: Value = serde_json::from_slice(&std::fs::read(data.join("platform.json"))?)
+            .with_context(|| format!("platform.json after `{ready}`"))?;
+        let port = |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());
+        let ports = [port("api_port")?, port("gateway_port")?, port("registry_port")?];
+        Ok(Self {
+            kubeconfig: data.join("kubeconfig"),
+            gateway: SocketAddr::from(([127, 0, 0, 1], ports[1])),
+            image: APP_IMAGE.into(),
+            process: Some(Process { child, dir, log, ports }),
+        })
+    }
+
+    /// Ends the process as a power cut would, and starts it again on the same folder and ports.
+    pub(crate) fn kill_and_restart(mut self) -> Result<Self> {
+        let mut process = self.process.take().context("a given platform is not ours to kill")?;
+        process.child.kill()?;
+        process.child.wait()?;
+        Self::start_in(process.dir, process.ports)
+    }
+
+    /// Ctrl-C, start again.
+    pub(crate) fn restart(mut self) -> Result<Self> {
+        let mut process = self.process.take().context("a given platform is not ours to restart")?;
+        interrupt(&mut process.child)?;
+        Self::start_in(process.dir, process.ports)
+    }
+
+    /// Ctrl-C, and nothing may be left behind.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        interrupt(&mut process.child)?;
+        let data = process.dir.path().join("data").display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let left: Vec<&str> = mounts.lines().filter(|m| m.contains(&data)).collect();
+        ensure!(left.is_empty(), "mounts left behind:\n{}", left.join("\n"));
+        Ok(())
+    }
+
+    pub(crate) fn is_external(&self) -> bool {
+        self.process.is_none()
+    }
+
+    /// Where its folder is, for cases that look at the files.
+    pub(crate) fn data_dir(&self) -> Option<PathBuf> {
+        self.process.as_ref().map(|p| p.dir.path().join("data"))
+    }
+
+    /// Process id of `ebb up`.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|p| p.child.id())
+    }
+
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
+    /// The image of the test app on this platform.
+    pub(crate) fn image(&self) -> &str {
+        &self.image
+    }
+
+    /// Runs `ebb ARGS` for this platform.
+    pub(crate) fn ebb(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(ebb_binary());
+        command.args(args);
+        if let Some(dir) = self.data_dir() {
+            command.env("EBB_DATA_DIR", dir);
+        }
+        run(command, None)
+    }
+
+    /// kubectl as the user runs it; an exit code other than 0 is an error that carries what it printed.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
+        run(self.kubectl_command(args)?, None)
+    }
+
+    /// kubectl that is expected to fail: what it says on standard error.
+    pub(crate) fn kubectl_fails(&self, args: &[&str], input: Option<&str>) -> Result<String> {
+        match run(self.kubectl_command(args)?, input) {
+            Ok(out) => bail!("kubectl {} should have failed, and said: {out}", args.join(" ")),
+            Err(e) => Ok(format!("{e:#}")),
+        }
+    }
+
+    /// `kubectl apply -f -` in the namespace.
+    pub(crate) fn apply(&self, namespace: &str, manifest: &str) -> Result<String> {
+        run(self.kubectl_command(&["apply", "-n", namespace, "-f", "-"])?, Some(manifest))
+    }
+
+    /// kubectl with something on standard input.
+    pub(crate) fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
+        run(self.kubectl_command(args)?, Some(input))
+    }
+
+    /// One object as JSON.
+    pub(crate) fn get(&self, namespace: &str, what: &str) -> Result<Value> {
+        let text = self.kubectl(&["get", "-n", namespace, what, "-o", "json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// A fresh namespace for a case.
+    pub(crate) fn namespace(&self, name: &str) -> Result<Namespace<'_>> {
+        self.kubectl(&["create", "namespace", name])?;
+        Ok(Namespace { platform: self, name: name.into() })
+    }
+
+    pub(crate) fn kubectl_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(kubectl_binary()?);
+        command.env("KUBECONFIG", &self.kubeconfig).args(args);
+        Ok(command)
+    }
+
+    pub(crate) fn print_log_tail(&self) {
+        if let Some(process) = &self.process {
+            eprintln!("--- the end of the platform's log ---\n{}", tail(&process.log, 60));
+        }
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = interrupt(&mut process.child);
+        }
+    }
+}
+
+/// A namespace that goes with its case.
+pub(crate) struct Namespace<'a> {
+    platform: &'a Platform,
+    name: String,
+}
+
+impl Namespace<'_> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A Service of the test app: annotations of its template and environment as given.
+    pub(crate) fn service(&self, name: &str, annotations: &[(&str, &str)], env: &[(&str, &str)]) -> Result<()> {
+        let manifest = service_manifest(name, self.platform.image(), annotations, env);
+        self.platform.apply(&self.name, &manifest.to_string())?;
+        Ok(())
+    }
+
+    /// Waits until the Service says Ready.
+    pub(crate) fn wait_ready(&self, service: &str) -> Result<()> {
+        let seconds = format!("--timeout={}s", PATIENCE.as_secs());
+        let ksvc = format!("ksvc/{service}");
+        let waited = self.platform.kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &ksvc, &seconds]);
+        waited.map(drop).with_context(|| match self.platform.get(&self.name, &ksvc) {
+            Ok(v) => format!("conditions: {}", v["status"]["conditions"]),
+            Err(e) => format!("{e:#}"),
+        })
+    }
+
+    /// The host of a Service's URL.
+    pub(crate) fn host(&self, service: &str) -> Result<String> {
+        let object = self.platform.get(&self.name, &format!("ksvc/{service}"))?;
+        host_of(object["status"]["url"].as_str().context("status.url is missing")?)
+    }
+
+    /// Names of the pods that are not gone yet.
+    pub(crate) fn pods(&self) -> Result<Vec<String>> {
+        let out = self.platform.kubectl(&["get", "pods", "-n", &self.name, "-o", "name"])?;
+        Ok(out.lines().map(str::to_string).collect())
+    }
+
+    /// Waits for the namespace to hold no pod.
+    pub(crate) fn wait_zero(&self) -> Result<()> {
+        self.wait("no pod is left", || Ok(self.pods()?.is_empty()))
+    }
+
+    /// Waits for a condition that no `kubectl wait` can express.
+    pub(crate) fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        while !done()? {
+            if start.elapsed() > PATIENCE {
+                let pods = self.platform.kubectl(&["get", "pods,ksvc,deploy", "-n", &self.name, "-o", "wide"])?;
+                bail!("after {} s still waiting until {what}:\n{pods}", PATIENCE.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        let _ = self.platform.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+/// The manifest of a Knative Service of the test app.
+pub(crate) fn service_manifest(name: &str, image: &str, annotations: &[(&str, &str)], env: &[(&str, &str)]) -> Value {
+    let annotations: serde_json::Map<String, Value> =
+        annotations.iter().map(|(k, v)| (k.to_string(), Value::from(*v))).collect();
+    let env: Vec<Value> = env.iter().map(|(k, v)| serde_json::json!({"name": k, "value": v})).collect();
+    serde_json::json!({
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"template": {
+            "metadata": {"annotations": annotations},
+            "spec": {"containers": [{"image": image, "env": env}]},
+        }},
+    })
+}
+
+pub(crate) fn host_of(url: &str) -> Result<String> {
+    let rest = url.strip_prefix("http://").with_context(|| format!("{url} is no http URL"))?;
+    Ok(rest.trim_end_matches('/').to_string())
+}
+
+fn ebb_binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_ebb"))
+}
+
+fn kubectl_binary() -> Result<&'static Path> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        let given = std::env::var_os("KUBECTL").map(PathBuf::from);
+        given.or_else(|| {
+            let path = std::env::var_os("PATH")?;
+            std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.is_file())
+        })
+    });
+    found.as_deref().context("kubectl is not on the PATH: run tests/kubectl.sh, which builds it from Go modules, or set KUBECTL=FILE")
+}
+
+/// Builds the test app once: it is no part of the workspace, like any user's app.
+fn app_binary() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build_app().map_err(|e| format!("{e:#}")));
+    built.clone().map_err(anyhow::Error::msg)
+}
+
+fn build_app() -> Result<PathBuf> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/app");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("testapp");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(&project)
+        .args(["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+        .arg(&target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    run(cargo, None).context("building tests/app")?;
+    Ok(target.join("x86_64-unknown-linux-gnu/release/testapp"))
+}
+
+fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
+    let mut command = Command::new(kubectl_binary()?);
+    command.env("KUBECONFIG", kubeconfig).args(["get", "service", "gateway", "-n", "ebb-system", "-o", "json"]);
+    let service: Value = serde_json::from_str(&run(command, None)?)?;
+    let address = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().or(service["spec"]["clusterIP"].as_str());
+    let address = address.context("Service gateway has no address")?;
+    let port = match service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str() {
+        Some("127.0.0.1") => service["spec"]["ports"][0]["nodePort"].as_u64(),
+        _ => service["spec"]["ports"][0]["port"].as_u64(),
+    };
+    Ok(SocketAddr::new(address.parse()?, u16::try_from(port.context("Service gateway has no port")?)?))
+}
+
+/// SIGINT, and the wait for the end.
+fn interrupt(child: &mut Child) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "ebb up ended with {status}");
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            bail!("ebb up did not end within {} s of Ctrl-C", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn run(mut command: Command, input: Option<&str>) -> Result<String> {
+    let shown = format!("{command:?}");
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| shown.clone())?;
+    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(text.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{shown}: {}: {out}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(out)
+}
+
+fn tail(file: &Path, lines: usize) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

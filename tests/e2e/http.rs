@@ -1,0 +1,152 @@
+//! Requests to the gateway, one at a time or many at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: String,
+    pub(crate) took: Duration,
+}
+
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
+    })
+}
+
+/// One GET on a connection of its own.
+pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
+    runtime().block_on(get_async(address, host, path, &[]))
+}
+
+/// One GET with headers.
+pub(crate) fn get_with(address: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+    runtime().block_on(get_async(address, host, path, headers))
+}
+
+async fn get_async(address: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+    let start = Instant::now();
+    let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let mut request = Request::get(path).header("host", host);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response: Response<_> = send.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    drop(send);
+    let _ = driver.await;
+    Ok(Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+        took: start.elapsed(),
+    })
+}
+
+/// How many answers had which status and body; a request without an answer counts under its error.
+pub(crate) type Tally = BTreeMap<String, usize>;
+
+/// `count` GETs, at most `at_once` under way at a time, counted by `key`.
+pub(crate) fn many(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    count: usize,
+    at_once: usize,
+    key: fn(&Answer) -> String,
+) -> Tally {
+    runtime().block_on(async {
+        let mut tally = Tally::new();
+        let mut flying = JoinSet::new();
+        let mut sent = 0;
+        while sent < count || !flying.is_empty() {
+            while sent < count && flying.len() < at_once {
+                let (host, path) = (host.to_string(), path.to_string());
+                flying.spawn(async move { get_async(address, &host, &path, &[]).await });
+                sent += 1;
+            }
+            if let Some(done) = flying.join_next().await {
+                let key = match done {
+                    Ok(Ok(answer)) => key(&answer),
+                    Ok(Err(e)) => format!("{e:#}"),
+                    Err(e) => format!("{e:#}"),
+                };
+                *tally.entry(key).or_default() += 1;
+            }
+        }
+        tally
+    })
+}
+
+/// Requests that go on, one after the other on each of some lanes, while something else happens.
+pub(crate) struct Load {
+    stop: tokio::sync::watch::Sender<bool>,
+    lanes: JoinSet<Tally>,
+}
+
+impl Load {
+    pub(crate) fn start(address: SocketAddr, host: &str, lanes: usize, key: fn(&Answer) -> String) -> Self {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut set = JoinSet::new();
+        for _ in 0..lanes {
+            let (host, stopped) = (host.to_string(), stopped.clone());
+            set.spawn_on(
+                async move {
+                    let mut tally = Tally::new();
+                    while !*stopped.borrow() {
+                        let key = match get_async(address, &host, "/", &[]).await {
+                            Ok(answer) => key(&answer),
+                            Err(e) => format!("{e:#}"),
+                        };
+                        *tally.entry(key).or_default() += 1;
+                    }
+                    tally
+                },
+                runtime().handle(),
+            );
+        }
+        Self { stop, lanes: set }
+    }
+
+    pub(crate) fn stop(mut self) -> Tally {
+        let _ = self.stop.send(true);
+        runtime().block_on(async {
+            let mut all = Tally::new();
+            while let Some(lane) = self.lanes.join_next().await {
+                for (key, count) in lane.unwrap_or_default() {
+                    *all.entry(key).or_default() += count;
+                }
+            }
+            all
+        })
+    }
+}
+
+/// Counts by status.
+pub(crate) fn by_status(answer: &Answer) -> String {
+    answer.status.to_string()
+}
+
+/// Counts by status and body.
+pub(crate) fn by_body(answer: &Answer) -> String {
+    format!("{} {}", answer.status, answer.body.trim())
+}
