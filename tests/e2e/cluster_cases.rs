@@ -105,7 +105,7 @@ fn pod(p: &Platform) -> Result<()> {
     p.kubectl(&["wait", "pod/one", "-n", ns.name(), "--for=condition=Ready", "--timeout=90s"])?;
     ensure!(p.kubectl(&["logs", "one", "-n", ns.name()])?.contains("listening on 8080"), "logs");
     let ip = p.kubectl(&["get", "pod/one", "-n", ns.name(), "-o", "jsonpath={.status.podIP}"])?;
-    let env = crate::http::get(format!("{ip}:8080").parse()?, "one", "/env")?.body;
+    let env = testkit::http::get(format!("{ip}:8080").parse()?, "one", "/env")?.body;
     for line in ["COLOUR=blue", "SECRET=hidden", "POD=one"] {
         ensure!(env.lines().any(|l| l == line), "{line} is missing in {env}");
     }
@@ -126,7 +126,7 @@ fn memory_limit(p: &Platform) -> Result<()> {
     p.apply(ns.name(), &manifest.to_string())?;
     p.kubectl(&["wait", "pod/greedy", "-n", ns.name(), "--for=condition=Ready", "--timeout=90s"])?;
     let ip = p.kubectl(&["get", "pod/greedy", "-n", ns.name(), "-o", "jsonpath={.status.podIP}"])?;
-    let _ = crate::http::get(format!("{ip}:8080").parse()?, "greedy", "/fill?mb=100");
+    let _ = testkit::http::get(format!("{ip}:8080").parse()?, "greedy", "/fill?mb=100");
     ns.wait("OOMKilled is in the status", || {
         let pod = p.get(ns.name(), "pod/greedy")?;
         let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
@@ -159,7 +159,7 @@ fn service_names(p: &Platform) -> Result<()> {
     p.kubectl(&["rollout", "status", "deployment/web", "-n", ns.name(), "--timeout=90s"])?;
     let ip = p.kubectl(&["get", "service/web", "-n", ns.name(), "-o", "jsonpath={.spec.clusterIP}"])?;
     ns.wait("the ClusterIP answers", || {
-        Ok(crate::http::get(format!("{ip}:80").parse()?, "web", "/").is_ok_and(|a| a.body == "found\n"))
+        Ok(testkit::http::get(format!("{ip}:80").parse()?, "web", "/").is_ok_and(|a| a.body == "found\n"))
     })
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Case;
 use crate::harness::Platform;
-use crate::http;
+use testkit::http;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("fault::kill_nine_of_ebb_up_keeps_everything", kill_nine),
@@ -49,8 +49,7 @@ fn clean_stop(_: &Platform) -> Result<()> {
     let url = p.get("default", "ksvc/running")?["status"]["url"].as_str().context("no URL")?.to_string();
     let answer = http::get(p.gateway(), &crate::harness::host_of(&url)?, "/")?;
     ensure!(answer.status == 200 && answer.body == "again\n", "{answer:?}");
-    let dir = p.data_dir().context("a platform of our own has a folder")?;
-    let pid = p.pid().context("a platform of our own has a process")?;
+    let (dir, pid) = (p.own()?.data_dir(), p.own()?.pid());
     p.stop()?;
     let orphans = processes_with(&dir.display().to_string(), pid)?;
     ensure!(orphans.is_empty(), "processes left behind: {orphans:?}");

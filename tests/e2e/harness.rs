@@ -1,18 +1,14 @@
 //! A platform to test: started here or given, with kubectl and the gateway's address at hand.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-
-/// How long a thing that should happen may take before a case gives up; the machines that run this are slow and shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+use testkit::{PATIENCE, Process, run};
 
 /// The image of the test app, as a user of the platform names it.
 pub(crate) const APP_IMAGE: &str = "testapp:e2e";
@@ -22,13 +18,6 @@ pub(crate) struct Platform {
     kubeconfig: PathBuf,
     gateway: SocketAddr,
     image: String,
-}
-
-struct Process {
-    child: Child,
-    dir: tempfile::TempDir,
-    log: PathBuf,
-    ports: [u16; 3],
 }
 
 impl Platform {
@@ -53,95 +42,44 @@ impl Platform {
 
     /// A platform of one's own on free ports, with the test app in its registry.
     pub(crate) fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ebb-e2e-").tempdir()?;
-        let platform = Self::start_in(dir, [0, 0, 0])?;
+        let platform = Self::of(Process::start(Path::new(env!("CARGO_BIN_EXE_ebb")))?);
         let app = app_binary()?;
-        let built = platform.ebb(&["build", &app.display().to_string(), "-t", APP_IMAGE])?;
+        let built = platform.own()?.ebb(&["build", &app.display().to_string(), "-t", APP_IMAGE])?;
         ensure!(built.contains(APP_IMAGE), "ebb build said: {built}");
         Ok(platform)
     }
 
-    fn start_in(dir: tempfile::TempDir, ports: [u16; 3]) -> Result<Self> {
-        let data = dir.path().join("data");
-        let log = dir.path().join("ebb.log");
-        let errors = File::options().create(true).append(true).open(&log)?;
-        let [api, gateway, registry] = ports;
-        let mut child = Command::new(ebb_binary())
-            .args(["up", "--data-dir"])
-            .arg(&data)
-            .args(["--api-port", &api.to_string(), "--gateway-port", &gateway.to_string()])
-            .args(["--registry-port", &registry.to_string()])
-            .env("EBB_LOG", std::env::var("EBB_LOG").unwrap_or_else(|_| "info".into()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .context("cannot start ebb up")?;
-        let out = child.stdout.take().context("ebb up has no standard output")?;
-        let mut lines = BufReader::new(out).lines();
-        let ready = loop {
-            match lines.next() {
-                Some(Ok(line)) if line.starts_with("ready") => break line,
-                Some(Ok(_)) => {}
-                Some(Err(e)) => bail!("reading what ebb up says: {e}"),
-                None => {
-                    let status = child.wait()?;
-                    bail!("ebb up ended with {status}:\n{}", tail(&log, 40));
-                }
-            }
-        };
-        // Whatever it prints later must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        let running: Value = serde_json::from_slice(&std::fs::read(data.join("platform.json"))?)
-            .with_context(|| format!("platform.json after `{ready}`"))?;
-        let port = |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());
-        let ports = [port("api_port")?, port("gateway_port")?, port("registry_port")?];
-        Ok(Self {
-            kubeconfig: data.join("kubeconfig"),
-            gateway: SocketAddr::from(([127, 0, 0, 1], ports[1])),
+    fn of(process: Process) -> Self {
+        Self {
+            kubeconfig: process.kubeconfig(),
+            gateway: process.gateway(),
             image: APP_IMAGE.into(),
-            process: Some(Process { child, dir, log, ports }),
-        })
+            process: Some(process),
+        }
     }
 
-    /// Ends the process as a power cut would, and starts it again on the same folder and ports.
-    pub(crate) fn kill_and_restart(mut self) -> Result<Self> {
-        let mut process = self.process.take().context("a given platform is not ours to kill")?;
-        process.child.kill()?;
-        process.child.wait()?;
-        Self::start_in(process.dir, process.ports)
+    /// The process behind it, for the cases that have one of their own.
+    pub(crate) fn own(&self) -> Result<&Process> {
+        self.process.as_ref().context("a given platform is not ours to stop")
+    }
+
+    /// Ends the process as a crash would, and starts it again on the same folder and ports.
+    pub(crate) fn kill_and_restart(self) -> Result<Self> {
+        Ok(Self::of(self.process.context("a given platform is not ours to kill")?.kill_and_restart()?))
     }
 
     /// Ctrl-C, start again.
-    pub(crate) fn restart(mut self) -> Result<Self> {
-        let mut process = self.process.take().context("a given platform is not ours to restart")?;
-        interrupt(&mut process.child)?;
-        Self::start_in(process.dir, process.ports)
+    pub(crate) fn restart(self) -> Result<Self> {
+        Ok(Self::of(self.process.context("a given platform is not ours to restart")?.restart()?))
     }
 
     /// Ctrl-C, and nothing may be left behind.
-    pub(crate) fn stop(mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else { return Ok(()) };
-        interrupt(&mut process.child)?;
-        let data = process.dir.path().join("data").display().to_string();
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let left: Vec<&str> = mounts.lines().filter(|m| m.contains(&data)).collect();
-        ensure!(left.is_empty(), "mounts left behind:\n{}", left.join("\n"));
-        Ok(())
+    pub(crate) fn stop(self) -> Result<()> {
+        self.process.map_or(Ok(()), Process::stop)
     }
 
     pub(crate) fn is_external(&self) -> bool {
         self.process.is_none()
-    }
-
-    /// Where its folder is, for cases that look at the files.
-    pub(crate) fn data_dir(&self) -> Option<PathBuf> {
-        self.process.as_ref().map(|p| p.dir.path().join("data"))
-    }
-
-    /// Process id of `ebb up`.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|p| p.child.id())
     }
 
     pub(crate) fn gateway(&self) -> SocketAddr {
@@ -151,16 +89,6 @@ impl Platform {
     /// The image of the test app on this platform.
     pub(crate) fn image(&self) -> &str {
         &self.image
-    }
-
-    /// Runs `ebb ARGS` for this platform.
-    pub(crate) fn ebb(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(ebb_binary());
-        command.args(args);
-        if let Some(dir) = self.data_dir() {
-            command.env("EBB_DATA_DIR", dir);
-        }
-        run(command, None)
     }
 
     /// kubectl as the user runs it; an exit code other than 0 is an error that carries what it printed.
@@ -206,15 +134,7 @@ impl Platform {
 
     pub(crate) fn print_log_tail(&self) {
         if let Some(process) = &self.process {
-            eprintln!("--- the end of the platform's log ---\n{}", tail(&process.log, 60));
-        }
-    }
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            let _ = interrupt(&mut process.child);
+            eprintln!("--- the end of the platform's log ---\n{}", process.log_tail(60));
         }
     }
 }
@@ -306,10 +226,6 @@ pub(crate) fn host_of(url: &str) -> Result<String> {
     Ok(rest.trim_end_matches('/').to_string())
 }
 
-fn ebb_binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_ebb"))
-}
-
 fn kubectl_binary() -> Result<&'static Path> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
@@ -354,44 +270,4 @@ fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
         _ => service["spec"]["ports"][0]["port"].as_u64(),
     };
     Ok(SocketAddr::new(address.parse()?, u16::try_from(port.context("Service gateway has no port")?)?))
-}
-
-/// SIGINT, and the wait for the end.
-fn interrupt(child: &mut Child) -> Result<()> {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            ensure!(status.success(), "ebb up ended with {status}");
-            return Ok(());
-        }
-        if start.elapsed() > PATIENCE {
-            child.kill()?;
-            child.wait()?;
-            bail!("ebb up did not end within {} s of Ctrl-C", PATIENCE.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn run(mut command: Command, input: Option<&str>) -> Result<String> {
-    let shown = format!("{command:?}");
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| shown.clone())?;
-    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
-        stdin.write_all(text.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("{shown}: {}: {out}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(out)
-}
-
-fn tail(file: &Path, lines: usize) -> String {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -6,7 +6,6 @@
 mod cluster_cases;
 mod fault_cases;
 mod harness;
-mod http;
 mod mesh_cases;
 mod serving_cases;
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Case;
 use crate::harness::Platform;
-use crate::http;
+use testkit::http;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("mesh::plaintext_to_a_pod_is_refused", plaintext_is_refused),

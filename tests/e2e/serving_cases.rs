@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Case;
 use crate::harness::{Namespace, Platform, service_manifest};
-use crate::http::{self, Load, Tally};
+use testkit::http::{self, Load, Tally};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("serving::hello", hello),

@@ -16,14 +16,14 @@ use tokio::task::JoinSet;
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: http::HeaderMap,
-    pub(crate) body: String,
-    pub(crate) took: Duration,
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: String,
+    pub took: Duration,
 }
 
-pub(crate) fn runtime() -> &'static Runtime {
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
@@ -31,12 +31,12 @@ pub(crate) fn runtime() -> &'static Runtime {
 }
 
 /// One GET on a connection of its own.
-pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
+pub fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
     runtime().block_on(get_async(address, host, path, &[]))
 }
 
 /// One GET with headers.
-pub(crate) fn get_with(address: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+pub fn get_with(address: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
     runtime().block_on(get_async(address, host, path, headers))
 }
 
@@ -63,10 +63,10 @@ async fn get_async(address: SocketAddr, host: &str, path: &str, headers: &[(&str
 }
 
 /// How many answers had which status and body; a request without an answer counts under its error.
-pub(crate) type Tally = BTreeMap<String, usize>;
+pub type Tally = BTreeMap<String, usize>;
 
 /// `count` GETs, at most `at_once` under way at a time, counted by `key`.
-pub(crate) fn many(
+pub fn many(
     address: SocketAddr,
     host: &str,
     path: &str,
@@ -98,13 +98,13 @@ pub(crate) fn many(
 }
 
 /// Requests that go on, one after the other on each of some lanes, while something else happens.
-pub(crate) struct Load {
+pub struct Load {
     stop: tokio::sync::watch::Sender<bool>,
     lanes: JoinSet<Tally>,
 }
 
 impl Load {
-    pub(crate) fn start(address: SocketAddr, host: &str, lanes: usize, key: fn(&Answer) -> String) -> Self {
+    pub fn start(address: SocketAddr, host: &str, lanes: usize, key: fn(&Answer) -> String) -> Self {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut set = JoinSet::new();
         for _ in 0..lanes {
@@ -127,7 +127,7 @@ impl Load {
         Self { stop, lanes: set }
     }
 
-    pub(crate) fn stop(mut self) -> Tally {
+    pub fn stop(mut self) -> Tally {
         let _ = self.stop.send(true);
         runtime().block_on(async {
             let mut all = Tally::new();
@@ -142,11 +142,11 @@ impl Load {
 }
 
 /// Counts by status.
-pub(crate) fn by_status(answer: &Answer) -> String {
+pub fn by_status(answer: &Answer) -> String {
     answer.status.to_string()
 }
 
 /// Counts by status and body.
-pub(crate) fn by_body(answer: &Answer) -> String {
+pub fn by_body(answer: &Answer) -> String {
     format!("{} {}", answer.status, answer.body.trim())
 }

@@ -1,0 +1,156 @@
+//! `ebb up` as a child process on free ports, with a folder of its own.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{PATIENCE, run, tail};
+
+/// A platform that this process started, and stops when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    binary: PathBuf,
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    ports: [u16; 3],
+    ready_after: Duration,
+}
+
+impl Process {
+    /// Starts `BINARY up` in a new folder and waits for its line `ready`.
+    pub fn start(binary: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ebb-test-").tempdir()?;
+        Self { binary: binary.into(), child: None, dir, ports: [0; 3], ready_after: Duration::ZERO }.launch()
+    }
+
+    fn launch(mut self) -> Result<Self> {
+        let started = Instant::now();
+        let [api, gateway, registry] = self.ports;
+        let mut child = Command::new(&self.binary)
+            .args(["up", "--data-dir"])
+            .arg(self.data_dir())
+            .args(["--api-port", &api.to_string(), "--gateway-port", &gateway.to_string()])
+            .args(["--registry-port", &registry.to_string()])
+            .env("EBB_LOG", std::env::var("EBB_LOG").unwrap_or_else(|_| "info".into()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(self.log())?)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let out = child.stdout.take().context("ebb up has no standard output")?;
+        self.child = Some(child);
+        let mut lines = BufReader::new(out).lines();
+        loop {
+            match lines.next() {
+                Some(Ok(line)) if line.starts_with("ready") => break,
+                Some(Ok(_)) => {}
+                Some(Err(e)) => bail!("reading what ebb up says: {e}"),
+                None => bail!("ebb up ended before it was ready:\n{}", self.log_tail(40)),
+            }
+        }
+        self.ready_after = started.elapsed();
+        // Whatever it prints later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let running: Value = serde_json::from_slice(&std::fs::read(self.data_dir().join("platform.json"))?)?;
+        let port = |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());
+        self.ports = [port("api_port")?, port("gateway_port")?, port("registry_port")?];
+        Ok(self)
+    }
+
+    /// Ends the process as a crash would, and starts it again on the same folder and ports.
+    pub fn kill_and_restart(mut self) -> Result<Self> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        self.launch()
+    }
+
+    /// Ctrl-C, and a start on the same folder and ports.
+    pub fn restart(mut self) -> Result<Self> {
+        self.interrupt()?;
+        self.launch()
+    }
+
+    /// Ctrl-C; it is an error when the process fails or leaves mounts behind.
+    pub fn stop(mut self) -> Result<()> {
+        self.interrupt()?;
+        let data = self.data_dir().display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let left: Vec<&str> = mounts.lines().filter(|m| m.contains(&data)).collect();
+        ensure!(left.is_empty(), "mounts left behind:\n{}", left.join("\n"));
+        Ok(())
+    }
+
+    fn interrupt(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                ensure!(status.success(), "ebb up ended with {status}:\n{}", self.log_tail(40));
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                child.kill()?;
+                child.wait()?;
+                bail!("ebb up did not end within {} s of Ctrl-C:\n{}", PATIENCE.as_secs(), self.log_tail(40));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs `ebb ARGS` for this platform.
+    pub fn ebb(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.binary);
+        command.args(args).env("EBB_DATA_DIR", self.data_dir());
+        run(command, None)
+    }
+
+    /// Its folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The kubeconfig it wrote.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data_dir().join("kubeconfig")
+    }
+
+    /// Where its gateway listens.
+    pub fn gateway(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[1]))
+    }
+
+    /// Process id of `ebb up`; 0 when it was stopped.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// From the start of the process to its line `ready`.
+    pub fn ready_after(&self) -> Duration {
+        self.ready_after
+    }
+
+    /// The end of what it logged.
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.log(), lines)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("ebb.log")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.interrupt();
+    }
+}
