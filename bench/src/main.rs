@@ -1,2 +1,60 @@
-//! Benchmarks.
-fn main() {}
+//! Benchmarks of the platform as its users meet it: `cargo run --release -p bench -- NAME [--json]`.
+//!
+//! Each starts an `ebb up` of its own (the release build beside this binary), asks it from outside, and prints distributions and counts.
+
+mod cold_start;
+mod create;
+mod figures;
+mod idle;
+mod platform;
+mod storm;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use serde_json::json;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 110)]
+struct Cli {
+    /// What to measure.
+    #[arg(value_enum)]
+    name: Name,
+    /// How many samples; each benchmark has its own default.
+    #[arg(short, long)]
+    n: Option<usize>,
+    /// One line of figures for a machine to read.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Name {
+    /// From a request to a Service at zero until its answer, with the platform's own breakdown.
+    ColdStart,
+    /// From `create` to Ready: one Service, and 50 at once.
+    Create,
+    /// 1,000 requests on one cold Service; 100 cold Services at once.
+    Storm,
+    /// From `ebb up` to ready; memory of it and of one queue-proxy when idle.
+    Idle,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider is installed already");
+    }
+    let mut figures = match cli.name {
+        Name::ColdStart => cold_start::run(cli.n.unwrap_or(100))?,
+        Name::Create => create::run(cli.n.unwrap_or(20))?,
+        Name::Storm => storm::run(cli.n.unwrap_or(3))?,
+        Name::Idle => idle::run(cli.n.unwrap_or(10))?,
+    };
+    if cli.json {
+        figures["machine"] = json!(figures::machine());
+        println!("{figures}");
+    } else {
+        println!("{}\n{}", figures::machine(), figures::table(&figures));
+    }
+    Ok(())
+}
