@@ -49,7 +49,11 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -74,8 +78,14 @@ impl<K> Change<K> {
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 
 /// Kinds that a cache can hold.
-pub(crate) trait Cached: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static> Cached for K {}
+pub(crate) trait Cached:
+    Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+{
+}
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static> Cached
+    for K
+{
+}
 
 /// See the module's documentation.
 pub(crate) struct Cache<K> {
@@ -99,7 +109,11 @@ impl<K: Cached> Cache<K> {
             gone: HashSet::new(),
             gone_order: VecDeque::new(),
         };
-        Self { inner: RwLock::new(inner), handlers: RwLock::new(Vec::new()), synced: watch::Sender::new(false) }
+        Self {
+            inner: RwLock::new(inner),
+            handlers: RwLock::new(Vec::new()),
+            synced: watch::Sender::new(false),
+        }
     }
 
     /// Calls `handler` on every change from now on, in the order of the changes of one object. It must not block.
@@ -113,7 +127,12 @@ impl<K: Cached> Cache<K> {
 
     /// All objects of a namespace, by name.
     pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.inner.read().objects.get(namespace).map(|map| map.values().cloned().collect()).unwrap_or_default()
+        self.inner
+            .read()
+            .objects
+            .get(namespace)
+            .map(|map| map.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
@@ -159,7 +178,9 @@ impl<K: Cached> Cache<K> {
             if let Some(uid) = uid {
                 inner.remember_gone(uid);
             }
-            let Some(held) = inner.objects.get(&key.namespace).and_then(|names| names.get(&key.name)) else { return };
+            let Some(held) = inner.objects.get(&key.namespace).and_then(|names| names.get(&key.name)) else {
+                return;
+            };
             if uid.is_some() && held.meta().uid.as_deref() != uid {
                 return;
             }
@@ -175,7 +196,12 @@ impl<K: Cached> Cache<K> {
     }
 
     /// Watches `api` until `shutdown`, starting again after errors.
-    pub(crate) async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config, shutdown: CancellationToken) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        api: Api<K>,
+        config: watcher::Config,
+        shutdown: CancellationToken,
+    ) {
         let stream = watcher::watcher(api, config);
         futures::pin_mut!(stream);
         let mut listed: Option<HashSet<Key>> = None;
@@ -220,7 +246,9 @@ impl<K: Cached> Cache<K> {
                     let vanished: Vec<Key> = {
                         let inner = self.inner.read();
                         let held = inner.objects.values().flat_map(BTreeMap::values);
-                        held.map(|object| Key::of(object.as_ref())).filter(|key| !listed.contains(key)).collect()
+                        held.map(|object| Key::of(object.as_ref()))
+                            .filter(|key| !listed.contains(key))
+                            .collect()
                     };
                     // Without the uid: were one of them made after the list, the watch must be able to bring it back.
                     vanished.iter().for_each(|key| self.forget(key, None));

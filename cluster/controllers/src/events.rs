@@ -82,7 +82,10 @@ struct Written {
 
 impl Recorder {
     /// The recorder, and the task that writes what is recorded until `shutdown`.
-    pub(crate) fn new(client: Client, shutdown: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(
+        client: Client,
+        shutdown: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self { sender }, write(client, receiver, shutdown))
     }
@@ -123,7 +126,8 @@ async fn write(client: Client, mut receiver: mpsc::Receiver<Draft>, shutdown: Ca
                 let patch = json!({"count": known.count, "lastTimestamp": meta::whole_seconds(now)});
                 let (name, namespace) = (known.name.clone(), known.namespace.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                    if let Err(error) = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await
+                    {
                         tracing::debug!(%error, namespace, name, "event not counted");
                     }
                     drop(permit);

@@ -94,7 +94,8 @@ pub(crate) fn is_empty_selector(selector: &LabelSelector) -> bool {
 /// Ready since when, if the pod is ready.
 pub(crate) fn ready_since(pod: &Pod) -> Option<Option<Timestamp>> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    let ready =
+        conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
     Some(ready.last_transition_time.as_ref().map(|time| time.0))
 }
 
@@ -117,7 +118,11 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 }
 
 /// Ready for at least `min_ready_seconds`; else when it will be, if it is ready at all.
-pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Result<(), Option<Duration>> {
+pub(crate) fn availability(
+    pod: &Pod,
+    min_ready_seconds: i32,
+    now: Timestamp,
+) -> Result<(), Option<Duration>> {
     let since = ready_since(pod).ok_or(None)?;
     if min_ready_seconds <= 0 {
         return Ok(());

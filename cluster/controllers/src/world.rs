@@ -118,7 +118,12 @@ impl World {
     }
 
     /// Merges `patch` into an object and takes the answer into `cache`.
-    pub(crate) async fn merge<K>(&self, cache: &Cache<K>, key: &Key, patch: &serde_json::Value) -> Result<(), Error>
+    pub(crate) async fn merge<K>(
+        &self,
+        cache: &Cache<K>,
+        key: &Key,
+        patch: &serde_json::Value,
+    ) -> Result<(), Error>
     where
         K: Cached + Resource<Scope = NamespaceResourceScope>,
     {
@@ -135,7 +140,10 @@ impl World {
         let key = Key::of(object);
         let params = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),
-            preconditions: Some(Preconditions { uid: Some(meta::uid(object).to_owned()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(meta::uid(object).to_owned()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match self.api::<K>(&key.namespace).delete(&key.name, &params).await.map_err(Error::from) {
