@@ -1,0 +1,316 @@
+//! CEL rules of CRDs (`x-kubernetes-validations`): compiled with the schema, evaluated on the way down the object.
+//!
+//! The functions are Kubernetes' own (crate kube-cel). Values are converted by the schema's types, so that a `number` is a
+//! double and a `date-time` a timestamp whatever its JSON looks like.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use base64::Engine;
+use kube_cel::KubeCelExt;
+use kube_cel::cel::objects::{Key, Map as CelMap};
+use kube_cel::cel::{Context, Program, Value as Cel};
+use serde_json::Value;
+
+use super::{correlated, formats, within, within_field};
+use crate::error::{FieldError, Reason, child};
+use crate::node::{Field, Node, Sub, Ty};
+
+/// Functions are registered once; each evaluation is a small scope on top.
+static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| Context::default().with_all());
+
+/// The rules of one node.
+#[derive(Debug)]
+pub(crate) struct Rules(Vec<Rule>);
+
+#[derive(Debug)]
+struct Rule {
+    text: String,
+    program: Program,
+    message: Option<String>,
+    message_program: Option<Program>,
+    reason: Reason,
+    field_path: String,
+    /// Looks at `oldSelf`: runs only where there is an old value, unless that is optional.
+    transition: bool,
+    optional_old_self: bool,
+}
+
+impl Rules {
+    /// Compiles the rules of a schema node; those that cannot be compiled are errors of the CRD.
+    pub(crate) fn parse(schema: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<Box<Rules>> {
+        let rules = schema.get("x-kubernetes-validations")?.as_array()?;
+        let path = child(path, "x-kubernetes-validations");
+        let parsed: Vec<Rule> = rules
+            .iter()
+            .enumerate()
+            .filter_map(|(i, rule)| Rule::parse(rule, &format!("{path}[{i}]"), errors))
+            .collect();
+        (!parsed.is_empty()).then(|| Box::new(Rules(parsed)))
+    }
+}
+
+impl Rule {
+    fn parse(rule: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<Rule> {
+        let text = |name: &str| rule.get(name).and_then(Value::as_str);
+        let Some(source) = text("rule").filter(|r| !r.trim().is_empty()) else {
+            errors.push(FieldError::required(child(path, "rule"), "rule is not specified"));
+            return None;
+        };
+        let program = compile(source, &child(path, "rule"), &rule["rule"], errors)?;
+        let message_program = match text("messageExpression") {
+            Some(expression) => {
+                Some(compile(expression, &child(path, "messageExpression"), &rule["messageExpression"], errors)?)
+            }
+            None => None,
+        };
+        let reason = match text("reason") {
+            None | Some("FieldValueInvalid") => Reason::Invalid,
+            Some("FieldValueForbidden") => Reason::Forbidden,
+            Some("FieldValueRequired") => Reason::Required,
+            Some("FieldValueDuplicate") => Reason::Duplicate,
+            Some(_) => {
+                errors.push(FieldError::not_supported(
+                    child(path, "reason"),
+                    &rule["reason"],
+                    &["FieldValueRequired", "FieldValueInvalid", "FieldValueForbidden", "FieldValueDuplicate"],
+                ));
+                return None;
+            }
+        };
+        let references = program.references();
+        for variable in references.variables() {
+            if !matches!(variable, "self" | "oldSelf") && !TYPES.contains(&variable) && !FUNCTION_ROOTS.contains(&variable) {
+                errors.push(FieldError::invalid(
+                    child(path, "rule"),
+                    &rule["rule"],
+                    format!("compilation failed: ERROR: undeclared reference to '{variable}' (in container '')"),
+                ));
+                return None;
+            }
+        }
+        let transition = references.has_variable("oldSelf");
+        drop(references);
+        Some(Rule {
+            text: source.to_owned(),
+            transition,
+            program,
+            message: text("message").map(str::to_owned),
+            message_program,
+            reason,
+            field_path: text("fieldPath").unwrap_or_default().to_owned(),
+            optional_old_self: rule.get("optionalOldSelf").and_then(Value::as_bool).unwrap_or(false),
+        })
+    }
+}
+
+/// Names of types, which are identifiers in CEL.
+const TYPES: [&str; 12] =
+    ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type", "type", "duration", "timestamp"];
+/// Namespaces of functions.
+const FUNCTION_ROOTS: [&str; 7] = ["math", "sets", "strings", "base64", "format", "optional", "jsonpatch"];
+
+fn compile(source: &str, path: &str, value: &Value, errors: &mut Vec<FieldError>) -> Option<Program> {
+    match Program::compile(source) {
+        Ok(program) => Some(program),
+        Err(e) => {
+            errors.push(FieldError::invalid(path, value, format!("compilation failed: {e}")));
+            None
+        }
+    }
+}
+
+/// Runs all rules at and below `node`.
+pub(crate) fn evaluate(
+    node: &Node,
+    value: &Value,
+    old: Option<&Value>,
+    path: &mut String,
+    errors: &mut Vec<FieldError>,
+) {
+    if !node.has_rules || value.is_null() {
+        return;
+    }
+    if let Some(rules) = &node.rules {
+        run(&rules.0, node, value, old, path, errors);
+    }
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let old = old.and_then(|o| o.get(key));
+                match node.field(key) {
+                    Field::Known(sub) if sub.has_rules => {
+                        within_field(path, key, |path| evaluate(sub, value, old, path, errors));
+                    }
+                    Field::Entry(sub) if sub.has_rules => {
+                        within(path, &format!("[{key}]"), |path| evaluate(sub, value, old, path, errors));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Value::Array(items) => {
+            let Some(item) = node.items.as_deref().filter(|item| item.has_rules) else { return };
+            for (i, value) in items.iter().enumerate() {
+                let old = correlated(node, value, old);
+                within(path, &format!("[{i}]"), |path| evaluate(item, value, old, path, errors));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn run(rules: &[Rule], node: &Node, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+    let unchanged = old == Some(value);
+    let mut scope = FUNCTIONS.new_inner_scope();
+    let this = convert(Some(node), value);
+    scope.add_variable_from_value("self", this);
+    let mut old_bound = false;
+    for rule in rules {
+        if rule.transition {
+            if old.is_none() && !rule.optional_old_self {
+                continue;
+            }
+            if rule.optional_old_self {
+                // `oldSelf` is an optional here, so the scope is the rule's own.
+                let mut scope = FUNCTIONS.new_inner_scope();
+                scope.add_variable_from_value("self", convert(Some(node), value));
+                scope.add_variable_from_value("oldSelf", optional(old.map(|old| convert(Some(node), old))));
+                judge(rule, &scope, value, path, errors);
+                continue;
+            }
+            if !old_bound && let Some(old) = old {
+                scope.add_variable_from_value("oldSelf", convert(Some(node), old));
+                old_bound = true;
+            }
+        } else if unchanged {
+            continue;
+        }
+        judge(rule, &scope, value, path, errors);
+    }
+}
+
+fn optional(value: Option<Cel>) -> Cel {
+    use kube_cel::cel::objects::{Opaque, OptionalValue};
+    let inner = match value {
+        Some(value) => OptionalValue::of(value),
+        None => OptionalValue::none(),
+    };
+    let opaque: Arc<dyn Opaque> = Arc::new(inner);
+    Cel::Opaque(opaque)
+}
+
+fn judge(rule: &Rule, scope: &Context<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let field = format!("{path}{}", if path.is_empty() { rule.field_path.trim_start_matches('.') } else { &rule.field_path });
+    let detail = match rule.program.execute(scope) {
+        Ok(Cel::Bool(true)) => return,
+        Ok(Cel::Bool(false)) => message(rule, scope),
+        Ok(_) => format!("rule must evaluate to a bool: {}", rule.text),
+        Err(e) => {
+            let detail = format!("{e} evaluating rule: {}", rule.message.as_deref().unwrap_or(&rule.text));
+            errors.push(FieldError::invalid(field, &shown(value), detail));
+            return;
+        }
+    };
+    let bad_value = match rule.reason {
+        Reason::Required | Reason::Forbidden => None,
+        _ => Some(shown(value)),
+    };
+    errors.push(FieldError { field, reason: rule.reason, bad_value, detail });
+}
+
+/// Kubernetes prints the type, not the value, of what is no scalar.
+fn shown(value: &Value) -> Value {
+    match value {
+        Value::Object(_) => Value::String("object".into()),
+        Value::Array(_) => Value::String("array".into()),
+        other => other.clone(),
+    }
+}
+
+fn message(rule: &Rule, scope: &Context<'_>) -> String {
+    if let Some(program) = &rule.message_program
+        && let Ok(Cel::String(text)) = program.execute(scope)
+        && !text.trim().is_empty()
+        && !text.contains('\n')
+    {
+        return text.trim().to_owned();
+    }
+    match &rule.message {
+        Some(message) if !message.is_empty() => message.clone(),
+        _ => format!("failed rule: {}", rule.text),
+    }
+}
+
+/// A JSON value as a CEL value, by its schema where there is one.
+fn convert(node: Option<&Node>, value: &Value) -> Cel {
+    match value {
+        Value::Null => Cel::Null,
+        Value::Bool(b) => Cel::Bool(*b),
+        Value::Number(n) => match (n.as_i64(), node.map(|n| n.ty)) {
+            (Some(i), Some(Ty::Number)) => Cel::Float(i as f64),
+            (Some(i), _) => Cel::Int(i),
+            (None, _) => Cel::Float(n.as_f64().unwrap_or_default()),
+        },
+        Value::String(text) => string(node, text),
+        Value::Array(items) => {
+            let item = node.and_then(|n| n.items.as_deref()).map(|sub: &Sub| -> &Node { sub });
+            Cel::List(Arc::new(items.iter().map(|v| convert(item, v)).collect()))
+        }
+        Value::Object(map) => {
+            let mut out: HashMap<Key, Cel> = HashMap::with_capacity(map.len());
+            for (key, value) in map {
+                let field = node.map(|n| n.field(key));
+                let sub = field.as_ref().and_then(Field::sub).map(|sub: &Sub| -> &Node { sub });
+                let name = match field {
+                    Some(Field::Known(_)) => escape(key),
+                    // What is not declared is not visible to rules, except in maps.
+                    Some(Field::Untyped | Field::Unknown) if node.is_some_and(|n| !n.properties.is_empty()) => continue,
+                    _ => key.clone(),
+                };
+                out.insert(Key::String(Arc::new(name)), convert(sub, value));
+            }
+            Cel::Map(CelMap { map: Arc::new(out) })
+        }
+    }
+}
+
+fn string(node: Option<&Node>, text: &str) -> Cel {
+    use formats::Format;
+    let format = node.and_then(|n| n.checks.as_ref()).and_then(|c| c.format());
+    let plain = || Cel::String(Arc::new(text.to_owned()));
+    match format {
+        Some(Format::DateTime) => {
+            kube_cel::cel::Value::Timestamp(match chrono::DateTime::parse_from_rfc3339(text) {
+                Ok(time) => time,
+                Err(_) => return plain(),
+            })
+        }
+        Some(Format::Duration) => match formats::duration(text) {
+            Some(nanos) => Cel::Duration(chrono::Duration::nanoseconds(nanos)),
+            None => plain(),
+        },
+        Some(Format::Byte) => match base64::engine::general_purpose::STANDARD.decode(text) {
+            Ok(bytes) => Cel::Bytes(Arc::new(bytes)),
+            Err(_) => plain(),
+        },
+        _ => plain(),
+    }
+}
+
+/// CEL's reserved words: as field names they are written `__word__`.
+const RESERVED: [&str; 21] = [
+    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
+    "package", "namespace", "return", "var", "void", "while",
+];
+
+/// The name under which a field is reachable in a rule.
+fn escape(name: &str) -> String {
+    if RESERVED.contains(&name) {
+        return format!("__{name}__");
+    }
+    if !name.contains("__") && !name.contains(['.', '-', '/']) {
+        return name.to_owned();
+    }
+    name.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__")
+}
