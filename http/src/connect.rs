@@ -69,10 +69,7 @@ pub trait Connector: Send + Sync + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Opens a connection to `target`.
-    fn connect(
-        &self,
-        target: &Target,
-    ) -> impl Future<Output = Result<Connected<Self::Io>, BoxError>> + Send;
+    fn connect(&self, target: &Target) -> impl Future<Output = Result<Connected<Self::Io>, BoxError>> + Send;
 }
 
 /// TCP without encryption; refuses targets that ask for TLS.

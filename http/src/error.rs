@@ -102,6 +102,15 @@ impl Error {
         }
     }
 
+    /// [`Self::source_side`] as a word.
+    pub fn side_name(&self) -> &'static str {
+        match self.source_side() {
+            Source::Downstream => "downstream",
+            Source::Upstream => "upstream",
+            Source::Internal => "internal",
+        }
+    }
+
     /// Whether the request may be sent again, to this backend or another.
     pub fn retry(&self) -> Retry {
         match self {

@@ -51,3 +51,5 @@ pub const PROXIED_BY_ACTIVATOR: &str = "activator";
 pub const CONTROL_ANNOUNCE: &str = "announce";
 /// Kubelet's user agent starts with this.
 pub const KUBE_PROBE_UA: &str = "kube-probe/";
+/// On an answer that the proxy made itself because of a failure: whose fault (`upstream`, `downstream`, `internal`).
+pub const PROXY_ERROR: HeaderName = HeaderName::from_static("ebb-error");

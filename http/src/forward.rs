@@ -1,0 +1,281 @@
+//! Passing a request on: what a proxy must change in it and in its response, and nothing else.
+//!
+//! RFC 9110 7.6.1 (hop-by-hop fields), RFC 7239 (`Forwarded`), RFC 9112 3.2 (request target), RFC 9113 8.2.3 and 8.3.
+//! Bodies and trailers stream through with backpressure. `100 Continue` is passed from backend to client by letting the
+//! body flow only then. Other 1xx responses end here: hyper's server cannot send them.
+
+pub mod hop;
+mod tunnel;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+pub use self::tunnel::Tunnels;
+use crate::body::{Body, RequestBody};
+use crate::connect::{Protocol, Security};
+use crate::error::Error;
+use crate::headers;
+use crate::pool::Backend;
+
+/// What to do with the headers that tell where a request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// Replace what the client said: for the edge, which trusts nobody.
+    Replace,
+    /// Add this hop to what a trusted hop before said.
+    Append,
+    /// Leave `X-Forwarded-*`; make `Forwarded` from them where it is missing.
+    Complete,
+    /// Leave all.
+    Keep,
+}
+
+/// How a request reached this proxy.
+#[derive(Clone, Copy, Debug)]
+pub struct Via<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// Whether it came in over TLS.
+    pub secure: bool,
+    /// What to do with the headers that say so.
+    pub forwarded: Forwarded,
+    /// Where upgraded connections are counted and ended.
+    pub tunnels: &'a Tunnels,
+}
+
+/// A request ready to be sent on, if need be several times.
+pub struct Outgoing {
+    request: Option<Request<RequestBody>>,
+    upgrade: Option<Upgrade>,
+    from_http1: bool,
+}
+
+struct Upgrade {
+    client: OnUpgrade,
+    tunnels: Tunnels,
+    guard: Option<Box<dyn Send>>,
+}
+
+impl Outgoing {
+    /// Takes over a request: strips what is meant for this hop only, adds where it came from.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] when it names no host.
+    pub fn new(mut request: Request<Incoming>, via: &Via<'_>) -> Result<Self, Error> {
+        let upgrading = hop::upgrade_of(&request).is_some() || request.method() == Method::CONNECT;
+        let upgrade = upgrading.then(|| Upgrade {
+            client: hyper::upgrade::on(&mut request),
+            tunnels: via.tunnels.clone(),
+            guard: None,
+        });
+        let (mut parts, body) = request.into_parts();
+        let from_http1 = parts.version < Version::HTTP_2;
+        let wait = hop::expects_continue(&parts.headers);
+        hop::strip(&mut parts.headers, upgrading);
+        if parts.method != Method::CONNECT {
+            move_host(&mut parts.headers, &mut parts.uri)?;
+        }
+        if !from_http1 {
+            hop::join_cookies(&mut parts.headers);
+        }
+        hop::forwarded(&mut parts.headers, via);
+        // What hyper's server put there (its upgrade handle among them) is of no use to its client.
+        parts.extensions.clear();
+        let body = if upgrading { RequestBody::empty() } else { RequestBody::stream(body, wait) };
+        Ok(Self { request: Some(Request::from_parts(parts, body)), upgrade, from_http1 })
+    }
+
+    /// A request of the proxy's own making; `request` needs a `Host` header or an absolute URI.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] when it names no host.
+    pub fn own(request: Request<RequestBody>) -> Result<Self, Error> {
+        let (mut parts, body) = request.into_parts();
+        move_host(&mut parts.headers, &mut parts.uri)?;
+        Ok(Self { request: Some(Request::from_parts(parts, body)), upgrade: None, from_http1: true })
+    }
+
+    /// Whether the client wants to change the protocol (web socket, CONNECT). Needs an HTTP/1.1 backend.
+    pub fn is_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
+
+    /// Keeps `guard` while an upgraded connection lives. Without an upgrade it is dropped at once.
+    pub fn hold(&mut self, guard: impl Send + 'static) {
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.guard = Some(Box::new(guard));
+        }
+    }
+
+    /// The headers, for additions. `None` after a failure that consumed the request.
+    pub fn headers_mut(&mut self) -> Option<&mut HeaderMap> {
+        self.request.as_mut().map(Request::headers_mut)
+    }
+
+    /// The request in its HTTP/1.1 form (origin-form target, `Host`). `None` after a failure that consumed it.
+    pub fn request_mut(&mut self) -> Option<&mut Request<RequestBody>> {
+        self.request.as_mut()
+    }
+
+    /// Whether another attempt is possible: the request is still whole.
+    pub fn can_retry(&self) -> bool {
+        self.request.is_some()
+    }
+
+    /// Sends it and waits for the response's head, which comes back ready for the client.
+    ///
+    /// After an error with [`crate::Retry::Safe`], [`Self::can_retry`] tells whether it can be sent to another backend.
+    pub async fn send(&mut self, backend: &Arc<Backend>) -> Result<Response<Body>, Error> {
+        let Some(mut request) = self.request.take() else {
+            return Err(Error::BadRequest("it was sent already and cannot be repeated"));
+        };
+        let target = backend.target();
+        match target.protocol {
+            Protocol::Http1 => *request.version_mut() = Version::HTTP_11,
+            Protocol::Http2 if self.upgrade.is_some() => {
+                self.request = Some(request);
+                return Err(Error::BadRequest(
+                    "an upgrade needs an HTTP/1.1 backend, this one speaks HTTP/2",
+                ));
+            }
+            Protocol::Http2 => shape_h2(&mut request, target.security != Security::Plain)?,
+        }
+        match backend.send(request).await {
+            Ok(response) => Ok(self.finish(response.map(Body::Upstream))),
+            Err(failed) => {
+                let failed = *failed;
+                self.request = failed.request.map(|mut request| {
+                    if target.protocol == Protocol::Http2 {
+                        let _ = move_host_parts(&mut request);
+                    }
+                    request
+                });
+                Err(failed.error)
+            }
+        }
+    }
+
+    fn finish(&mut self, mut response: Response<Body>) -> Response<Body> {
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        hop::strip(response.headers_mut(), switching);
+        if let Some(upgrade) = self.upgrade.take()
+            && (switching || response.status().is_success())
+        {
+            let backend = hyper::upgrade::on(&mut response);
+            upgrade.tunnels.splice(upgrade.client, backend, upgrade.guard);
+            *response.body_mut() = Body::Empty;
+        }
+        *response.version_mut() = if self.from_http1 { Version::HTTP_11 } else { Version::HTTP_2 };
+        response
+    }
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("can_retry", &self.can_retry())
+            .field("is_upgrade", &self.is_upgrade())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The host of a request: of its URI if that is absolute (RFC 9112 3.2.2), else of its `Host` header.
+pub fn host_of<B>(request: &Request<B>) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(header::HOST)?.to_str().ok(),
+    }
+}
+
+/// Moves an absolute URI's authority into `Host`, leaving the origin form.
+fn move_host(headers: &mut HeaderMap, uri: &mut Uri) -> Result<(), Error> {
+    if uri.authority().is_none() {
+        if headers.contains_key(header::HOST) {
+            return Ok(());
+        }
+        return Err(Error::BadRequest("it names no host"));
+    }
+    let mut parts = std::mem::take(uri).into_parts();
+    if let Some(authority) = parts.authority.take() {
+        let host = HeaderValue::from_str(authority.as_str())
+            .map_err(|_| Error::BadRequest("its authority is no valid header value"))?;
+        headers.insert(header::HOST, host);
+    }
+    *uri = Uri::from(parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Ok(())
+}
+
+fn move_host_parts(request: &mut Request<RequestBody>) -> Result<(), Error> {
+    let mut headers = std::mem::take(request.headers_mut());
+    let moved = move_host(&mut headers, request.uri_mut());
+    *request.headers_mut() = headers;
+    moved
+}
+
+/// Origin form and `Host` become the pseudo-header fields' absolute URI.
+fn shape_h2(request: &mut Request<RequestBody>, secure: bool) -> Result<(), Error> {
+    *request.version_mut() = Version::HTTP_2;
+    if request.uri().authority().is_some() {
+        return Ok(());
+    }
+    let host = request.headers_mut().remove(header::HOST).ok_or(Error::BadRequest("it names no host"))?;
+    let authority =
+        Authority::from_maybe_shared(host).map_err(|_| Error::BadRequest("its Host header is not a host"))?;
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = Some(authority);
+    parts.path_and_query =
+        Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.uri_mut() =
+        Uri::from_parts(parts).map_err(|_| Error::BadRequest("its target is not a valid URI"))?;
+    Ok(())
+}
+
+/// An answer of the proxy's own to a failure, with the cause as text and its side in a header.
+pub fn error_response(error: &Error) -> Response<Body> {
+    let mut response = Response::new(Body::from(format!("{error}\n")));
+    *response.status_mut() = error.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(headers::PROXY_ERROR, HeaderValue::from_static(error.side_name()));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(uri: &str, host: Option<&str>) -> Result<Request<RequestBody>, Error> {
+        let mut request = Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header(header::HOST, host);
+        }
+        Outgoing::own(request.body(RequestBody::empty()).unwrap()).map(|mut o| o.request.take().unwrap())
+    }
+
+    #[test]
+    fn absolute_form_wins_over_host() {
+        let r = own("http://a.example:81/x?y", Some("b.example")).unwrap();
+        assert_eq!(r.uri(), "/x?y");
+        assert_eq!(r.headers()[header::HOST], "a.example:81");
+        assert!(own("/x", None).is_err());
+    }
+
+    #[test]
+    fn http2_form_and_back() {
+        let mut r = own("/x?y", Some("b.example:80")).unwrap();
+        shape_h2(&mut r, true).unwrap();
+        assert_eq!(r.uri(), "https://b.example:80/x?y");
+        assert!(!r.headers().contains_key(header::HOST));
+        move_host_parts(&mut r).unwrap();
+        assert_eq!(
+            (r.uri().to_string().as_str(), &r.headers()[header::HOST]),
+            ("/x?y", &HeaderValue::from_static("b.example:80"))
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! The listening side: accept, limit, serve, drain.
+//!
+//! HTTP/1.1 and HTTP/2 by ALPN under TLS, by the client's first bytes without. A connection that dawdles with a
+//! request's head, or is unused for long, is closed by one coarse timer for each connection, so that a request costs
+//! none. Memory is bounded by the limits of [`ServerConfig`]; beyond `max_connections` the kernel's queue holds clients.
+
+mod accept;
+mod drive;
+mod watch;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::accept::{Acceptor, Handshake, PlainAcceptor};
+use crate::connect::Protocol;
+use crate::error::BoxError;
+
+/// The other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address.
+    pub remote: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+    /// Its proven identity, in the acceptor's notation (ebb-mesh: a SPIFFE ID).
+    pub identity: Option<Arc<str>>,
+    /// The host it asked for in the TLS handshake (SNI).
+    pub server_name: Option<Arc<str>>,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// The body of its answers.
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static;
+
+    /// Answers one request. Dropped when the client goes away.
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
+}
+
+/// A [`Handler`] out of a function.
+pub fn handler_fn<F, Fut, B>(f: F) -> Arc<HandlerFn<F>>
+where
+    F: Fn(Request<Incoming>, Arc<Peer>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Response<B>> + Send + 'static,
+{
+    Arc::new(HandlerFn(f))
+}
+
+/// See [`handler_fn`].
+#[derive(Debug)]
+pub struct HandlerFn<F>(F);
+
+impl<F, Fut, B> Handler for HandlerFn<F>
+where
+    F: Fn(Request<Incoming>, Arc<Peer>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+{
+    type Body = B;
+
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> impl Future<Output = Response<B>> + Send + 'static {
+        (self.0)(request, peer)
+    }
+}
+
+/// Limits of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerConfig {
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// A handshake, and the head of a request, must be complete by then.
+    pub header_timeout: Duration,
+    /// A connection without requests is closed after so long. Keep it above every client pool's own limit.
+    pub idle_timeout: Duration,
+    /// The largest request head of HTTP/1.1, and read buffer, in bytes. At least 8192.
+    pub h1_buffer: usize,
+    /// The largest header list of HTTP/2, in bytes.
+    pub h2_header_list: u32,
+    /// Requests at a time on one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// HTTP/2 flow control: for one stream, and for all of a connection (a multiple of the first).
+    pub h2_windows: (u32, u32),
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 100_000,
+            header_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(300),
+            h1_buffer: 64 << 10,
+            h2_header_list: 64 << 10,
+            h2_streams: 250,
+            h2_windows: (256 << 10, 2 << 20),
+        }
+    }
+}
+
+/// Serves `listener` until `shutdown`, then drains: no new connection, each request under way is finished, connections
+/// close. Returns when all are closed; the caller puts a time limit on that by dropping the future, which cuts them.
+pub async fn serve<A, H>(
+    listener: TcpListener,
+    acceptor: A,
+    handler: Arc<H>,
+    config: ServerConfig,
+    shutdown: CancellationToken,
+) where
+    A: Acceptor,
+    H: Handler,
+{
+    let acceptor = Arc::new(acceptor);
+    let permits = Arc::new(Semaphore::new(config.max_connections));
+    let tasks = TaskTracker::new();
+    // Cancelled when this future is dropped, so that no connection outlives its server.
+    let cut = CancellationToken::new();
+    let _cut_on_drop = cut.clone().drop_guard();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = accept_one(&listener, &permits) => accepted,
+        };
+        let (permit, tcp, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if !accept::is_connection_error(&error) {
+                    // Out of descriptors or memory: wait for some to come free instead of spinning.
+                    tracing::warn!(%error, "cannot accept connections; is the limit on open files too low?");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                continue;
+            }
+        };
+        let (acceptor, handler) = (acceptor.clone(), handler.clone());
+        let (shutdown, cut) = (shutdown.clone(), cut.clone());
+        tasks.spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                () = drive::connection(tcp, remote, &*acceptor, handler, config, shutdown) => {}
+            }
+        });
+    }
+    drop(listener);
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn accept_one(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(tokio::sync::OwnedSemaphorePermit, tokio::net::TcpStream, SocketAddr)> {
+    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (tcp, remote) = listener.accept().await?;
+    tcp.set_nodelay(true)?;
+    Ok((permit, tcp, remote))
+}
