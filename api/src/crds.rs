@@ -29,3 +29,6 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

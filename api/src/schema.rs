@@ -244,6 +244,13 @@ fn restrict_container(container: &mut Value) {
     for name in REFUSED_CONTAINER_FIELDS {
         fields.insert((*name).into(), open(None, "Not allowed here.".into()));
     }
+    // A probe without a port means the serving port.
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        for handler in ["httpGet", "tcpSocket", "grpc"] {
+            let path = format!("/properties/{probe}/properties/{handler}/required");
+            container.pointer_mut(&path).and_then(Value::as_array_mut).into_iter().for_each(Vec::clear);
+        }
+    }
     // The name is filled in by defaulting, and a port needs no number.
     if let Some(required) = container.get_mut("required").and_then(Value::as_array_mut) {
         required.clear();

@@ -1,0 +1,66 @@
+//! `config-observability`: logs, metrics and traces.
+
+use super::reader::Reader;
+use super::{ConfigError, Data};
+
+/// What is written down about requests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observability {
+    /// Whether each request is logged.
+    pub enable_request_log: bool,
+    /// Whether probes are logged as well.
+    pub enable_probe_request_log: bool,
+    /// The form of a log line.
+    pub request_log_template: String,
+    /// none, prometheus, grpc or http/protobuf.
+    pub metrics_protocol: String,
+    /// Where metrics are sent.
+    pub metrics_endpoint: String,
+    /// none, grpc, http/protobuf or stdout.
+    pub tracing_protocol: String,
+    /// Where traces are sent.
+    pub tracing_endpoint: String,
+    /// The share of requests that are traced, 0 to 1.
+    pub tracing_sampling_rate: f64,
+}
+
+impl Observability {
+    /// Reads the ConfigMap's data.
+    ///
+    /// # Errors
+    /// Every bad key.
+    pub fn parse(data: &Data) -> Result<Self, Vec<ConfigError>> {
+        let mut c = Self::default();
+        let mut r = Reader::new(data);
+        r.bool("logging.enable-request-log", &mut c.enable_request_log);
+        r.bool("logging.enable-probe-request-log", &mut c.enable_probe_request_log);
+        r.string("logging.request-log-template", &mut c.request_log_template);
+        r.check(
+            !c.enable_request_log || !c.request_log_template.is_empty(),
+            "logging.request-log-template",
+            || "must be set when logging.enable-request-log is true".into(),
+        );
+        r.string("metrics-protocol", &mut c.metrics_protocol);
+        r.string("metrics-endpoint", &mut c.metrics_endpoint);
+        r.string("tracing-protocol", &mut c.tracing_protocol);
+        r.string("tracing-endpoint", &mut c.tracing_endpoint);
+        r.float("tracing-sampling-rate", &mut c.tracing_sampling_rate);
+        for (key, value, known) in [
+            (
+                "metrics-protocol",
+                &c.metrics_protocol,
+                &["", "none", "prometheus", "grpc", "http/protobuf"][..],
+            ),
+            ("tracing-protocol", &c.tracing_protocol, &["", "none", "grpc", "http/protobuf", "stdout"]),
+        ] {
+            r.check(known.contains(&value.as_str()), key, || {
+                format!("{value:?} is not one of {}", known[1..].join(", "))
+            });
+        }
+        let rate = c.tracing_sampling_rate;
+        r.check((0.0..=1.0).contains(&rate), "tracing-sampling-rate", || {
+            format!("must be in [0, 1], was: {rate}")
+        });
+        r.finish(c)
+    }
+}
