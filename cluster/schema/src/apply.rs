@@ -93,12 +93,14 @@ pub fn apply(
     now: &str,
 ) -> Result<Value, ApplyError> {
     let root = Some(schema.root());
-    if applied.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty())) {
+    if applied.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty()))
+    {
         return Err(ApplyError::Invalid("metadata.managedFields must be nil".into()));
     }
     let mut applied = applied.clone();
     forget_system_fields(&mut applied, schema.origin());
-    typed::check(root, &applied, "").map_err(|e| ApplyError::Invalid(format!("failed to create typed patch object: {e}")))?;
+    typed::check(root, &applied, "")
+        .map_err(|e| ApplyError::Invalid(format!("failed to create typed patch object: {e}")))?;
     let skeleton = skeleton(&applied);
     let before = live.map_or_else(|| skeleton.clone(), without_managers);
     let mut managers = managed::decode(live);
@@ -165,7 +167,12 @@ pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, manag
     }
     let diff = typed::compare(schema.root(), &before, &after);
     // The operation is a manager of its own until it is known whether it took anything.
-    let current = Key { operation: "Update".into(), name: String::new(), subresource: String::new(), ..Key::of(manager, "") };
+    let current = Key {
+        operation: "Update".into(),
+        name: String::new(),
+        subresource: String::new(),
+        ..Key::of(manager, "")
+    };
     yield_fields(&mut managers, &current, &diff);
     let taken = strip(diff.modified.union(&diff.added));
     if !taken.is_empty() {
@@ -177,7 +184,8 @@ pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, manag
                 set = set.union(&entry.set);
             }
         }
-        managers.insert(key, Entry { set, api_version: manager.api_version.to_owned(), time: now.to_owned() });
+        managers
+            .insert(key, Entry { set, api_version: manager.api_version.to_owned(), time: now.to_owned() });
     }
     managed::cap(&mut managers);
     managed::encode(&managers, new);
@@ -195,7 +203,8 @@ fn yield_fields(managers: &mut Managers, except: &Key, diff: &typed::Diff) -> Ve
         let taken = entry.set.intersection(&changed);
         if !taken.is_empty() {
             let manager = printed(key, entry);
-            conflicts.extend(taken.paths().into_iter().map(|field| Conflict { manager: manager.clone(), field }));
+            conflicts
+                .extend(taken.paths().into_iter().map(|field| Conflict { manager: manager.clone(), field }));
             entry.set = entry.set.difference(&taken);
         }
         entry.set = entry.set.difference(&diff.removed);

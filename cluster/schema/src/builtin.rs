@@ -63,7 +63,8 @@ fn build() -> Types {
     }
     let object_meta = index[OBJECT_META];
     let nodes = definitions.iter().map(|(name, schema)| type_node(name, schema, &index)).collect();
-    let kinds = roots.into_iter().filter_map(|(g, v, k, name)| Some(((g, v, k), *index.get(&name)?))).collect();
+    let kinds =
+        roots.into_iter().filter_map(|(g, v, k, name)| Some(((g, v, k), *index.get(&name)?))).collect();
     Types { nodes, index, kinds, object_meta }
 }
 
@@ -89,7 +90,8 @@ fn type_node(name: &str, schema: &Value, index: &HashMap<String, u32>) -> Node {
     }
     // Part of a merge key, and optional: server-side apply needs to know the default before defaulting has run.
     if matches!(short, "api.core.v1.ContainerPort" | "api.core.v1.ServicePort")
-        && let Some(Sub { target: crate::node::Target::Own(protocol), .. }) = node.properties.get_mut("protocol")
+        && let Some(Sub { target: crate::node::Target::Own(protocol), .. }) =
+            node.properties.get_mut("protocol")
     {
         protocol.default = Some("TCP".into());
     }

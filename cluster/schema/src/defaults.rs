@@ -21,7 +21,9 @@ pub(crate) fn crd(node: &Node, value: &mut Value) {
                         }
                     }
                 }
-                if let Some(default) = node.additional.as_ref().filter(|a| !a.nullable).and_then(|a| a.default.as_ref()) {
+                if let Some(default) =
+                    node.additional.as_ref().filter(|a| !a.nullable).and_then(|a| a.default.as_ref())
+                {
                     for value in map.values_mut().filter(|v| v.is_null()) {
                         *value = default.clone();
                     }

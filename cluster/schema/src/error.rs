@@ -106,7 +106,11 @@ impl FieldError {
     }
 
     /// A value outside of a closed list.
-    pub fn not_supported<S: AsRef<str>>(field: impl Into<String>, value: &Value, supported: &[S]) -> FieldError {
+    pub fn not_supported<S: AsRef<str>>(
+        field: impl Into<String>,
+        value: &Value,
+        supported: &[S],
+    ) -> FieldError {
         let list: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
         FieldError {
             field: field.into(),
@@ -119,7 +123,8 @@ impl FieldError {
     /// The text without the field, as it stands in `StatusCause.message`.
     pub fn body(&self) -> String {
         let mut s = self.reason.words().to_owned();
-        let hide = matches!(self.reason, Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal);
+        let hide =
+            matches!(self.reason, Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal);
         if !hide && let Some(value) = &self.bad_value {
             s.push_str(": ");
             s.push_str(&value.to_string());

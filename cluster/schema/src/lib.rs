@@ -11,6 +11,7 @@ pub mod apply;
 mod builtin;
 mod defaults;
 mod error;
+pub mod expression;
 mod fields;
 mod node;
 pub mod openapi;
@@ -85,7 +86,9 @@ impl Schema {
         static UNTYPED: LazyLock<Schema> = LazyLock::new(|| {
             let mut node = node::Node { ty: node::Ty::Object, preserve: true, ..node::Node::default() };
             node::embed(&mut node);
-            let raw = OnceLock::from(serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+            let raw = OnceLock::from(
+                serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+            );
             Schema(Arc::new(Inner { origin: Origin::Crd, root: Sub::own(node), raw }))
         });
         UNTYPED.clone()

@@ -37,7 +37,9 @@ const MAX_DEPTH: usize = 64;
 /// Parses a CRD's `openAPIV3Schema`; `path` names the schema in errors.
 pub(crate) fn crd(schema: &Value, path: &str) -> Result<Sub, Vec<FieldError>> {
     let mut errors = Vec::new();
-    if schema.get("type").and_then(Value::as_str) != Some("object") && !flag(schema, "x-kubernetes-preserve-unknown-fields") {
+    if schema.get("type").and_then(Value::as_str) != Some("object")
+        && !flag(schema, "x-kubernetes-preserve-unknown-fields")
+    {
         match schema.get("type") {
             None => errors.push(FieldError::required(child(path, "type"), "must not be empty at the root")),
             Some(other) => {
@@ -67,21 +69,33 @@ fn structural(schema: &Value, path: &str, depth: usize, errors: &mut Vec<FieldEr
         return node;
     };
     if depth > MAX_DEPTH {
-        errors.push(FieldError::forbidden(path, format!("schema is nested more than {MAX_DEPTH} levels deep")));
+        errors
+            .push(FieldError::forbidden(path, format!("schema is nested more than {MAX_DEPTH} levels deep")));
         return node;
     }
     node.ty = ty(schema);
     node.nullable = flag(schema, "nullable");
     node.preserve = flag(schema, "x-kubernetes-preserve-unknown-fields");
     node.embedded = flag(schema, "x-kubernetes-embedded-resource");
-    for keyword in ["$ref", "definitions", "dependencies", "deprecated", "id", "patternProperties", "readOnly", "writeOnly", "xml"] {
+    for keyword in [
+        "$ref",
+        "definitions",
+        "dependencies",
+        "deprecated",
+        "id",
+        "patternProperties",
+        "readOnly",
+        "writeOnly",
+        "xml",
+    ] {
         if object.contains_key(keyword) {
             errors.push(FieldError::forbidden(child(path, keyword), format!("{keyword} is not supported")));
         }
     }
     let typed = object.get("type").is_some();
     if !typed && node.ty == Ty::Any && !node.preserve {
-        errors.push(FieldError::required(child(path, "type"), "must not be empty for specified object fields"));
+        errors
+            .push(FieldError::required(child(path, "type"), "must not be empty for specified object fields"));
     }
     if typed && node.ty == Ty::Any {
         errors.push(FieldError::not_supported(
@@ -128,7 +142,8 @@ fn children(schema: &Value, path: &str, depth: usize, node: &mut Node, errors: &
     }
     match schema.get("items") {
         Some(items) => {
-            node.items = Some(Box::new(Sub::own(structural(items, &child(path, "items"), depth + 1, errors))));
+            node.items =
+                Some(Box::new(Sub::own(structural(items, &child(path, "items"), depth + 1, errors))));
         }
         None if node.ty == Ty::Array => {
             errors.push(FieldError::required(child(path, "items"), "must be specified"));

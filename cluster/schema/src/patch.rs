@@ -39,7 +39,9 @@ pub fn json_patch(doc: &Value, patch: &Value) -> Result<Value, PatchError> {
         .map_err(|e| PatchError::Malformed(format!("error decoding patch: {e}")))?;
     let mut doc = doc.clone();
     json_patch::patch(&mut doc, &operations).map_err(|e| {
-        PatchError::Unprocessable(format!("the server rejected our request due to an error in our request: {e}"))
+        PatchError::Unprocessable(format!(
+            "the server rejected our request due to an error in our request: {e}"
+        ))
     })?;
     Ok(doc)
 }
@@ -78,7 +80,9 @@ pub fn strategic_merge(schema: &Schema, doc: &Value, patch: &Value) -> Result<Va
         return Err(PatchError::UnsupportedMediaType);
     }
     if !patch.is_object() {
-        return Err(PatchError::Malformed("cannot unmarshal patch: a strategic merge patch must be a JSON object".into()));
+        return Err(PatchError::Malformed(
+            "cannot unmarshal patch: a strategic merge patch must be a JSON object".into(),
+        ));
     }
     let mut doc = doc.clone();
     strategic::merge(Some(schema.root()), &mut doc, patch)?;

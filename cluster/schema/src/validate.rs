@@ -98,7 +98,14 @@ pub(crate) fn within_field<R>(path: &mut String, name: &str, f: impl FnOnce(&mut
     out
 }
 
-fn walk(node: &Node, value: &Value, old: Option<&Value>, path: &mut String, options: &Options, errors: &mut Vec<FieldError>) {
+fn walk(
+    node: &Node,
+    value: &Value,
+    old: Option<&Value>,
+    path: &mut String,
+    options: &Options,
+    errors: &mut Vec<FieldError>,
+) {
     if options.ratchet && old == Some(value) {
         return;
     }
@@ -144,7 +151,9 @@ fn object(
     }
     if node.embedded {
         for name in crate::node::TYPE_META {
-            if map.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() && !node.required.iter().any(|r| r == name) {
+            if map.get(name).and_then(Value::as_str).unwrap_or_default().is_empty()
+                && !node.required.iter().any(|r| r == name)
+            {
                 errors.push(FieldError::required(child(path, name), "must not be empty"));
             }
         }

@@ -52,7 +52,9 @@ pub(crate) type Managers = BTreeMap<Key, Entry>;
 
 /// The entries of an object; anything malformed counts as none.
 pub(crate) fn decode(obj: Option<&Value>) -> Managers {
-    let Some(Value::Array(entries)) = obj.and_then(|o| o.pointer("/metadata/managedFields")) else { return Managers::new() };
+    let Some(Value::Array(entries)) = obj.and_then(|o| o.pointer("/metadata/managedFields")) else {
+        return Managers::new();
+    };
     let mut out = Managers::new();
     for entry in entries {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -48,8 +48,10 @@ impl FieldSet {
     }
 
     pub(crate) fn intersection(&self, other: &FieldSet) -> FieldSet {
-        let mut out =
-            FieldSet { members: self.members.intersection(&other.members).cloned().collect(), ..FieldSet::default() };
+        let mut out = FieldSet {
+            members: self.members.intersection(&other.members).cloned().collect(),
+            ..FieldSet::default()
+        };
         for (step, child) in &self.children {
             if let Some(there) = other.children.get(step) {
                 out.graft(step, child.intersection(there));
@@ -60,7 +62,10 @@ impl FieldSet {
 
     /// Exactly the paths of `self` that are not in `other`; removing a path does not remove those below it.
     pub(crate) fn difference(&self, other: &FieldSet) -> FieldSet {
-        let mut out = FieldSet { members: self.members.difference(&other.members).cloned().collect(), ..FieldSet::default() };
+        let mut out = FieldSet {
+            members: self.members.difference(&other.members).cloned().collect(),
+            ..FieldSet::default()
+        };
         for (step, child) in &self.children {
             let rest = match other.children.get(step) {
                 Some(there) => child.difference(there),
@@ -208,8 +213,8 @@ mod tests {
         assert_eq!(
             set.paths(),
             [
-                ".metadata.finalizers[=\"a\"]",
                 ".metadata.labels",
+                ".metadata.finalizers[=\"a\"]",
                 ".metadata.labels.app",
                 ".spec.containers[name=\"a\"]",
                 ".spec.containers[name=\"a\"].image"

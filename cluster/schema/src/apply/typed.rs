@@ -40,7 +40,11 @@ fn item_step(node: &Node, index: usize, item: &Value) -> Step {
                     out.insert(key.clone(), value.clone());
                 }
             }
-            if out.is_empty() { format!("i:{index}").into() } else { format!("k:{}", sorted(&Value::Object(out))).into() }
+            if out.is_empty() {
+                format!("i:{index}").into()
+            } else {
+                format!("k:{}", sorted(&Value::Object(out))).into()
+            }
         }
         ListType::Atomic => format!("i:{index}").into(),
     }
@@ -67,7 +71,8 @@ pub(crate) fn check(sub: Option<&Sub>, value: &Value, path: &str) -> Result<(), 
             for (i, item) in items.iter().enumerate() {
                 if let ListType::Map(keys) = &sub.list {
                     for key in keys {
-                        let default = sub.items.as_deref().and_then(|s| s.properties.get(key)?.default.as_ref());
+                        let default =
+                            sub.items.as_deref().and_then(|s| s.properties.get(key)?.default.as_ref());
                         if item.get(key).is_none() && default.is_none() {
                             return Err(format!(
                                 "{path}: element {i}: associative list with keys has an element that omits key field {key:?} (and \
@@ -77,7 +82,10 @@ pub(crate) fn check(sub: Option<&Sub>, value: &Value, path: &str) -> Result<(), 
                     }
                 }
                 let step = item_step(sub, i, item);
-                let at = format!("{path}{}", &FieldSet { members: [step.clone()].into(), ..FieldSet::default() }.paths()[0]);
+                let at = format!(
+                    "{path}{}",
+                    &FieldSet { members: [step.clone()].into(), ..FieldSet::default() }.paths()[0]
+                );
                 if !seen.insert(step) {
                     let key = at.strip_prefix(path).unwrap_or_default();
                     return Err(format!("{path}: duplicate entries for key {key}"));
@@ -236,7 +244,12 @@ fn is_empty(value: Option<&Value>) -> bool {
     }
 }
 
-fn maps(sub: Option<&Sub>, lhs: Option<&Map<String, Value>>, rhs: Option<&Map<String, Value>>, out: &mut Diff) {
+fn maps(
+    sub: Option<&Sub>,
+    lhs: Option<&Map<String, Value>>,
+    rhs: Option<&Map<String, Value>>,
+    out: &mut Diff,
+) {
     let builtin = sub.is_some_and(|s| s.type_name.is_some());
     let both = lhs.is_some() && rhs.is_some();
     let keys = lhs.into_iter().flat_map(Map::keys);
@@ -245,7 +258,10 @@ fn maps(sub: Option<&Sub>, lhs: Option<&Map<String, Value>>, rhs: Option<&Map<St
         let child = sub.and_then(|s| s.field(key).sub());
         let (l, r) = (lhs.and_then(|m| m.get(key)), rhs.and_then(|m| m.get(key)));
         let (l, r) = if builtin && both && ALWAYS.contains(&key.as_str()) {
-            (l.or(r.filter(|v| v.is_object()).map(|_| &*EMPTY)), r.or(l.filter(|v| v.is_object()).map(|_| &*EMPTY)))
+            (
+                l.or(r.filter(|v| v.is_object()).map(|_| &*EMPTY)),
+                r.or(l.filter(|v| v.is_object()).map(|_| &*EMPTY)),
+            )
         } else {
             (l, r)
         };
@@ -266,7 +282,9 @@ fn lists(sub: Option<&Sub>, lhs: Option<&Vec<Value>>, rhs: Option<&Vec<Value>>, 
         (steps, groups)
     };
     let ((left, lgroups), (right, rgroups)) = (group(lhs), group(rhs));
-    let at = |items: Option<&Vec<Value>>, i: usize| -> Value { items.and_then(|items| items.get(i)).cloned().unwrap_or_default() };
+    let at = |items: Option<&Vec<Value>>, i: usize| -> Value {
+        items.and_then(|items| items.get(i)).cloned().unwrap_or_default()
+    };
     let mut done = std::collections::HashSet::new();
     for step in left.iter().chain(&right) {
         if !done.insert(step) {
@@ -283,7 +301,8 @@ fn lists(sub: Option<&Sub>, lhs: Option<&Vec<Value>>, rhs: Option<&Vec<Value>>, 
                 differ(item_sub, l, r, &mut below)
             }
             ([_, _, ..], [_, _, ..]) => {
-                let equal = ls.len() == rs.len() && ls.iter().zip(rs).all(|(l, r)| at(lhs, *l) == at(rhs, *r));
+                let equal =
+                    ls.len() == rs.len() && ls.iter().zip(rs).all(|(l, r)| at(lhs, *l) == at(rhs, *r));
                 if equal { Own::Same } else { Own::Modified }
             }
             ([_, _, ..], _) => {

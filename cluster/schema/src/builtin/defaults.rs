@@ -110,7 +110,12 @@ fn core_rule(name: &str) -> Option<Rule> {
         "Container" | "EphemeralContainer" => container,
         "ContainerPort" => |o| fill(o, "protocol", "TCP"),
         "Probe" => |o| {
-            for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+            for (key, value) in [
+                ("timeoutSeconds", 1),
+                ("periodSeconds", 10),
+                ("successThreshold", 1),
+                ("failureThreshold", 3),
+            ] {
                 positive(o, key, value);
             }
         },
@@ -120,9 +125,10 @@ fn core_rule(name: &str) -> Option<Rule> {
         },
         "GRPCAction" => |o| set(o, "service", ""),
         "Volume" => volume,
-        "SecretVolumeSource" | "ConfigMapVolumeSource" | "DownwardAPIVolumeSource" | "ProjectedVolumeSource" => {
-            |o| set(o, "defaultMode", 420)
-        }
+        "SecretVolumeSource"
+        | "ConfigMapVolumeSource"
+        | "DownwardAPIVolumeSource"
+        | "ProjectedVolumeSource" => |o| set(o, "defaultMode", 420),
         "ServiceAccountTokenProjection" => |o| set(o, "expirationSeconds", 3600),
         "HostPathVolumeSource" => |o| set(o, "type", ""),
         "ObjectFieldSelector" => |o| fill(o, "apiVersion", "v1"),
@@ -205,7 +211,10 @@ fn part<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, V
     }
 }
 
-fn items<'a>(map: &'a mut Map<String, Value>, key: &str) -> impl Iterator<Item = &'a mut Map<String, Value>> + use<'a> {
+fn items<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &str,
+) -> impl Iterator<Item = &'a mut Map<String, Value>> + use<'a> {
     map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
@@ -342,7 +351,9 @@ fn pod(o: &mut Map<String, Value>) {
     let spec = spec(o);
     for key in ["containers", "initContainers"] {
         for container in items(spec, key) {
-            let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else { continue };
+            let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else {
+                continue;
+            };
             let Some(Value::Object(limits)) = resources.get("limits").cloned() else { continue };
             with(resources, "requests", |requests| {
                 for (name, value) in limits {
@@ -421,7 +432,9 @@ fn service(o: &mut Map<String, Value>) {
             "None" => {
                 spec.remove("sessionAffinityConfig");
             }
-            "ClientIP" => with(spec, "sessionAffinityConfig", |o| with(o, "clientIP", |o| set(o, "timeoutSeconds", 10800))),
+            "ClientIP" => with(spec, "sessionAffinityConfig", |o| {
+                with(o, "clientIP", |o| set(o, "timeoutSeconds", 10800))
+            }),
             _ => {}
         }
         fill(spec, "type", "ClusterIP");
@@ -435,7 +448,8 @@ fn service(o: &mut Map<String, Value>) {
         }
         let kind = text(spec, "type").to_owned();
         let external = matches!(kind.as_str(), "NodePort" | "LoadBalancer")
-            || kind == "ClusterIP" && spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+            || kind == "ClusterIP"
+                && spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
         if external {
             fill(spec, "externalTrafficPolicy", "Cluster");
         }
@@ -458,7 +472,8 @@ fn service(o: &mut Map<String, Value>) {
 }
 
 fn namespace(o: &mut Map<String, Value>) {
-    let name = o.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name =
+        o.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or_default().to_owned();
     if !name.is_empty() {
         with(o, "metadata", |m| {
             with(m, "labels", |labels| {
@@ -482,7 +497,9 @@ fn limit_range_item(o: &mut Map<String, Value>) {
     if text(o, "type") != "Container" {
         return;
     }
-    let limits = |o: &Map<String, Value>, key: &str| o.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+    let limits = |o: &Map<String, Value>, key: &str| {
+        o.get(key).and_then(Value::as_object).cloned().unwrap_or_default()
+    };
     for (target, source) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
         let values = limits(o, source);
         if !values.is_empty() {

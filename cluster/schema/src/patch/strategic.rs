@@ -75,11 +75,18 @@ fn directive(patch: &Map<String, Value>) -> Result<Option<&str>, PatchError> {
     match patch.get(PATCH) {
         None => Ok(None),
         Some(Value::String(d)) if matches!(d.as_str(), "replace" | "delete" | "merge") => Ok(Some(d)),
-        Some(other) => malformed(format!("unknown patch type found: {other}; $patch takes replace, delete or merge")),
+        Some(other) => {
+            malformed(format!("unknown patch type found: {other}; $patch takes replace, delete or merge"))
+        }
     }
 }
 
-fn field(child: Option<&Sub>, doc: &mut Map<String, Value>, key: &str, value: &Value) -> Result<(), PatchError> {
+fn field(
+    child: Option<&Sub>,
+    doc: &mut Map<String, Value>,
+    key: &str,
+    value: &Value,
+) -> Result<(), PatchError> {
     let Some(current) = doc.get_mut(key) else {
         if let Some(value) = fresh(child, value)? {
             doc.insert(key.to_owned(), value);
@@ -87,7 +94,9 @@ fn field(child: Option<&Sub>, doc: &mut Map<String, Value>, key: &str, value: &V
         return Ok(());
     };
     match (&mut *current, value) {
-        (Value::Object(_), Value::Object(_)) if child.is_some_and(|c| c.patch.replace) => *current = clean(value),
+        (Value::Object(_), Value::Object(_)) if child.is_some_and(|c| c.patch.replace) => {
+            *current = clean(value)
+        }
         (Value::Object(_), Value::Object(_)) => merge(child, current, value)?,
         (Value::Array(items), Value::Array(patch)) => match child {
             Some(sub) if sub.patch.merge => list(sub, items, patch)?,
@@ -156,7 +165,9 @@ fn retain_keys(doc: &mut Map<String, Value>, patch: &Map<String, Value>) -> Resu
     let listed = |key: &str| keys.iter().any(|k| k.as_str() == Some(key));
     for (key, value) in patch {
         if !value.is_null() && !key.starts_with('$') && !listed(key) {
-            return malformed(format!("{RETAIN} directive doesn't match the keys of the patch: {key} is not in it"));
+            return malformed(format!(
+                "{RETAIN} directive doesn't match the keys of the patch: {key} is not in it"
+            ));
         }
     }
     doc.retain(|key, _| listed(key));
@@ -205,7 +216,9 @@ fn list(sub: &Sub, items: &mut Vec<Value>, patch: &[Value]) -> Result<(), PatchE
     let item_sub = sub.items.as_deref();
     for value in &plain {
         match items.iter_mut().find(|item| same(item, value)) {
-            Some(item) if sub.patch.retain_keys && value.get(RETAIN).is_none() => merge(item_sub, item, value)?,
+            Some(item) if sub.patch.retain_keys && value.get(RETAIN).is_none() => {
+                merge(item_sub, item, value)?
+            }
             Some(item) => merge(item_sub, item, value)?,
             None => items.extend(fresh(item_sub, value)?),
         }
@@ -232,7 +245,9 @@ fn set_order(
     for value in patch.and_then(Value::as_array).into_iter().flatten() {
         let special = value.get(PATCH).is_some();
         if !special && !order.iter().any(|o| same(o, value)) {
-            return malformed(format!("the order in patch list doesn't match {ORDER}{field}: {value} is not in it"));
+            return malformed(format!(
+                "the order in patch list doesn't match {ORDER}{field}: {value} is not in it"
+            ));
         }
     }
     if let Some(Value::Array(items)) = doc.get_mut(field) {
@@ -244,9 +259,15 @@ fn set_order(
 
 /// Items named in `order` stand in that order; the others keep their place relative to them as far as the list before the patch
 /// tells it.
-fn ordered(items: Vec<Value>, order: &[Value], before: &[Value], same: impl Fn(&Value, &Value) -> bool) -> Vec<Value> {
+fn ordered(
+    items: Vec<Value>,
+    order: &[Value],
+    before: &[Value],
+    same: impl Fn(&Value, &Value) -> bool,
+) -> Vec<Value> {
     let place = |list: &[Value], item: &Value| list.iter().position(|o| same(o, item));
-    let (mut named, others): (Vec<Value>, Vec<Value>) = items.into_iter().partition(|i| place(order, i).is_some());
+    let (mut named, others): (Vec<Value>, Vec<Value>) =
+        items.into_iter().partition(|i| place(order, i).is_some());
     named.sort_by_key(|item| place(order, item));
     let mut out = Vec::with_capacity(named.len() + others.len());
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());

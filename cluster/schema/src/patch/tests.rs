@@ -46,7 +46,10 @@ fn json_patch_operations_and_errors() {
     let failing = json!([{"op": "test", "path": "/list/0", "value": 9}]);
     assert!(matches!(json_patch(&doc, &failing), Err(PatchError::Unprocessable(_))));
     assert!(matches!(json_patch(&doc, &json!({"op": "add"})), Err(PatchError::Malformed(_))));
-    assert!(matches!(json_patch(&doc, &json!([{"op": "nonsense", "path": "/x"}])), Err(PatchError::Malformed(_))));
+    assert!(matches!(
+        json_patch(&doc, &json!([{"op": "nonsense", "path": "/x"}])),
+        Err(PatchError::Malformed(_))
+    ));
 }
 
 #[test]

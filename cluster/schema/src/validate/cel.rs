@@ -17,7 +17,7 @@ use crate::error::{FieldError, Reason, child};
 use crate::node::{Field, Node, Sub, Ty};
 
 /// Functions are registered once; each evaluation is a small scope on top.
-static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| Context::default().with_all());
+pub(crate) static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| Context::default().with_all());
 
 /// The rules of one node.
 #[derive(Debug)]
@@ -59,9 +59,12 @@ impl Rule {
         };
         let program = compile(source, &child(path, "rule"), &rule["rule"], errors)?;
         let message_program = match text("messageExpression") {
-            Some(expression) => {
-                Some(compile(expression, &child(path, "messageExpression"), &rule["messageExpression"], errors)?)
-            }
+            Some(expression) => Some(compile(
+                expression,
+                &child(path, "messageExpression"),
+                &rule["messageExpression"],
+                errors,
+            )?),
             None => None,
         };
         let reason = match text("reason") {
@@ -73,18 +76,28 @@ impl Rule {
                 errors.push(FieldError::not_supported(
                     child(path, "reason"),
                     &rule["reason"],
-                    &["FieldValueRequired", "FieldValueInvalid", "FieldValueForbidden", "FieldValueDuplicate"],
+                    &[
+                        "FieldValueRequired",
+                        "FieldValueInvalid",
+                        "FieldValueForbidden",
+                        "FieldValueDuplicate",
+                    ],
                 ));
                 return None;
             }
         };
         let references = program.references();
         for variable in references.variables() {
-            if !matches!(variable, "self" | "oldSelf") && !TYPES.contains(&variable) && !FUNCTION_ROOTS.contains(&variable) {
+            if !matches!(variable, "self" | "oldSelf")
+                && !TYPES.contains(&variable)
+                && !FUNCTION_ROOTS.contains(&variable)
+            {
                 errors.push(FieldError::invalid(
                     child(path, "rule"),
                     &rule["rule"],
-                    format!("compilation failed: ERROR: undeclared reference to '{variable}' (in container '')"),
+                    format!(
+                        "compilation failed: ERROR: undeclared reference to '{variable}' (in container '')"
+                    ),
                 ));
                 return None;
             }
@@ -105,8 +118,20 @@ impl Rule {
 }
 
 /// Names of types, which are identifiers in CEL.
-const TYPES: [&str; 12] =
-    ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type", "type", "duration", "timestamp"];
+const TYPES: [&str; 12] = [
+    "int",
+    "uint",
+    "double",
+    "bool",
+    "string",
+    "bytes",
+    "list",
+    "map",
+    "null_type",
+    "type",
+    "duration",
+    "timestamp",
+];
 /// Namespaces of functions.
 const FUNCTION_ROOTS: [&str; 7] = ["math", "sets", "strings", "base64", "format", "optional", "jsonpatch"];
 
@@ -160,7 +185,14 @@ pub(crate) fn evaluate(
     }
 }
 
-fn run(rules: &[Rule], node: &Node, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+fn run(
+    rules: &[Rule],
+    node: &Node,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     let unchanged = old == Some(value);
     let mut scope = FUNCTIONS.new_inner_scope();
     let this = convert(Some(node), value);
@@ -201,7 +233,10 @@ fn optional(value: Option<Cel>) -> Cel {
 }
 
 fn judge(rule: &Rule, scope: &Context<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let field = format!("{path}{}", if path.is_empty() { rule.field_path.trim_start_matches('.') } else { &rule.field_path });
+    let field = format!(
+        "{path}{}",
+        if path.is_empty() { rule.field_path.trim_start_matches('.') } else { &rule.field_path }
+    );
     let detail = match rule.program.execute(scope) {
         Ok(Cel::Bool(true)) => return,
         Ok(Cel::Bool(false)) => message(rule, scope),
@@ -243,7 +278,7 @@ fn message(rule: &Rule, scope: &Context<'_>) -> String {
 }
 
 /// A JSON value as a CEL value, by its schema where there is one.
-fn convert(node: Option<&Node>, value: &Value) -> Cel {
+pub(crate) fn convert(node: Option<&Node>, value: &Value) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(b) => Cel::Bool(*b),
@@ -265,7 +300,11 @@ fn convert(node: Option<&Node>, value: &Value) -> Cel {
                 let name = match field {
                     Some(Field::Known(_)) => escape(key),
                     // What is not declared is not visible to rules, except in maps.
-                    Some(Field::Untyped | Field::Unknown) if node.is_some_and(|n| !n.properties.is_empty()) => continue,
+                    Some(Field::Untyped | Field::Unknown)
+                        if node.is_some_and(|n| !n.properties.is_empty()) =>
+                    {
+                        continue;
+                    }
                     _ => key.clone(),
                 };
                 out.insert(Key::String(Arc::new(name)), convert(sub, value));
@@ -300,8 +339,27 @@ fn string(node: Option<&Node>, text: &str) -> Cel {
 
 /// CEL's reserved words: as field names they are written `__word__`.
 const RESERVED: [&str; 21] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
-    "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// The name under which a field is reachable in a rule.
@@ -312,5 +370,8 @@ fn escape(name: &str) -> String {
     if !name.contains("__") && !name.contains(['.', '-', '/']) {
         return name.to_owned();
     }
-    name.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__")
+    name.replace("__", "__underscores__")
+        .replace('.', "__dot__")
+        .replace('-', "__dash__")
+        .replace('/', "__slash__")
 }

@@ -3,8 +3,8 @@
 use regex::Regex;
 use serde_json::Value;
 
-use super::formats::Format;
 use super::fits;
+use super::formats::Format;
 use crate::error::{FieldError, Reason, child};
 use crate::node::Node;
 use crate::parse;
@@ -37,11 +37,13 @@ struct Part(Node);
 
 impl Part {
     fn parse(schema: &Value, path: &str, errors: &mut Vec<FieldError>) -> Part {
-        let mut node = Node { ty: parse::ty(schema), nullable: parse::flag(schema, "nullable"), ..Node::default() };
+        let mut node =
+            Node { ty: parse::ty(schema), nullable: parse::flag(schema, "nullable"), ..Node::default() };
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             for (name, property) in properties {
                 let path = format!("{}[{name}]", child(path, "properties"));
-                node.properties.insert(name.clone(), crate::node::Sub::own(Part::parse(property, &path, errors).0));
+                node.properties
+                    .insert(name.clone(), crate::node::Sub::own(Part::parse(property, &path, errors).0));
             }
         }
         if let Some(items) = schema.get("items") {
@@ -229,7 +231,8 @@ impl Checks {
         if !self.one_of.is_empty() {
             let valid = self.one_of.iter().filter(|p| p.errors(value, path).is_empty()).count();
             if valid != 1 {
-                let found = if valid == 0 { "none valid".to_owned() } else { format!("{valid} valid alternatives") };
+                let found =
+                    if valid == 0 { "none valid".to_owned() } else { format!("{valid} valid alternatives") };
                 errors.push(junction(
                     path,
                     value,

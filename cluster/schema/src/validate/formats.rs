@@ -79,9 +79,9 @@ impl Format {
             Format::Ipv4 => text.parse::<std::net::Ipv4Addr>().is_ok(),
             Format::Ipv6 => text.parse::<std::net::Ipv6Addr>().is_ok(),
             Format::Cidr => cidr(text),
-            Format::Email => {
-                text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
-            }
+            Format::Email => text
+                .split_once('@')
+                .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@')),
             Format::Hostname => hostname(text),
             Format::Uri => url::Url::parse(text).is_ok() || text.starts_with('/'),
             Format::Mac => text.len() == 17 && text.split([':', '-']).all(|p| p.len() == 2 && hex(p)),
