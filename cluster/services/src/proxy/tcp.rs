@@ -1,0 +1,82 @@
+//! TCP: accept, connect to an endpoint, copy both ways.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::balance::Balancer;
+
+/// How long one endpoint is waited for before the next is tried. Endpoints are on this machine.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Accepts until `stop`; connections go on until `shutdown`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    balancer: Arc<ArcSwap<Balancer>>,
+    stop: CancellationToken,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((client, peer)) => {
+                let (balancer, shutdown) = (balancer.load_full(), shutdown.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = join(client, peer, &balancer) => {}
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: some will be free again soon.
+                tracing::debug!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+async fn join(mut client: TcpStream, peer: SocketAddr, balancer: &Balancer) {
+    let mut server = match connect(peer, balancer).await {
+        Ok(server) => server,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "no endpoint takes the connection");
+            // Closed with a reset: a client must not take this for an empty answer.
+            drop(client.set_zero_linger());
+            return;
+        }
+    };
+    drop(client.set_nodelay(true));
+    drop(server.set_nodelay(true));
+    // Ends when both directions have ended; the end of one is passed on while the other goes on.
+    if tokio::io::copy_bidirectional(&mut client, &mut server).await.is_err() {
+        drop(client.set_zero_linger());
+        drop(server.set_zero_linger());
+    }
+}
+
+async fn connect(peer: SocketAddr, balancer: &Balancer) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("no endpoints");
+    for target in balancer.order(peer.ip(), Instant::now()) {
+        match tokio::time::timeout(CONNECT, TcpStream::connect(target)).await {
+            Ok(Ok(stream)) => {
+                balancer.chosen(peer.ip(), target, Instant::now());
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
