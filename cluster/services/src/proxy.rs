@@ -10,7 +10,7 @@ mod udp;
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr},
     sync::Arc,
 };
 
@@ -41,11 +41,16 @@ struct Listen {
 struct Listener {
     balancer: Arc<ArcSwap<Balancer>>,
     stop: CancellationToken,
+    /// A second handle of the listening socket.
+    socket: Socket,
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stop.cancel();
+        // The task drops its handle a moment later. A socket that listens no more refuses connections from now on, and
+        // lets a successor bind the same address.
+        drop(self.socket.shutdown(Shutdown::Read));
     }
 }
 
@@ -107,6 +112,7 @@ impl Proxy {
         let socket = socket(listen)?;
         let balancer = Arc::new(ArcSwap::from_pointee(balancer));
         let stop = self.shutdown.child_token();
+        let handle = socket.try_clone()?;
         match listen.protocol {
             Protocol::Tcp => {
                 socket.listen(1024)?;
@@ -119,7 +125,7 @@ impl Proxy {
                 tokio::spawn(udp::serve(Arc::new(socket), Arc::clone(&balancer), stop.clone()));
             }
         }
-        Ok(Listener { balancer, stop })
+        Ok(Listener { balancer, stop, socket: handle })
     }
 }
 
@@ -133,7 +139,8 @@ fn socket(listen: Listen) -> io::Result<Socket> {
         // The range is local by a route; should the route come later, the listener is there already.
         socket.set_freebind_v4(true)?;
     }
-    if listen.protocol == Protocol::Tcp {
+    // Of UDP sockets that share an address the last one gets the datagrams: right for a successor, wrong for a NodePort of others.
+    if listen.protocol == Protocol::Tcp || !listen.node_port {
         socket.set_reuse_address(true)?;
     }
     socket.set_nonblocking(true)?;

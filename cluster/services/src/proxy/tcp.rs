@@ -25,6 +25,7 @@ pub(super) async fn serve(
 ) {
     loop {
         let accepted = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };

@@ -98,27 +98,25 @@ async fn no_endpoints_refuse_and_established_connections_stay() {
     let virtual_ip = Ipv4Addr::new(127, 77, 0, 3);
     let port = free_port(virtual_ip).await;
     let proxy = Proxy::new(Vec::new(), CancellationToken::new());
-    let target = echo("a").await;
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = backend.local_addr().unwrap();
     proxy.update(&key(), Some(&service(virtual_ip, port, &[target], None)));
-    let mut stream = TcpStream::connect((virtual_ip, port)).await.unwrap();
-    stream.write_all(b"before").await.unwrap();
+    let mut near = TcpStream::connect((virtual_ip, port)).await.unwrap();
+    let (mut far, _) = backend.accept().await.unwrap();
+    near.write_all(b"before").await.unwrap();
     proxy.update(&key(), Some(&service(virtual_ip, port, &[], None)));
-    let refused = async {
-        loop {
-            match TcpStream::connect((virtual_ip, port)).await {
-                Err(error) => break error,
-                // The listener's task has not yet run.
-                Ok(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    assert_eq!(refused.await.kind(), io::ErrorKind::ConnectionRefused);
-    stream.write_all(b"-after").await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert_eq!(answer, "a:before-after");
+    let refused = TcpStream::connect((virtual_ip, port)).await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    // Back and forth without a pause: the successor can bind before the old listener's task has run.
     proxy.update(&key(), Some(&service(virtual_ip, port, &[target], None)));
+    proxy.update(&key(), Some(&service(virtual_ip, port, &[], None)));
+    near.write_all(b"-after").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut text = String::new();
+    far.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "before-after");
+    let other = echo("a").await;
+    proxy.update(&key(), Some(&service(virtual_ip, port, &[other], None)));
     assert_eq!(ask((virtual_ip, port).into(), "again").await.unwrap(), "a:again");
 }
 
