@@ -1,0 +1,107 @@
+//! Who sent a request: in-process components, client certificates, ServiceAccount tokens.
+
+pub(crate) mod token;
+
+use axum::body::Body;
+use http::header::AUTHORIZATION;
+use http::{Request, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::accept::Accept;
+use crate::error::ApiError;
+use crate::reply::{self, Reply};
+use crate::server::Server;
+use token::Tokens;
+
+/// The group that may do anything.
+pub const MASTERS: &str = "system:masters";
+
+/// Who sent a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct User {
+    /// The name.
+    pub name: String,
+    /// The uid, of ServiceAccounts.
+    pub uid: String,
+    /// The groups.
+    pub groups: Vec<String>,
+    /// More, such as the pod a token is bound to.
+    pub extra: Map<String, Value>,
+}
+
+impl User {
+    /// A user with its groups, authenticated.
+    pub(crate) fn new(name: &str, groups: &[&str]) -> Self {
+        let mut groups: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
+        groups.push("system:authenticated".to_owned());
+        Self { name: name.to_owned(), groups, ..Self::default() }
+    }
+
+    /// Nobody in particular.
+    pub(crate) fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// Is it in this group?
+    pub(crate) fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own == group)
+    }
+
+    /// As `userInfo` of reviews and webhooks.
+    pub(crate) fn info(&self) -> Value {
+        let mut info = json!({"username": self.name, "groups": self.groups});
+        if !self.uid.is_empty() {
+            info["uid"] = self.uid.clone().into();
+        }
+        if !self.extra.is_empty() {
+            info["extra"] = Value::Object(self.extra.clone());
+        }
+        info
+    }
+}
+
+/// Checks what a request brings to prove who sent it.
+pub(crate) struct Authenticator {
+    pub(crate) tokens: Tokens,
+}
+
+impl Authenticator {
+    /// The sender: a bearer token counts before the connection's certificate.
+    pub(crate) fn authenticate(&self, server: &Server, request: &Request<Body>) -> Result<User, ApiError> {
+        if let Some(header) = request.headers().get(AUTHORIZATION) {
+            let bearer = header.to_str().ok().and_then(|text| {
+                let (scheme, token) = text.split_once(' ')?;
+                scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+            });
+            if let Some(token) = bearer {
+                return self
+                    .tokens
+                    .verify(&server.store, token, &[token::ISSUER])
+                    .map(|verified| verified.user)
+                    .ok_or_else(ApiError::unauthorized);
+            }
+            return Err(ApiError::unauthorized());
+        }
+        Ok(request.extensions().get::<User>().cloned().unwrap_or_else(User::anonymous))
+    }
+
+    /// OpenID discovery, for those who verify tokens themselves.
+    pub(crate) fn openid_configuration(&self) -> Reply {
+        let document = json!({
+            "issuer": token::ISSUER,
+            "jwks_uri": format!("{}/openid/v1/jwks", token::ISSUER),
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["ES256"],
+        });
+        reply::value(StatusCode::OK, Accept::JSON, &document)
+    }
+
+    pub(crate) fn jwks(&self) -> Reply {
+        reply::value(StatusCode::OK, Accept::JSON, &self.tokens.jwks())
+    }
+}

@@ -1,0 +1,200 @@
+//! patch: JSON patch, JSON merge patch, strategic merge patch and server-side apply.
+
+use std::sync::Arc;
+
+use cluster_schema::apply::{ApplyError, Manager, apply};
+use cluster_schema::patch::{PatchError, json_patch, merge_patch, strategic_merge};
+use http::StatusCode;
+use serde_json::Value;
+
+use super::Ctx;
+use super::write::{Outcome, Track, check_fields, check_kind, create_object, update_object};
+use crate::error::ApiError;
+use crate::query::WriteOptions;
+use crate::reply::Reply;
+use crate::store::Object;
+use crate::{convert, meta, request};
+
+/// Attempts when others write too.
+const ATTEMPTS: usize = 8;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+/// The kind of a patch, from its content type.
+pub(crate) fn kind(ctx: &Ctx) -> Result<Kind, ApiError> {
+    let media = ctx.content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    match media {
+        "application/json-patch+json" => Ok(Kind::Json),
+        "application/merge-patch+json" => Ok(Kind::Merge),
+        "application/strategic-merge-patch+json" if ctx.resource.builtin => Ok(Kind::Strategic),
+        "application/apply-patch+yaml" => Ok(Kind::Apply),
+        _ if ctx.resource.builtin => Err(ApiError::unsupported_media(
+            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
+        )),
+        _ => Err(ApiError::unsupported_media(
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+        )),
+    }
+}
+
+/// PATCH on an object or its status.
+pub(crate) async fn patch(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
+    let options = ctx.write_options()?;
+    let kind = kind(ctx)?;
+    if kind == Kind::Apply {
+        return self::apply_patch(ctx, body, &options).await;
+    }
+    if options.force {
+        return Err(ApiError::bad_request("force: Forbidden: may not be specified for non-apply patch"));
+    }
+    let patch: Value = serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+    for _ in 0..ATTEMPTS {
+        let old = super::read::find(ctx)?;
+        let new = patched(ctx, kind, &old, &patch, &options)?;
+        match update_object(ctx, &old, new, &options, Track::Update).await? {
+            Outcome::Raced => {}
+            done => return done.reply(ctx, StatusCode::OK),
+        }
+    }
+    Err(ApiError::modified(ctx.subject()))
+}
+
+fn patched(
+    ctx: &Ctx,
+    kind: Kind,
+    old: &Arc<Object>,
+    patch: &Value,
+    options: &WriteOptions,
+) -> Result<Value, ApiError> {
+    let before = convert::from_storage(&ctx.resource, &old.value);
+    let mut new = run(ctx, kind, &before, patch)?;
+    // A patch that names no revision applies to whatever is there.
+    if patch["metadata"]["resourceVersion"].is_null()
+        && meta::text(&new, "resourceVersion") == meta::text(&before, "resourceVersion")
+    {
+        meta::unset(&mut new, "resourceVersion");
+    }
+    if meta::name(&new) != old.key.name {
+        return Err(ApiError::bad_request("metadata.name: the name of an object cannot be patched"));
+    }
+    check_kind(ctx, &mut new)?;
+    check_fields(ctx, &mut new, options.field_validation)?;
+    Ok(new)
+}
+
+/// The document with the patch applied.
+pub(crate) fn run(ctx: &Ctx, kind: Kind, before: &Value, patch: &Value) -> Result<Value, ApiError> {
+    let failed = |error: PatchError| ApiError::bad_request(error.to_string());
+    match kind {
+        Kind::Json => json_patch(before, patch).map_err(|error| ApiError {
+            code: StatusCode::UNPROCESSABLE_ENTITY,
+            reason: "Invalid",
+            message: format!("the server rejected our request due to an error in our request: {error}"),
+            details: None,
+        }),
+        Kind::Merge => {
+            if !patch.is_object() {
+                return Err(ApiError::bad_request("a merge patch must be an object"));
+            }
+            Ok(merge_patch(before, patch))
+        }
+        Kind::Strategic | Kind::Apply => {
+            strategic_merge(ctx.resource.schema(), before, patch).map_err(failed)
+        }
+    }
+}
+
+/// Server-side apply.
+async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<Reply, ApiError> {
+    if ctx.query.get("fieldManager").is_none() {
+        return Err(ApiError::bad_request("fieldManager: Required value: is required for apply patch"));
+    }
+    let mut applied = request::yaml(body)?;
+    if !applied["apiVersion"].is_string() || !applied["kind"].is_string() {
+        return Err(ApiError::bad_request("an apply patch must have apiVersion and kind"));
+    }
+    if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    meta::unset(&mut applied, "managedFields");
+    check_kind(ctx, &mut applied)?;
+    if meta::name(&applied).is_empty() {
+        meta::set(&mut applied, "name", ctx.object_name());
+    } else if meta::name(&applied) != ctx.object_name() {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&applied),
+            ctx.object_name()
+        )));
+    }
+    check_fields(ctx, &mut applied, options.field_validation)?;
+    admit_names(&mut applied);
+    let api_version = ctx.resource.api_version();
+    let manager = Manager {
+        name: &options.field_manager,
+        operation: "Apply",
+        subresource: &ctx.sub,
+        api_version: &api_version,
+    };
+    for _ in 0..ATTEMPTS {
+        let old = ctx.server.store.get(&ctx.resource.storage, &ctx.namespace, ctx.object_name());
+        let before = old.as_ref().map(|object| convert::from_storage(&ctx.resource, &object.value));
+        let merged =
+            apply(ctx.resource.schema(), before.as_deref(), &applied, &manager, options.force, &meta::now())
+                .map_err(|error| refused(&error))?;
+        let mut merged = merged;
+        let (outcome, code) = match &old {
+            Some(old) => {
+                if applied["metadata"]["resourceVersion"].is_null() {
+                    meta::unset(&mut merged, "resourceVersion");
+                }
+                (update_object(ctx, old, merged, options, Track::Applied).await?, StatusCode::OK)
+            }
+            None if !ctx.sub.is_empty() => return Err(ApiError::not_found(ctx.subject())),
+            None => {
+                if !meta::uid(&applied).is_empty() {
+                    return Err(ApiError::conflict(
+                        ctx.subject(),
+                        "uid mismatch: the provided object specified a uid, and no existing object was found",
+                    ));
+                }
+                match create_object(ctx, merged, options, Track::Applied).await {
+                    Ok(outcome) => (outcome, StatusCode::CREATED),
+                    // Somebody else made it since we looked: apply to that.
+                    Err(error) if error.reason == "AlreadyExists" => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        match outcome {
+            Outcome::Raced => {}
+            done => return done.reply(ctx, code),
+        }
+    }
+    Err(ApiError::modified(ctx.subject()))
+}
+
+/// Server-set fields that some tools send back are no claim of theirs.
+fn admit_names(applied: &mut Value) {
+    for field in ["creationTimestamp", "selfLink", "generation", "deletionTimestamp"] {
+        meta::unset(applied, field);
+    }
+}
+
+fn refused(error: &ApplyError) -> ApiError {
+    match error {
+        ApplyError::Conflicts(conflicts) => {
+            let list: Vec<(String, String)> =
+                conflicts.iter().map(|conflict| (conflict.manager.clone(), conflict.field.clone())).collect();
+            ApiError::apply_conflicts(&list)
+        }
+        other => ApiError::bad_request(other.to_string()),
+    }
+}

@@ -1,0 +1,181 @@
+//! get and list.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::Ctx;
+use crate::convert;
+use crate::error::ApiError;
+use crate::query::{ListOptions, Match};
+use crate::registry::{Columns, Resource};
+use crate::reply::{self, Reply};
+use crate::store::Object;
+
+/// One object.
+pub(crate) fn get(ctx: &Ctx) -> Result<Reply, ApiError> {
+    let object = find(ctx)?;
+    Ok(reply::stored(StatusCode::OK, ctx.accept, &ctx.resource, ctx.include, &object))
+}
+
+/// The object the request names.
+pub(crate) fn find(ctx: &Ctx) -> Result<Arc<Object>, ApiError> {
+    ctx.server
+        .store
+        .get(&ctx.resource.storage, &ctx.namespace, ctx.object_name())
+        .ok_or_else(|| ApiError::not_found(ctx.subject()))
+}
+
+/// Where a list goes on: after `key`, as of `revision`.
+#[derive(Debug, PartialEq, Eq)]
+struct Continue {
+    revision: u64,
+    after: (String, String),
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        let token =
+            json!({"v": "meta.k8s.io/v1", "rv": self.revision, "ns": self.after.0, "name": self.after.1});
+        URL_SAFE_NO_PAD.encode(token.to_string())
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let token: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let text = |field: &str| token[field].as_str().map(str::to_owned);
+        Some(Self { revision: token["rv"].as_u64()?, after: (text("ns")?, text("name")?) })
+    }
+}
+
+/// The fields a selector may speak of.
+pub(crate) fn check_fields(resource: &Resource, options: &ListOptions) -> Result<(), ApiError> {
+    if !resource.builtin || matches!(resource.columns, Columns::Crd(_)) {
+        for field in options.fields.fields() {
+            let known = field == "metadata.name"
+                || (field == "metadata.namespace" && resource.namespaced)
+                || resource.selectable.iter().any(|path| path == field);
+            if !known {
+                return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+            }
+        }
+        return Ok(());
+    }
+    let more: &[&str] = match resource.kind.as_str() {
+        "Pod" => &["spec.", "status."],
+        "Event" => &["involvedObject.", "regarding.", "reason", "reportingComponent", "source", "type"],
+        "Node" => &["spec.unschedulable"],
+        "Namespace" => &["status.phase"],
+        "Secret" => &["type"],
+        "Service" => &["spec.clusterIP", "spec.type"],
+        "ReplicaSet" | "ReplicationController" => &["status.replicas"],
+        "Job" => &["status.successful"],
+        _ => &[],
+    };
+    for field in options.fields.fields() {
+        let known = field == "metadata.name"
+            || field == "metadata.namespace"
+            || more.iter().any(|prefix| field.starts_with(prefix));
+        if !known {
+            return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+        }
+    }
+    Ok(())
+}
+
+/// The objects that a list or watch selects, and the revision at which they were so.
+pub(crate) fn select(ctx: &Ctx, options: &ListOptions) -> (u64, Vec<Arc<Object>>) {
+    let namespace = ctx.resource.namespaced.then_some(ctx.namespace.as_str()).filter(|n| !n.is_empty());
+    if let (Some(name), true) = (options.fields.name(), namespace.is_some() || !ctx.resource.namespaced) {
+        // Selecting one name is a look-up: what `kubectl wait` and single-object informers do.
+        let revision = ctx.server.store.revision();
+        let object = ctx.server.store.get(&ctx.resource.storage, namespace.unwrap_or_default(), name);
+        let objects =
+            object.into_iter().filter(|object| selects(&ctx.resource, options, &object.value)).collect();
+        return (revision, objects);
+    }
+    let (revision, mut objects) = ctx.server.store.list(&ctx.resource.storage, namespace);
+    if !options.labels.is_empty() || !options.fields.is_empty() {
+        objects.retain(|object| selects(&ctx.resource, options, &object.value));
+    }
+    (revision, objects)
+}
+
+/// Does the request select this stored object?
+pub(crate) fn selects(resource: &Resource, options: &ListOptions, object: &Value) -> bool {
+    if options.fields.is_empty() {
+        return options.labels.matches(object);
+    }
+    options.selects(&convert::from_storage(resource, object))
+}
+
+/// A list.
+pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
+    let options = ListOptions::from_query(&ctx.query)?;
+    check_fields(&ctx.resource, &options)?;
+    let current = ctx.server.store.revision();
+    if let Some(wanted) = options.revision {
+        if options.revision_match == Some(Match::Exact) && wanted != current {
+            return Err(ApiError::expired(format!(
+                "The provided resource version {wanted} is not available: only the latest is kept"
+            )));
+        }
+        if wanted > current {
+            let mut error =
+                ApiError::unavailable(format!("Too large resource version: {wanted}, current: {current}"));
+            error.code = StatusCode::GATEWAY_TIMEOUT;
+            error.reason = "Timeout";
+            error.details = Some(
+                json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}], "retryAfterSeconds": 1}),
+            );
+            return Err(error);
+        }
+    }
+    let (mut revision, mut objects) = select(ctx, &options);
+    if let Some(token) = &options.continue_token {
+        let token =
+            Continue::decode(token).ok_or_else(|| ApiError::bad_request("continue key is not valid"))?;
+        if !ctx.server.store.reaches_back_to(&ctx.resource.storage, token.revision) {
+            return Err(ApiError::expired(
+                "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+            ));
+        }
+        // A watch from the first page's revision replays what changed between the pages.
+        revision = token.revision;
+        let from =
+            objects.partition_point(|object| path(object) <= format!("{}/{}", token.after.0, token.after.1));
+        objects.drain(..from);
+    }
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if let Some(limit) = options.limit
+        && objects.len() > limit
+    {
+        if options.labels.is_empty() && options.fields.is_empty() {
+            metadata["remainingItemCount"] = (objects.len() - limit).into();
+        }
+        objects.truncate(limit);
+        if let Some(last) = objects.last() {
+            let after = (last.key.namespace.clone(), last.key.name.clone());
+            metadata["continue"] = Continue { revision, after }.encode().into();
+        }
+    }
+    Ok(reply::list(ctx.accept, &ctx.resource, ctx.include, &objects, &metadata))
+}
+
+fn path(object: &Object) -> String {
+    format!("{}/{}", object.key.namespace, object.key.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens() {
+        let token = Continue { revision: 7, after: ("ns".into(), "n".into()) };
+        assert_eq!(Continue::decode(&token.encode()), Some(token));
+        assert_eq!(Continue::decode("nonsense"), None);
+    }
+}

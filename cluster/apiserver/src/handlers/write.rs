@@ -1,0 +1,451 @@
+//! create and update, and the way of every write: decode, default, admit, mutate, validate, commit.
+
+use std::sync::Arc;
+
+use cluster_schema::apply::{Manager, track_update};
+use http::StatusCode;
+use serde_json::Value;
+
+use super::Ctx;
+use crate::convert;
+use crate::error::ApiError;
+use crate::query::{FieldValidation, WriteOptions};
+use crate::reply::{self, Reply};
+use crate::store::{Commit, Conflict, Expect, Object};
+use crate::webhooks::Operation;
+use crate::{admit, meta, request, validate};
+
+/// Attempts of a write that did not ask for a certain revision, when others write too.
+const ATTEMPTS: usize = 8;
+
+/// Who a write's fields belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Track {
+    /// The write's manager takes over what it changed.
+    Update,
+    /// Server-side apply has said already.
+    Applied,
+}
+
+/// What became of a write.
+pub(crate) enum Outcome {
+    /// It is stored.
+    Stored(Arc<Object>),
+    /// It would have been (dry run), in the version of the request.
+    Dry(Value),
+    /// Another writer was faster.
+    Raced,
+}
+
+impl Outcome {
+    pub(crate) fn reply(self, ctx: &Ctx, code: StatusCode) -> Result<Reply, ApiError> {
+        match self {
+            Self::Stored(object) => Ok(reply::stored(code, ctx.accept, &ctx.resource, ctx.include, &object)),
+            Self::Dry(object) => Ok(reply::object(code, ctx.accept, &ctx.resource, ctx.include, &object)),
+            Self::Raced => Err(ApiError::modified(ctx.subject())),
+        }
+    }
+}
+
+impl Ctx {
+    pub(crate) fn write_options(&self) -> Result<WriteOptions, ApiError> {
+        WriteOptions::from_query(&self.query, self.user_agent.as_deref())
+    }
+
+    fn invalid(&self, name: &str, errors: &[cluster_schema::FieldError]) -> ApiError {
+        ApiError::invalid(&self.resource.group, &self.resource.kind, name, errors)
+    }
+}
+
+/// POST on a collection.
+pub(crate) async fn create(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
+    let options = ctx.write_options()?;
+    let object = decode(ctx, body, options.field_validation)?;
+    create_object(ctx, object, &options, Track::Update).await?.reply(ctx, StatusCode::CREATED)
+}
+
+/// PUT on an object or its status.
+pub(crate) async fn update(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
+    let options = ctx.write_options()?;
+    let object = decode(ctx, body, options.field_validation)?;
+    if meta::name(&object) != ctx.object_name() {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&object),
+            ctx.object_name()
+        )));
+    }
+    for _ in 0..ATTEMPTS {
+        let old = super::read::find(ctx)?;
+        match update_object(ctx, &old, object.clone(), &options, Track::Update).await? {
+            Outcome::Raced => {}
+            done => return done.reply(ctx, StatusCode::OK),
+        }
+    }
+    Err(ApiError::modified(ctx.subject()))
+}
+
+/// PUT on a namespace's `finalize`: the namespace controller's last word.
+pub(crate) async fn finalize_namespace(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
+    let object = request::decode(ctx.content_type.as_deref(), body)?;
+    for _ in 0..ATTEMPTS {
+        let old = super::read::find(ctx)?;
+        check_version(ctx, &old, &object)?;
+        let mut new = old.value.clone();
+        meta::carry("finalizers", &object["spec"], &mut new["spec"]);
+        match commit_update(ctx, &old, new, false).await? {
+            Outcome::Raced => {}
+            done => return done.reply(ctx, StatusCode::OK),
+        }
+    }
+    Err(ApiError::modified(ctx.subject()))
+}
+
+/// Reads the body and checks that it is what the path says; unknown fields as `validation` has it.
+pub(crate) fn decode(ctx: &Ctx, body: &[u8], validation: FieldValidation) -> Result<Value, ApiError> {
+    let mut object = request::decode(ctx.content_type.as_deref(), body)?;
+    check_kind(ctx, &mut object)?;
+    check_fields(ctx, &mut object, validation)?;
+    Ok(object)
+}
+
+/// Checks apiVersion, kind and namespace.
+pub(crate) fn check_kind(ctx: &Ctx, object: &mut Value) -> Result<(), ApiError> {
+    if !object.is_object() {
+        return Err(ApiError::bad_request("the body of the request is not an object"));
+    }
+    let resource = &ctx.resource;
+    let api_version = resource.api_version();
+    let given = (object["apiVersion"].as_str(), object["kind"].as_str());
+    match given {
+        (None | Some(""), None | Some("")) => {
+            object["apiVersion"] = api_version.into();
+            object["kind"] = resource.kind.clone().into();
+        }
+        (version, kind) => {
+            if version != Some(&api_version) || kind != Some(&resource.kind) {
+                return Err(ApiError::bad_request(format!(
+                    "the object provided ({}, {}) is not of the kind that the path expects ({api_version}, {})",
+                    version.unwrap_or("no apiVersion"),
+                    kind.unwrap_or("no kind"),
+                    resource.kind
+                )));
+            }
+        }
+    }
+    meta::metadata(object);
+    if resource.namespaced {
+        let namespace = meta::namespace(object);
+        if namespace.is_empty() {
+            if ctx.namespace.is_empty() {
+                return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
+            }
+            meta::set(object, "namespace", ctx.namespace.clone());
+        } else if namespace != ctx.namespace {
+            return Err(ApiError::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request ({} != {})",
+                namespace, ctx.namespace
+            )));
+        }
+    } else {
+        meta::unset(object, "namespace");
+    }
+    Ok(())
+}
+
+/// Refuses, warns of or drops unknown fields; drops nulls and what the schema does not know.
+pub(crate) fn check_fields(
+    ctx: &Ctx,
+    object: &mut Value,
+    validation: FieldValidation,
+) -> Result<(), ApiError> {
+    let schema = ctx.resource.schema();
+    if ctx.resource.builtin {
+        meta::drop_nulls(object);
+    }
+    if validation != FieldValidation::Ignore {
+        let unknown = schema.unknown_fields(object);
+        if !unknown.is_empty() {
+            if validation == FieldValidation::Strict {
+                let what: Vec<String> =
+                    unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+                let (kind, version) = (&ctx.resource.kind, &ctx.resource.version);
+                let prefix = if ctx.resource.builtin {
+                    format!("{kind} in version \"{version}\" cannot be handled as a {kind}: ")
+                } else {
+                    String::new()
+                };
+                return Err(ApiError::bad_request(format!(
+                    "{prefix}strict decoding error: {}",
+                    what.join(", ")
+                )));
+            }
+            for path in unknown {
+                ctx.warn(format!("unknown field \"{path}\""));
+            }
+        }
+    }
+    schema.prune(object);
+    Ok(())
+}
+
+fn manager<'a>(ctx: &'a Ctx, options: &'a WriteOptions, api_version: &'a str) -> Manager<'a> {
+    Manager { name: &options.field_manager, operation: "Update", subresource: &ctx.sub, api_version }
+}
+
+fn track(ctx: &Ctx, old: Option<&Value>, new: &mut Value, options: &WriteOptions) {
+    // Written by the thousand and never by two managers: not worth the bytes.
+    if matches!(ctx.resource.kind.as_str(), "Event" | "Lease") {
+        return;
+    }
+    let api_version = ctx.resource.api_version();
+    track_update(ctx.resource.schema(), old, new, &manager(ctx, options, &api_version), &meta::now());
+}
+
+/// Kinds whose spec changes are counted in `metadata.generation`.
+fn has_generation(ctx: &Ctx) -> bool {
+    !ctx.resource.builtin
+        || matches!(
+            ctx.resource.kind.as_str(),
+            "Pod"
+                | "Deployment"
+                | "ReplicaSet"
+                | "StatefulSet"
+                | "DaemonSet"
+                | "ReplicationController"
+                | "Job"
+                | "CronJob"
+                | "PodDisruptionBudget"
+                | "Ingress"
+                | "IngressClass"
+                | "NetworkPolicy"
+                | "EndpointSlice"
+                | "PriorityClass"
+                | "CustomResourceDefinition"
+                | "MutatingWebhookConfiguration"
+                | "ValidatingWebhookConfiguration"
+        )
+}
+
+/// Sends a new object, decoded and checked, through admission into the store.
+pub(crate) async fn create_object(
+    ctx: &Ctx,
+    mut object: Value,
+    options: &WriteOptions,
+    tracking: Track,
+) -> Result<Outcome, ApiError> {
+    let resource = &ctx.resource;
+    if !meta::text(&object, "resourceVersion").is_empty() {
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    if meta::name(&object).is_empty() {
+        let prefix = meta::text(&object, "generateName");
+        if prefix.is_empty() {
+            let error =
+                cluster_schema::FieldError::required("metadata.name", "name or generateName is required");
+            return Err(ctx.invalid("", &[error]));
+        }
+        let name = admit::generate_name(prefix);
+        meta::set(&mut object, "name", name);
+    }
+    let name = meta::name(&object).to_owned();
+    admit::namespace_accepts(ctx, &name)?;
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
+        meta::unset(&mut object, field);
+    }
+    meta::set(&mut object, "uid", uuid::Uuid::new_v4().to_string());
+    meta::set(&mut object, "creationTimestamp", meta::now());
+    if has_generation(ctx) {
+        meta::set(&mut object, "generation", 1);
+    } else {
+        meta::unset(&mut object, "generation");
+    }
+    if resource.status
+        && let Some(object) = object.as_object_mut()
+    {
+        object.remove("status");
+    }
+    admit::prepare(resource, &mut object, None);
+    resource.schema().default(&mut object);
+    let reserved = admit::create(ctx, &mut object, options.dry_run)?;
+    if ctx.server.hooks.mutate(ctx, Operation::Create, None, &mut object, options.dry_run).await? {
+        resource.schema().prune(&mut object);
+        admit::prepare(resource, &mut object, None);
+        resource.schema().default(&mut object);
+    }
+    if tracking == Track::Update {
+        meta::unset(&mut object, "managedFields");
+        track(ctx, None, &mut object, options);
+    }
+    let mut errors = validate::metadata(resource, &object);
+    errors.extend(resource.schema().validate(&object, None));
+    errors.extend(validate::object(ctx, &object, None));
+    if !errors.is_empty() {
+        return Err(ctx.invalid(&name, &errors));
+    }
+    ctx.server.hooks.validate(ctx, Operation::Create, None, Some(&object), options.dry_run).await?;
+    let key = ctx.key(&name);
+    if options.dry_run {
+        if ctx.server.store.get(&key.kind, &key.namespace, &key.name).is_some() {
+            return Err(ApiError::already_exists(resource.subject(&name)));
+        }
+        return Ok(Outcome::Dry(object));
+    }
+    let commit = match ctx.server.store.put(&key, Expect::Absent, convert::to_storage(resource, object)) {
+        Ok(commit) => commit,
+        Err(_) => return Err(ApiError::already_exists(resource.subject(&name))),
+    };
+    reserved.keep();
+    Ok(Outcome::Stored(settle(ctx, commit).await?))
+}
+
+/// 409 if the writer saw another object or another state of it.
+fn check_version(ctx: &Ctx, old: &Object, new: &Value) -> Result<(), ApiError> {
+    let uid = meta::uid(new);
+    if !uid.is_empty() && uid != meta::uid(&old.value) {
+        return Err(ApiError::conflict(
+            ctx.subject(),
+            format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta::uid(&old.value)
+            ),
+        ));
+    }
+    let seen = meta::text(new, "resourceVersion");
+    if !seen.is_empty() && seen != "0" && seen != meta::text(&old.value, "resourceVersion") {
+        return Err(ApiError::modified(ctx.subject()));
+    }
+    Ok(())
+}
+
+/// Sends a new state of an object, decoded and checked, through admission into the store.
+pub(crate) async fn update_object(
+    ctx: &Ctx,
+    old: &Arc<Object>,
+    mut new: Value,
+    options: &WriteOptions,
+    tracking: Track,
+) -> Result<Outcome, ApiError> {
+    let resource = &ctx.resource;
+    check_version(ctx, old, &new)?;
+    let before = convert::from_storage(resource, &old.value);
+    let before = before.as_ref();
+    // The server's own fields are not the client's to change.
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+        "name",
+        "namespace",
+    ] {
+        meta::carry(field, &before["metadata"], &mut new["metadata"]);
+    }
+    if ctx.sub == "status" {
+        new = with_status_of(ctx, before, new);
+    } else if resource.status {
+        meta::carry("status", before, &mut new);
+    }
+    admit::prepare(resource, &mut new, Some(before));
+    resource.schema().default(&mut new);
+    admit::update(ctx, &mut new, before)?;
+    if ctx.server.hooks.mutate(ctx, Operation::Update, Some(before), &mut new, options.dry_run).await? {
+        resource.schema().prune(&mut new);
+        resource.schema().default(&mut new);
+        if ctx.sub == "status" {
+            new = with_status_of(ctx, before, new);
+        } else if resource.status {
+            meta::carry("status", before, &mut new);
+        }
+    }
+    if ctx.sub.is_empty() && has_generation(ctx) && spec_changed(ctx, before, &new) {
+        let generation = before["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+        meta::set(&mut new, "generation", generation);
+    }
+    if tracking == Track::Update {
+        // A client that sends an empty list gives up all tracking; one that sends none keeps it.
+        if !new["metadata"]["managedFields"].is_array() {
+            meta::carry("managedFields", &before["metadata"], &mut new["metadata"]);
+        }
+        track(ctx, Some(before), &mut new, options);
+    }
+    let mut errors = validate::metadata(resource, &new);
+    errors.extend(validate::metadata_update(resource, &new, before));
+    errors.extend(resource.schema().validate(&new, Some(before)));
+    errors.extend(validate::object(ctx, &new, Some(before)));
+    if !errors.is_empty() {
+        return Err(ctx.invalid(&old.key.name, &errors));
+    }
+    ctx.server.hooks.validate(ctx, Operation::Update, Some(before), Some(&new), options.dry_run).await?;
+    commit_update(ctx, old, new, options.dry_run).await
+}
+
+/// The old object with the new status (and, for built-in types, the new labels and annotations).
+fn with_status_of(ctx: &Ctx, old: &Value, new: Value) -> Value {
+    let mut merged = old.clone();
+    meta::carry("status", &new, &mut merged);
+    meta::carry("managedFields", &new["metadata"], &mut merged["metadata"]);
+    if ctx.resource.builtin {
+        meta::carry("annotations", &new["metadata"], &mut merged["metadata"]);
+        meta::carry("labels", &new["metadata"], &mut merged["metadata"]);
+    }
+    merged
+}
+
+fn spec_changed(ctx: &Ctx, old: &Value, new: &Value) -> bool {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
+    let counts = |field: &str| {
+        !matches!(field, "metadata" | "apiVersion" | "kind") && !(field == "status" && ctx.resource.status)
+    };
+    old.iter().any(|(field, value)| counts(field) && new.get(field) != Some(value))
+        || new.keys().any(|field| counts(field) && !old.contains_key(field))
+}
+
+/// Stores a new state, unless nothing changed; removes the object if its deletion waited only for this.
+pub(crate) async fn commit_update(
+    ctx: &Ctx,
+    old: &Arc<Object>,
+    new: Value,
+    dry_run: bool,
+) -> Result<Outcome, ApiError> {
+    if dry_run {
+        let mut new = new;
+        meta::carry("resourceVersion", &old.value["metadata"], &mut new["metadata"]);
+        return Ok(Outcome::Dry(new));
+    }
+    let new = convert::to_storage(&ctx.resource, new);
+    let store = &ctx.server.store;
+    if super::delete::is_finished(&ctx.resource, &new) {
+        // Watchers see the state that let it go, too.
+        let written = match store.put(&old.key, Expect::Revision(old.revision), new) {
+            Ok(commit) => commit.object,
+            Err(conflict) => return raced(ctx, &conflict),
+        };
+        return match store.remove(&old.key, written.revision) {
+            Ok(commit) => Ok(Outcome::Stored(settle(ctx, commit).await?)),
+            Err(conflict) => raced(ctx, &conflict),
+        };
+    }
+    if meta::same(&old.value, &new) {
+        return Ok(Outcome::Stored(old.clone()));
+    }
+    match store.put(&old.key, Expect::Revision(old.revision), new) {
+        Ok(commit) => Ok(Outcome::Stored(settle(ctx, commit).await?)),
+        Err(conflict) => raced(ctx, &conflict),
+    }
+}
+
+fn raced(ctx: &Ctx, conflict: &Conflict) -> Result<Outcome, ApiError> {
+    match conflict {
+        Conflict::Missing => Err(ApiError::not_found(ctx.subject())),
+        Conflict::Exists | Conflict::Changed => Ok(Outcome::Raced),
+    }
+}
+
+/// Does what follows a write in this process at once, then waits for the disk.
+pub(crate) async fn settle(ctx: &Ctx, commit: Commit) -> Result<Arc<Object>, ApiError> {
+    admit::committed(&ctx.server, &commit.object);
+    Ok(commit.durable().await?)
+}

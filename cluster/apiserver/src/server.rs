@@ -1,0 +1,118 @@
+//! The server's state and the way from a request to its handler.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
+use serde_json::json;
+
+use crate::accept::Accept;
+use crate::auth::{Authenticator, User};
+use crate::error::ApiError;
+use crate::handlers::{self, Ctx};
+use crate::query::Query;
+use crate::registry::Registry;
+use crate::reply::{self, Reply};
+use crate::request;
+use crate::services::Addresses;
+use crate::store::Store;
+use crate::webhooks::Hooks;
+
+/// Everything a handler may need.
+pub(crate) struct Server {
+    pub(crate) store: Arc<Store>,
+    pub(crate) registry: Registry,
+    pub(crate) auth: Authenticator,
+    pub(crate) addresses: Addresses,
+    pub(crate) hooks: Hooks,
+    pub(crate) kubelet: ArcSwapOption<axum::Router>,
+    pub(crate) git_version: String,
+    pub(crate) shutdown: tokio_util::sync::CancellationToken,
+}
+
+impl Server {
+    /// Answers one request. Whatever goes wrong becomes a `Status`.
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Body>) -> Reply {
+        let head = request.method() == Method::HEAD;
+        let mut reply = match self.route(request).await {
+            Ok(reply) => reply,
+            Err(error) => reply::error(&error),
+        };
+        if head {
+            *reply.body_mut() = Body::empty();
+        }
+        reply
+    }
+
+    async fn route(self: &Arc<Self>, request: Request<Body>) -> Result<Reply, ApiError> {
+        let path = request.uri().path().trim_end_matches('/').to_owned();
+        let user = self.auth.authenticate(self, &request)?;
+        match path.as_str() {
+            "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
+                return Ok(reply::bytes(StatusCode::OK, "text/plain; charset=utf-8", "ok"));
+            }
+            "/version" => return Ok(self.version()),
+            _ => {}
+        }
+        let segments = request::segments(&path);
+        let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let snapshot = self.registry.snapshot();
+        match parts.as_slice() {
+            ["api", version, rest @ ..] if !rest.is_empty() => {
+                let target = request::resolve(&snapshot, "", version, &segments[2..])?;
+                self.resource(request, target, user).await
+            }
+            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
+                let target = request::resolve(&snapshot, group, version, &segments[3..])?;
+                self.resource(request, target, user).await
+            }
+            _ => {
+                crate::authorize::non_resource(self, &user, request.method(), &path)?;
+                match parts.as_slice() {
+                    ["api" | "apis", ..] => crate::discovery::handle(&snapshot, &parts, request.headers()),
+                    ["openapi", "v3", rest @ ..] => {
+                        crate::openapi::handle(&snapshot, rest, request.headers())
+                    }
+                    [".well-known", "openid-configuration"] => Ok(self.auth.openid_configuration()),
+                    ["openid", "v1", "jwks"] => Ok(self.auth.jwks()),
+                    [] => Ok(reply::value(
+                        StatusCode::OK,
+                        Accept::JSON,
+                        &json!({"paths": crate::discovery::paths(&snapshot)}),
+                    )),
+                    _ => Err(ApiError::no_such_path()),
+                }
+            }
+        }
+    }
+
+    async fn resource(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        target: request::Target,
+        user: User,
+    ) -> Result<Reply, ApiError> {
+        let query = Query::parse(request.uri().query());
+        let ctx = Ctx::new(self.clone(), target, user, query, &request)?;
+        handlers::dispatch(ctx, request).await
+    }
+
+    fn version(&self) -> Reply {
+        let mut parts = self.git_version.trim_start_matches('v').split('.');
+        let major = parts.next().unwrap_or("1");
+        let minor = parts.next().unwrap_or("0");
+        let version = json!({
+            "major": major,
+            "minor": minor,
+            "gitVersion": self.git_version,
+            "gitCommit": "",
+            "gitTreeState": "clean",
+            "buildDate": "1970-01-01T00:00:00Z",
+            "goVersion": "none",
+            "compiler": "rustc",
+            "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
+        });
+        reply::value(StatusCode::OK, Accept::JSON, &version)
+    }
+}

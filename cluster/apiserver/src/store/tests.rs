@@ -1,0 +1,101 @@
+use serde_json::json;
+
+use super::*;
+
+fn kind() -> Arc<str> {
+    "/configmaps".into()
+}
+
+fn object(name: &str, data: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"k": data}})
+}
+
+fn open() -> (tempfile::TempDir, Arc<Store>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), true).unwrap();
+    (folder, store)
+}
+
+#[tokio::test]
+async fn acknowledged_is_there_after_a_crash() {
+    let (folder, store) = open();
+    let key = Key::new(&kind(), "default", "a");
+    let first = store.put(&key, Expect::Absent, object("a", "1")).unwrap().durable().await.unwrap();
+    store.put(&key, Expect::Revision(first.revision), object("a", "2")).unwrap().durable().await.unwrap();
+    let gone = Key::new(&kind(), "default", "b");
+    let commit = store.put(&gone, Expect::Absent, object("b", "1")).unwrap();
+    store.remove(&gone, commit.object.revision).unwrap().durable().await.unwrap();
+    let last = store.revision();
+    // What a killed process leaves is the file as it is now: copy it while the store is still open.
+    let crashed = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.path().join("objects.redb"), crashed.path().join("objects.redb")).unwrap();
+
+    let reopened = Store::open(crashed.path(), true).unwrap();
+    assert_eq!(reopened.get("/configmaps", "default", "a").unwrap().value["data"]["k"], "2");
+    assert!(reopened.get("/configmaps", "default", "b").is_none());
+    assert!(reopened.revision() > last, "the revision jumps ahead");
+    assert!(reopened.watch(&kind(), last).is_err(), "a watcher from before is told to list again");
+}
+
+#[tokio::test]
+async fn writes_check_what_they_expect() {
+    let (_folder, store) = open();
+    let key = Key::new(&kind(), "default", "a");
+    let commit = store.put(&key, Expect::Absent, object("a", "1")).unwrap();
+    assert!(matches!(store.put(&key, Expect::Absent, object("a", "2")), Err(Conflict::Exists)));
+    assert!(matches!(store.put(&key, Expect::Revision(1), object("a", "2")), Err(Conflict::Changed)));
+    assert!(matches!(store.remove(&key, 1), Err(Conflict::Changed)));
+    store.remove(&key, commit.object.revision).unwrap();
+    assert!(matches!(store.remove(&key, 1), Err(Conflict::Missing)));
+    assert!(matches!(store.put(&key, Expect::Revision(1), object("a", "2")), Err(Conflict::Missing)));
+}
+
+#[tokio::test]
+async fn a_watch_sees_each_change_in_order() {
+    let (_folder, store) = open();
+    let key = Key::new(&kind(), "default", "a");
+    let mut watch = store.watch(&kind(), store.revision()).unwrap();
+    let one = store.put(&key, Expect::Absent, object("a", "1")).unwrap().object;
+    let two = store.put(&key, Expect::Revision(one.revision), object("a", "2")).unwrap().object;
+    store.remove(&key, two.revision).unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(watch.next().await.unwrap());
+    }
+    assert_eq!(
+        seen.iter().map(|event| event.change).collect::<Vec<_>>(),
+        [Change::Added, Change::Modified, Change::Deleted]
+    );
+    assert_eq!(seen[2].object.value["metadata"]["resourceVersion"], seen[2].object.revision.to_string());
+    assert!(seen[0].frame().starts_with(b"{\"type\":\"ADDED\",\"object\":{"));
+}
+
+#[tokio::test]
+async fn a_watch_that_fell_behind_is_told() {
+    let (_folder, store) = open();
+    let key = Key::new(&kind(), "default", "a");
+    let from = store.revision();
+    let mut last = store.put(&key, Expect::Absent, object("a", "0")).unwrap().object.revision;
+    let mut watch = store.watch(&kind(), from).unwrap();
+    for n in 0..5000 {
+        last = store.put(&key, Expect::Revision(last), object("a", &n.to_string())).unwrap().object.revision;
+    }
+    assert!(watch.next().await.is_err());
+    assert!(store.watch(&kind(), from).is_err());
+    assert!(store.watch(&kind(), last).is_ok());
+    assert!(!store.reaches_back_to("/configmaps", from));
+}
+
+#[tokio::test]
+async fn lists_are_by_namespace_and_sorted() {
+    let (_folder, store) = open();
+    for (namespace, name) in [("b", "z"), ("a", "y"), ("a-c", "x"), ("a", "b")] {
+        store.put(&Key::new(&kind(), namespace, name), Expect::Absent, object(name, "1")).unwrap();
+    }
+    let names = |namespace| {
+        store.list("/configmaps", namespace).1.iter().map(|o| o.key.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(Some("a")), ["b", "y"]);
+    assert_eq!(names(None).len(), 4);
+    assert!(names(Some("none")).is_empty());
+}

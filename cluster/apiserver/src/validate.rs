@@ -1,0 +1,321 @@
+//! Checks of objects beyond their schema: names, labels, what may not change, what must agree.
+
+use std::sync::LazyLock;
+
+use cluster_schema::{FieldError, Schema};
+use regex::Regex;
+use serde_json::Value;
+
+use crate::handlers::Ctx;
+use crate::meta;
+use crate::registry::Resource;
+
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+/// All annotations of an object together.
+const MAX_ANNOTATIONS: usize = 256 << 10;
+
+fn regex(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("the pattern is a literal of this file")
+}
+
+static IS_SUBDOMAIN: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"));
+static IS_LABEL: LazyLock<Regex> = LazyLock::new(|| regex(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));
+static IS_LABEL_1035: LazyLock<Regex> = LazyLock::new(|| regex(r"^[a-z]([-a-z0-9]*[a-z0-9])?$"));
+static IS_QUALIFIED: LazyLock<Regex> = LazyLock::new(|| regex(r"^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"));
+
+fn too_long(field: &str, most: usize) -> FieldError {
+    FieldError {
+        field: field.to_owned(),
+        reason: cluster_schema::Reason::TooLong,
+        bad_value: None,
+        detail: format!("may not be more than {most} bytes"),
+    }
+}
+
+/// The rule for an object's name, by its type.
+fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
+    let field = "metadata.name";
+    let mut rule = |is: &Regex, most: usize, text: &str| {
+        if name.len() > most {
+            errors.push(FieldError::invalid(
+                field,
+                &name.into(),
+                format!("must be no more than {most} characters"),
+            ));
+        }
+        if !is.is_match(name) {
+            errors.push(FieldError::invalid(field, &name.into(), text));
+        }
+    };
+    match (resource.group.as_str(), resource.kind.as_str()) {
+        ("", "Service") => rule(&IS_LABEL_1035, 63, LABEL_1035),
+        ("", "Namespace") => rule(&IS_LABEL, 63, LABEL),
+        ("rbac.authorization.k8s.io", _) => {
+            if name == "." || name == ".." || name.contains(['/', '%']) {
+                errors.push(FieldError::invalid(
+                    field,
+                    &name.into(),
+                    "may not be '.' or '..' or contain '/' or '%'",
+                ));
+            }
+        }
+        _ => rule(&IS_SUBDOMAIN, 253, SUBDOMAIN),
+    }
+}
+
+/// Checks a qualified name such as a label's key.
+fn qualified(field: &str, key: &str, errors: &mut Vec<FieldError>) {
+    let (prefix, name) = match key.rsplit_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    if let Some(prefix) = prefix
+        && (prefix.len() > 253 || !IS_SUBDOMAIN.is_match(prefix))
+    {
+        errors.push(FieldError::invalid(field, &key.into(), format!("prefix part {SUBDOMAIN}")));
+    }
+    if name.is_empty() {
+        errors.push(FieldError::invalid(field, &key.into(), "name part must be non-empty"));
+    } else if name.len() > 63 {
+        errors.push(FieldError::invalid(field, &key.into(), "name part must be no more than 63 bytes"));
+    } else if !IS_QUALIFIED.is_match(name) {
+        errors.push(FieldError::invalid(field, &key.into(), QUALIFIED));
+    }
+}
+
+/// Checks labels at a path.
+pub(crate) fn labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) {
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        qualified(field, key, errors);
+        let Some(value) = value.as_str() else { continue };
+        if value.len() > 63 {
+            errors.push(FieldError::invalid(field, &value.into(), "must be no more than 63 bytes"));
+        } else if !value.is_empty() && !IS_QUALIFIED.is_match(value) {
+            errors.push(FieldError::invalid(field, &value.into(), LABEL_VALUE));
+        }
+    }
+}
+
+/// Checks `metadata` of any object.
+pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    check_name(resource, meta::name(object), &mut errors);
+    let metadata = &object["metadata"];
+    labels("metadata.labels", &metadata["labels"], &mut errors);
+    let mut size = 0;
+    for (key, value) in metadata["annotations"].as_object().into_iter().flatten() {
+        qualified("metadata.annotations", &key.to_lowercase(), &mut errors);
+        size += key.len() + value.as_str().unwrap_or_default().len();
+    }
+    if size > MAX_ANNOTATIONS {
+        errors.push(too_long("metadata.annotations", MAX_ANNOTATIONS));
+    }
+    for (index, finalizer) in meta::finalizers(object).iter().enumerate() {
+        let standard = ["orphan", "foregroundDeletion", "kubernetes"];
+        if !finalizer.contains('/') && !standard.contains(finalizer) && resource.builtin {
+            qualified(&format!("metadata.finalizers[{index}]"), finalizer, &mut errors);
+        }
+    }
+    let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (index, owner) in owners.iter().enumerate() {
+        for field in ["apiVersion", "kind", "name", "uid"] {
+            if owner[field].as_str().unwrap_or_default().is_empty() {
+                let path = format!("metadata.ownerReferences[{index}].{field}");
+                errors.push(FieldError::invalid(path, &"".into(), format!("{field} must not be empty")));
+            }
+        }
+    }
+    let controllers: Vec<_> = owners.iter().filter(|owner| owner["controller"] == true).collect();
+    if controllers.len() > 1 {
+        errors.push(FieldError::invalid(
+            "metadata.ownerReferences",
+            &metadata["ownerReferences"],
+            "Only one reference can have Controller set to true.",
+        ));
+    }
+    errors
+}
+
+/// Checks what an update may not do to `metadata`.
+pub(crate) fn metadata_update(_resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if meta::is_terminating(old) {
+        let before = meta::finalizers(old);
+        let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !before.contains(f)).collect();
+        if !added.is_empty() {
+            errors.push(FieldError::forbidden(
+                "metadata.finalizers",
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+            ));
+        }
+    }
+    errors
+}
+
+/// Checks by kind.
+pub(crate) fn object(ctx: &Ctx, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let resource = &ctx.resource;
+    if !resource.builtin {
+        if old.is_some() && meta::text(new, "resourceVersion").is_empty() && ctx.content_type_is_object() {
+            errors.push(FieldError::invalid(
+                "metadata.resourceVersion",
+                &0.into(),
+                "must be specified for an update",
+            ));
+        }
+        return errors;
+    }
+    match resource.kind.as_str() {
+        "CustomResourceDefinition" => definition(new, old, &mut errors),
+        "Pod" => {
+            if let Some(old) = old
+                && ctx.sub.is_empty()
+            {
+                pod_update(new, old, &mut errors);
+            }
+        }
+        _ => {}
+    }
+    errors
+}
+
+impl Ctx {
+    /// Is the body a whole object (an update), and not a patch?
+    fn content_type_is_object(&self) -> bool {
+        !self.content_type.as_deref().unwrap_or_default().contains("patch")
+    }
+}
+
+/// Of a pod's spec, only a few fields may change.
+fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let mut expected = old["spec"].clone();
+    for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"]
+    {
+        meta::carry(field, &new["spec"], &mut expected);
+    }
+    for list in ["containers", "initContainers"] {
+        let news = new["spec"][list].as_array().map(Vec::as_slice).unwrap_or_default();
+        for (container, new) in expected[list].as_array_mut().into_iter().flatten().zip(news) {
+            meta::carry("image", new, container);
+        }
+    }
+    if expected != new["spec"] {
+        errors.push(FieldError::forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+        ));
+    }
+}
+
+/// A CustomResourceDefinition must name itself rightly, store one version, and have structural schemas.
+fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    let spec = &new["spec"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let expected = format!("{}.{}", text(&spec["names"]["plural"]), text(&spec["group"]));
+    if meta::name(new) != expected {
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            &meta::name(new).into(),
+            format!("must be spec.names.plural+\".\"+spec.group ({expected})"),
+        ));
+    }
+    if spec["conversion"]["strategy"] == "Webhook" {
+        errors.push(FieldError::not_supported("spec.conversion.strategy", &"Webhook".into(), &["None"]));
+    }
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let stored = versions.iter().filter(|version| version["storage"] == true).count();
+    if stored != 1 {
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            &Value::Null,
+            "must have exactly one version marked as storage version",
+        ));
+    }
+    let old_versions =
+        old.and_then(|old| old["spec"]["versions"].as_array()).map(Vec::as_slice).unwrap_or_default();
+    for (index, version) in versions.iter().enumerate() {
+        let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+        let schema = &version["schema"]["openAPIV3Schema"];
+        if schema.is_null() {
+            errors.push(FieldError::required(path, "schemas are required"));
+            continue;
+        }
+        let known = old_versions
+            .iter()
+            .any(|old| old["name"] == version["name"] && old["schema"]["openAPIV3Schema"] == *schema);
+        if known {
+            continue;
+        }
+        if let Err(found) = Schema::from_crd(schema) {
+            errors.extend(found.into_iter().map(|mut error| {
+                let rest = error.field.strip_prefix("openAPIV3Schema").unwrap_or(&error.field);
+                error.field = format!(
+                    "{path}{}{rest}",
+                    if rest.is_empty() || rest.starts_with(['.', '[']) { "" } else { "." }
+                );
+                error
+            }));
+        }
+    }
+    if let Some(old) = old {
+        for field in ["group", "scope"] {
+            if old["spec"][field] != spec[field] {
+                errors.push(FieldError::invalid(format!("spec.{field}"), &spec[field], "field is immutable"));
+            }
+        }
+        for field in ["plural", "kind"] {
+            if old["spec"]["names"][field] != spec["names"][field] {
+                let value = &spec["names"][field];
+                errors.push(FieldError::invalid(format!("spec.names.{field}"), value, "field is immutable"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::Registry;
+
+    fn errors(plural: &str, object: &Value) -> Vec<String> {
+        let snapshot = Registry::new().snapshot();
+        let resource = snapshot.find("", "v1", plural).unwrap();
+        metadata(resource, object).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names() {
+        assert!(errors("pods", &json!({"metadata": {"name": "a.b-c"}})).is_empty());
+        assert!(
+            errors("pods", &json!({"metadata": {"name": "Bad"}}))[0]
+                .starts_with("metadata.name: Invalid value: \"Bad\"")
+        );
+        assert_eq!(errors("services", &json!({"metadata": {"name": "1a"}})).len(), 1);
+        assert_eq!(errors("services", &json!({"metadata": {"name": "a.b"}})).len(), 1);
+    }
+
+    #[test]
+    fn labels_and_owners() {
+        let object = json!({"metadata": {"name": "a", "labels": {"a/b/c": "x", "ok": "bad value"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": ""}]}});
+        assert_eq!(errors("pods", &object).len(), 3);
+    }
+
+    #[test]
+    fn definitions_must_agree_with_themselves() {
+        let mut found = Vec::new();
+        let bad = json!({"metadata": {"name": "x"}, "spec": {"group": "g.io", "names": {"plural": "as"}, "versions": [
+            {"name": "v1", "served": true, "storage": false}]}});
+        definition(&bad, None, &mut found);
+        let fields: Vec<_> = found.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["metadata.name", "spec.versions", "spec.versions[0].schema.openAPIV3Schema"]);
+    }
+}
