@@ -128,6 +128,7 @@ pub(crate) struct ImageIndex {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and short-lived")]
 pub(crate) enum Manifest {
     Image(ImageManifest),
     Index(ImageIndex),

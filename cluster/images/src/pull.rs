@@ -80,7 +80,7 @@ impl Store {
                 Ok(image) => return Ok(image),
                 Err(error) if origin == Origin::Local || policy == PullPolicy::Never => return Err(error),
                 Err(error) => {
-                    tracing::warn!(image, %error, "content of an image that was pulled is incomplete, pulling again")
+                    tracing::warn!(image, %error, "content of an image that was pulled is incomplete, pulling again");
                 }
             }
         }

@@ -69,10 +69,10 @@ async fn dispatch(store: &Arc<Store>, call: &Call, request: Request) -> Answer {
         }
         (Target::Blob(digest), M::DELETE) => blobs::delete(store, digest).await,
         (Target::Uploads, M::POST) => blobs::start(store, call, request).await,
-        (Target::Upload(id), M::GET) => blobs::status(store, call, id).await,
+        (Target::Upload(id), M::GET) => blobs::status(store, call, id),
         (Target::Upload(id), M::PATCH) => blobs::patch(store, call, id, request).await,
         (Target::Upload(id), M::PUT) => blobs::put(store, call, id, request).await,
-        (Target::Upload(id), M::DELETE) => blobs::cancel(store, id).await,
+        (Target::Upload(id), M::DELETE) => blobs::cancel(store, id),
         (Target::Manifest(name), M::GET | M::HEAD) => manifests::get(store, call, name).await,
         (Target::Manifest(name), M::PUT) => manifests::put(store, call, name, request).await,
         (Target::Manifest(name), M::DELETE) => manifests::delete(store, call, name).await,

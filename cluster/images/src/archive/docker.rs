@@ -28,16 +28,16 @@ fn references(image: &Image, source: &Source) -> Result<Vec<Reference>, ImageErr
     tags.map(|name| Reference::parse(name).map_err(|e| source.invalid(e))).collect()
 }
 
-/// Names in `manifest.json` by the digest of the config, for archives that are an OCI layout as well.
-pub(super) fn names(source: &Source) -> Result<Option<Vec<(Digest, Vec<Reference>)>>, ImageError> {
-    let Some(images) = images(source)? else { return Ok(None) };
+/// Names in `manifest.json` with the digest of the config, for archives that are an OCI layout as well.
+pub(super) fn names(source: &Source) -> Result<Vec<Found>, ImageError> {
     let mut names = Vec::new();
+    let Some(images) = images(source)? else { return Ok(names) };
     for image in &images {
         if let Some(config) = source.document(&image.config)? {
-            names.push((Digest::of(&config), references(image, source)?));
+            names.push(Found { digest: Digest::of(&config), names: references(image, source)? });
         }
     }
-    Ok(Some(names))
+    Ok(names)
 }
 
 pub(super) fn read(store: &Store, source: &Source) -> Result<Option<Vec<Found>>, ImageError> {

@@ -26,14 +26,12 @@ pub(super) fn read(store: &Store, source: &Source) -> Result<Option<Vec<Found>>,
             None => found.push(Found { digest: entry.digest.clone(), names }),
         }
     }
-    if let Some(more) = super::docker::names(source)? {
-        for (config, names) in more {
-            let same = |f: &&mut Found| {
-                store.platform_manifest("", &f.digest).is_ok_and(|(_, m)| m.config.digest == config)
-            };
-            if let Some(image) = found.iter_mut().find(same).filter(|f| f.names.is_empty()) {
-                image.names = names;
-            }
+    for more in super::docker::names(source)? {
+        let same = |f: &&mut Found| {
+            store.platform_manifest("", &f.digest).is_ok_and(|(_, m)| m.config.digest == more.digest)
+        };
+        if let Some(image) = found.iter_mut().find(same).filter(|f| f.names.is_empty()) {
+            image.names = more.names;
         }
     }
     Ok(Some(found))

@@ -125,7 +125,7 @@ pub(super) async fn start(store: &Arc<Store>, call: &Call, request: Request) -> 
     }
 }
 
-pub(super) async fn status(store: &Store, call: &Call, id: &str) -> Answer {
+pub(super) fn status(store: &Store, call: &Call, id: &str) -> Answer {
     let done = store.uploads.get(id)?.done();
     let mut response = accepted(call, id, done);
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -149,7 +149,7 @@ pub(super) async fn put(store: &Arc<Store>, call: &Call, id: &str, request: Requ
     finish(store, call, id, session, &digest, request).await
 }
 
-pub(super) async fn cancel(store: &Store, id: &str) -> Answer {
+pub(super) fn cancel(store: &Store, id: &str) -> Answer {
     store.uploads.get(id)?;
     store.uploads.forget(id)?;
     Ok(empty(StatusCode::NO_CONTENT, &[]))

@@ -37,6 +37,7 @@ impl Uploads {
             path,
             hash: Sha256::new(),
             done: 0,
+            torn: false,
             touched: Instant::now(),
         };
         let session = Arc::new(tokio::sync::Mutex::new(upload));
@@ -79,6 +80,8 @@ pub(crate) struct Upload {
     pub(super) path: PathBuf,
     hash: Sha256,
     done: u64,
+    /// A write was begun and not seen to end: how much of it is in the file is unknown.
+    torn: bool,
     touched: Instant,
 }
 
@@ -89,12 +92,21 @@ impl Upload {
 
     /// Appends a request's body. What arrived before a connection broke counts: the client may ask how much that is and go on.
     pub(super) async fn append(&mut self, body: axum::body::Body) -> Result<(), Failure> {
+        if self.torn {
+            // The future of an earlier request was dropped in the middle of a write, or the disk is full.
+            return Err(Failure::new(
+                Code::BlobUploadInvalid,
+                "an earlier chunk was torn; cancel this upload and begin anew",
+            ));
+        }
         let mut body = BodyDataStream::new(body);
         let mut broken = None;
         while let Some(chunk) = body.next().await {
             match chunk {
                 Ok(chunk) => {
+                    self.torn = true;
                     self.file.write_all(&chunk).await.at("write", &self.path)?;
+                    self.torn = false;
                     self.hash.update(&chunk);
                     self.done += chunk.len() as u64;
                 }

@@ -67,7 +67,7 @@ impl Store {
     /// Puts small content into the blobs.
     pub(crate) fn put_blob(&self, bytes: &[u8]) -> Result<Digest, ImageError> {
         let digest = Digest::of(bytes);
-        if !self.has_blob(&digest) {
+        if !self.keep_blob(&digest) {
             let mut writer = BlobWriter::new(self)?;
             writer.write_all(bytes).at("write", &writer.path.clone())?;
             writer.commit(self, Some(&digest))?;
@@ -124,7 +124,7 @@ impl BlobWriter {
                 format!("its content has digest {digest}"),
             ));
         }
-        if store.has_blob(&digest) {
+        if store.keep_blob(&digest) {
             return Ok((digest, size));
         }
         file.sync_all().at("sync", &self.path)?;
