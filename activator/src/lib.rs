@@ -1,1 +1,3 @@
-//! ebb-activator
+//! The activator.
+pub mod dests;
+pub mod throttle;

@@ -1,1 +1,2 @@
-//! ebb-gateway
+//! The gateway.
+pub mod table;
