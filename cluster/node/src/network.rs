@@ -1,0 +1,389 @@
+//! Pod networking: a network, ipc and uts namespace per pod, a veth pair to the instance's bridge, an address.
+//!
+//! Namespaces are held by open descriptors of this process and named to the runtime as `/proc/PID/fd/N`: no bind
+//! mounts, so that a killed node leaves no namespace behind, and no device either, since a veth pair goes with the
+//! namespace of one end. One thread makes them (it alone changes its own namespaces) and keeps some ready, with link
+//! up and address set: a cold start then takes one from the shelf.
+
+mod ipam;
+mod netlink;
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nix::sched::{CloneFlags, setns, unshare};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use ipam::Ipam;
+use netlink::Netlink;
+
+/// How pods are connected.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The bridge device; made with `node_ip` when it does not exist. Its name marks what belongs to this instance.
+    pub bridge: String,
+    /// The bridge's address, the pods' gateway, and the node's address in the API.
+    pub node_ip: Ipv4Addr,
+    /// Pod addresses.
+    pub pod_cidr: Ipv4Net,
+    /// Offset in `pod_cidr` of the first pod's address; those below belong to the node and the system.
+    pub first_pod_ip: u32,
+    /// The cluster's DNS server.
+    pub dns_ip: Ipv4Addr,
+    /// The cluster's DNS suffix, normally `cluster.local`.
+    pub cluster_domain: String,
+    /// How many namespaces to keep ready.
+    pub pool: usize,
+}
+
+/// A pod's namespaces. Dropping it without [`Network::release`] leaks its address until the node restarts.
+#[derive(Debug)]
+pub struct PodNetwork {
+    /// The pod's address; None on the host's network.
+    pub address: Option<Ipv4Addr>,
+    net: Option<File>,
+    ipc: File,
+    uts: Option<File>,
+    device: Option<String>,
+}
+
+impl PodNetwork {
+    /// A path to the network namespace for as long as this value lives; None on the host's network.
+    #[must_use]
+    pub fn net_path(&self) -> Option<PathBuf> {
+        self.net.as_ref().map(path)
+    }
+
+    /// A path to the ipc namespace for as long as this value lives.
+    #[must_use]
+    pub fn ipc_path(&self) -> PathBuf {
+        path(&self.ipc)
+    }
+
+    /// A path to the uts namespace for as long as this value lives; None on the host's network.
+    #[must_use]
+    pub fn uts_path(&self) -> Option<PathBuf> {
+        self.uts.as_ref().map(path)
+    }
+}
+
+fn path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+}
+
+/// Why there is no network for a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The range is used up.
+    #[error("no free address in the pod range {0}; delete pods or use a larger range")]
+    Exhausted(Ipv4Net),
+    /// The kernel refused.
+    #[error("{what}: {cause}")]
+    Kernel {
+        /// What was attempted.
+        what: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// The thread that makes namespaces has ended.
+    #[error("the thread that makes pod networks has ended; restart the node")]
+    Gone,
+}
+
+enum Job {
+    Claim(oneshot::Sender<Result<PodNetwork, NetworkError>>),
+    Host(oneshot::Sender<Result<PodNetwork, NetworkError>>),
+    Release { device: Option<String>, address: Option<Ipv4Addr> },
+    Enter(Box<EnterJob>),
+    Close(oneshot::Sender<()>),
+}
+
+struct EnterJob {
+    net: File,
+    port: u16,
+    reply: oneshot::Sender<io::Result<std::net::TcpStream>>,
+}
+
+/// A handle to the thread that makes pod networks.
+#[derive(Debug, Clone)]
+pub struct Network {
+    jobs: Arc<Mutex<Sender<Job>>>,
+}
+
+impl Network {
+    /// Makes the bridge if there is none, removes devices a former process left on it, and starts the thread.
+    pub async fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let (jobs, inbox) = channel();
+        let (ready, started) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("pod-networks".to_owned())
+            .spawn(move || match Maker::new(config) {
+                Ok(mut maker) => {
+                    let _ = ready.send(Ok(()));
+                    maker.run(&inbox);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(|cause| NetworkError::Kernel { what: "cannot start a thread".to_owned(), cause })?;
+        started.await.map_err(|_| NetworkError::Gone)??;
+        Ok(Self { jobs: Arc::new(Mutex::new(jobs)) })
+    }
+
+    /// Namespaces and an address for a pod.
+    pub async fn claim(&self) -> Result<PodNetwork, NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Claim(reply))?;
+        answer.await.map_err(|_| NetworkError::Gone)?
+    }
+
+    /// Namespaces for a pod on the host's network.
+    pub async fn claim_host(&self) -> Result<PodNetwork, NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Host(reply))?;
+        answer.await.map_err(|_| NetworkError::Gone)?
+    }
+
+    /// Removes a pod's device and frees its address, once. The namespaces go with the last process and the last handle.
+    pub fn release(&self, network: &PodNetwork) {
+        let _ = self.send(Job::Release { device: network.device.clone(), address: network.address });
+    }
+
+    /// Connects to a port on the loopback address inside a pod, where port-forward goes.
+    pub async fn connect_inside(&self, network: &PodNetwork, port: u16) -> io::Result<std::net::TcpStream> {
+        let Some(net) = &network.net else { return std::net::TcpStream::connect(("127.0.0.1", port)) };
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Enter(Box::new(EnterJob { net: net.try_clone()?, port, reply }));
+        self.send(job).map_err(io::Error::other)?;
+        answer.await.map_err(io::Error::other)?
+    }
+
+    /// Removes the shelf's devices and waits for all earlier releases. The bridge stays: its other addresses are not ours.
+    pub async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.send(Job::Close(reply)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    fn send(&self, job: Job) -> Result<(), NetworkError> {
+        self.jobs.lock().send(job).map_err(|_| NetworkError::Gone)
+    }
+}
+
+/// The thread's own state. Its host sockets and files are of the namespaces it started in.
+struct Maker {
+    config: NetworkConfig,
+    host: Netlink,
+    host_net: File,
+    host_ipc: File,
+    host_uts: File,
+    bridge: u32,
+    ipam: Ipam,
+    serial: u32,
+    shelf: Vec<PodNetwork>,
+}
+
+fn kernel(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+    let what = what.into();
+    move |cause| NetworkError::Kernel { what, cause }
+}
+
+fn own(kind: &str) -> Result<File, NetworkError> {
+    let path = format!("/proc/thread-self/ns/{kind}");
+    File::open(&path).map_err(kernel(format!("cannot open {path}")))
+}
+
+impl Maker {
+    fn new(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let mut host = Netlink::open().map_err(kernel("cannot open a netlink socket"))?;
+        let links = host.links().map_err(kernel("cannot list network devices"))?;
+        let bridge = match links.iter().find(|link| link.name == config.bridge) {
+            Some(link) => link.index,
+            None => make_bridge(&mut host, &config)?,
+        };
+        for stale in links.iter().filter(|link| link.controller == Some(bridge)) {
+            debug!(device = stale.name, "removing a device of a former process");
+            let _ = host.delete(&stale.name);
+        }
+        let ipam = Ipam::new(config.pod_cidr, config.first_pod_ip);
+        // Teardown of devices is asynchronous: names must not come again at once, also not after a restart.
+        let serial = std::process::id() << 8;
+        Ok(Self {
+            host,
+            host_net: own("net")?,
+            host_ipc: own("ipc")?,
+            host_uts: own("uts")?,
+            bridge,
+            ipam,
+            serial,
+            shelf: Vec::new(),
+            config,
+        })
+    }
+
+    fn run(&mut self, inbox: &Receiver<Job>) {
+        loop {
+            // Filling the shelf waits for a quiet moment: a start in progress needs the processor more.
+            let job = if self.shelf.len() < self.config.pool {
+                match inbox.recv_timeout(Duration::from_millis(if self.shelf.is_empty() { 5 } else { 100 })) {
+                    Ok(job) => Some(job),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            } else {
+                match inbox.recv() {
+                    Ok(job) => Some(job),
+                    Err(_) => break,
+                }
+            };
+            match job {
+                Some(Job::Claim(reply)) => {
+                    let network = if self.shelf.is_empty() { self.make() } else { Ok(self.shelf.remove(0)) };
+                    if let Err(Ok(unclaimed)) = reply.send(network) {
+                        self.release(unclaimed.device.as_deref(), unclaimed.address);
+                    }
+                }
+                Some(Job::Host(reply)) => {
+                    let _ = reply.send(self.make_host());
+                }
+                Some(Job::Release { device, address }) => self.release(device.as_deref(), address),
+                Some(Job::Enter(job)) => {
+                    let _ = job.reply.send(self.connect(&job.net, job.port));
+                }
+                Some(Job::Close(reply)) => {
+                    self.config.pool = 0;
+                    self.empty_shelf();
+                    let _ = reply.send(());
+                }
+                None => match self.make() {
+                    Ok(network) => self.shelf.push(network),
+                    Err(error) => {
+                        warn!(%error, "cannot prepare a pod network ahead of time");
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                },
+            }
+        }
+        self.empty_shelf();
+    }
+
+    fn empty_shelf(&mut self) {
+        for network in std::mem::take(&mut self.shelf) {
+            self.release(network.device.as_deref(), network.address);
+        }
+    }
+
+    fn make(&mut self) -> Result<PodNetwork, NetworkError> {
+        let address = self.ipam.take().ok_or(NetworkError::Exhausted(self.config.pod_cidr))?;
+        let made = self.make_at(address);
+        if made.is_err() {
+            self.ipam.free(address);
+        }
+        made
+    }
+
+    fn make_at(&mut self, address: Ipv4Addr) -> Result<PodNetwork, NetworkError> {
+        self.serial = self.serial.wrapping_add(1);
+        let mut device = format!("{}-{:x}", self.config.bridge, self.serial & 0x00ff_ffff);
+        device.truncate(15);
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
+            .map_err(|errno| kernel("cannot make namespaces (CAP_SYS_ADMIN is needed)")(errno.into()))?;
+        let inside = self.configure(address, &device);
+        self.return_home();
+        inside
+    }
+
+    /// Runs in the new namespaces; `self.host` is a socket of the old one.
+    fn configure(&mut self, address: Ipv4Addr, device: &str) -> Result<PodNetwork, NetworkError> {
+        let (net, ipc, uts) = (own("net")?, own("ipc")?, own("uts")?);
+        let octets = address.octets();
+        let mac = [0x0a, 0x58, octets[0], octets[1], octets[2], octets[3]];
+        self.host
+            .create_veth(device, self.bridge, net.as_raw_fd(), mac)
+            .map_err(kernel(format!("cannot make the device {device} on {}", self.config.bridge)))?;
+        let mut inside = Netlink::open().map_err(kernel("cannot open a netlink socket in the pod"))?;
+        let prefix = self.config.pod_cidr.prefix_len();
+        inside
+            .up(netlink::LO)
+            .and_then(|()| inside.add_address(netlink::ETH0, address, prefix))
+            .and_then(|()| inside.up(netlink::ETH0))
+            .and_then(|()| inside.default_route(netlink::ETH0, self.config.node_ip))
+            .map_err(kernel(format!("cannot give the pod its address {address}")))?;
+        // As containerd does: a process that is not root may listen on port 80 and ping.
+        for (name, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+            if let Err(error) = std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value) {
+                debug!(%error, name, "cannot set a sysctl");
+            }
+        }
+        Ok(PodNetwork {
+            address: Some(address),
+            net: Some(net),
+            ipc,
+            uts: Some(uts),
+            device: Some(device.to_owned()),
+        })
+    }
+
+    fn make_host(&mut self) -> Result<PodNetwork, NetworkError> {
+        unshare(CloneFlags::CLONE_NEWIPC)
+            .map_err(|errno| kernel("cannot make an ipc namespace (CAP_SYS_ADMIN is needed)")(errno.into()))?;
+        let ipc = own("ipc");
+        self.return_home();
+        Ok(PodNetwork { address: None, net: None, ipc: ipc?, uts: None, device: None })
+    }
+
+    fn return_home(&self) {
+        for (file, kind) in [
+            (&self.host_net, CloneFlags::CLONE_NEWNET),
+            (&self.host_ipc, CloneFlags::CLONE_NEWIPC),
+            (&self.host_uts, CloneFlags::CLONE_NEWUTS),
+        ] {
+            setns(file, kind).expect("a thread may return to the namespaces it came from");
+        }
+    }
+
+    fn connect(&self, net: &File, port: u16) -> io::Result<std::net::TcpStream> {
+        setns(net, CloneFlags::CLONE_NEWNET)?;
+        let stream = std::net::TcpStream::connect_timeout(
+            &std::net::SocketAddr::from(([127, 0, 0, 1], port)),
+            Duration::from_secs(2),
+        );
+        self.return_home();
+        stream
+    }
+
+    fn release(&mut self, device: Option<&str>, address: Option<Ipv4Addr>) {
+        if let Some(device) = device {
+            let _ = self.host.delete(device);
+        }
+        if let Some(address) = address {
+            self.ipam.free(address);
+        }
+    }
+}
+
+fn make_bridge(host: &mut Netlink, config: &NetworkConfig) -> Result<u32, NetworkError> {
+    let name = &config.bridge;
+    host.create_bridge(name).map_err(kernel(format!("cannot make the bridge {name} (CAP_NET_ADMIN is needed)")))?;
+    let links = host.links().map_err(kernel("cannot list network devices"))?;
+    let index = links
+        .iter()
+        .find(|link| &link.name == name)
+        .map(|link| link.index)
+        .ok_or_else(|| kernel("the new bridge is gone")(io::ErrorKind::NotFound.into()))?;
+    host.add_address(index, config.node_ip, config.pod_cidr.prefix_len())
+        .and_then(|()| host.up(index))
+        .map_err(kernel(format!("cannot give {name} the address {}", config.node_ip)))?;
+    Ok(index)
+}

@@ -1,0 +1,641 @@
+//! One run of one container: everything is resolved, it is started, probed, waited for and cleared away.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::env::{self, Facts};
+use super::probe::{self, Judge, Schedule, Timing};
+use super::state::{Event, ExitFacts};
+use crate::context::{Context, PodView};
+use crate::images::Image;
+use crate::logs::Logs;
+use crate::logs::writer::{self, Chunk};
+use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams};
+use crate::spec::{self, Bind, Limits, User};
+use crate::users::{self, Accounts};
+
+/// A running container as others see it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) id: String,
+    /// Its process, the pattern for exec'd ones.
+    pub(crate) process: spec::Process,
+    pub(crate) bundle: PathBuf,
+    /// Its output as it comes.
+    pub(crate) output: broadcast::Sender<Chunk>,
+    /// The other end of its standard input, if it asked for one.
+    pub(crate) stdin: Mutex<Option<std::os::fd::OwnedFd>>,
+    /// The signal that asks it to end.
+    pub(crate) stop_signal: i32,
+    /// Readiness and liveness are no longer asked for.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) spec: Container,
+}
+
+/// Everything a run needs.
+pub(crate) struct Run {
+    pub(crate) context: Arc<Context>,
+    pub(crate) view: Arc<PodView>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) index: usize,
+    pub(crate) spec: Container,
+    pub(crate) attempt: i32,
+    pub(crate) image: Arc<Image>,
+    pub(crate) network: Arc<crate::network::PodNetwork>,
+    pub(crate) pod_dir: PathBuf,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+}
+
+/// A refusal: the reason in the status, and the message.
+type Refusal = (&'static str, String);
+
+struct Prepared {
+    spec: spec::Container,
+    overlay: Overlay,
+    folder: PathBuf,
+    termination: PathBuf,
+    stop_signal: i32,
+}
+
+impl Run {
+    /// Runs the container from start to end, telling the worker.
+    pub(crate) async fn run(self) {
+        let begun = Instant::now();
+        let id = crate::new_id();
+        let prepared = match self.prepare(&id).await {
+            Ok(prepared) => prepared,
+            Err((reason, message)) => return self.refuse(reason, message),
+        };
+        let resolved = begun.elapsed();
+        let folder = prepared.folder.clone();
+        let result = self.start(&id, prepared, begun, resolved).await;
+        if let Err((reason, message)) = result {
+            self.refuse(reason, message);
+        }
+        let _ = self.context.runtime.remove(&id).await;
+        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder)).await;
+    }
+
+    fn refuse(&self, reason: &str, message: String) {
+        self.context.events.warning(&self.pod, Some(&self.spec.name), "Failed", format!("Error: {message}"));
+        let _ = self.events.send(Event::StartFailed(self.index, reason.to_owned(), message));
+    }
+
+    async fn start(&self, id: &str, prepared: Prepared, begun: Instant, resolved: Duration) -> Result<(), Refusal> {
+        let context = &self.context;
+        let fail = |error: std::io::Error| ("RunContainerError", format!("cannot make a pipe: {error}"));
+        let (out_reader, out_writer) = std::io::pipe().map_err(fail)?;
+        let (err_reader, err_writer) = std::io::pipe().map_err(fail)?;
+        let (stdin, stdin_writer) = if self.spec.stdin == Some(true) {
+            let (reader, writer) = std::io::pipe().map_err(fail)?;
+            (Some(reader.into()), Some(writer.into()))
+        } else {
+            (None, None)
+        };
+        let log = Logs::path(&self.view.log_dir, &self.spec.name, self.attempt);
+        let (output, _) = broadcast::channel(64);
+        let capture = tokio::spawn(writer::capture(
+            context.logs.clone(),
+            log.clone(),
+            out_reader.into(),
+            err_reader.into(),
+            output.clone(),
+        ));
+        self.view.attempts.lock().insert(self.spec.name.clone(), self.attempt);
+        let exited = context.exits.expect(id);
+        let started = context
+            .runtime
+            .start_container(StartContainer {
+                id: id.to_owned(),
+                bundle: prepared.folder.clone(),
+                spec: spec::config(&prepared.spec),
+                overlay: Some(prepared.overlay),
+                cgroup: prepared.spec.cgroup.clone(),
+                streams: Streams::Pipes { stdout: out_writer.into(), stderr: err_writer.into(), stdin },
+            })
+            .await;
+        let timings = match started {
+            Ok(timings) => timings,
+            Err(error) => {
+                context.exits.forget(id);
+                let executable = matches!(&error, RuntimeError::Refused(text) if text.contains("executable"));
+                return Err((if executable { "StartError" } else { "RunContainerError" }, error.to_string()));
+            }
+        };
+        info!(
+            pod = self.pod.metadata.name,
+            container = self.spec.name,
+            pid = timings.pid,
+            resolve_us = micros(resolved),
+            mount_us = timings.mount_us,
+            create_us = timings.create_us,
+            exec_us = timings.start_us,
+            total_us = micros(begun.elapsed()),
+            "container started"
+        );
+        let live = Arc::new(Live {
+            id: id.to_owned(),
+            process: prepared.spec.process.clone(),
+            bundle: prepared.folder.clone(),
+            output,
+            stdin: Mutex::new(stdin_writer),
+            stop_signal: prepared.stop_signal,
+            stopping: CancellationToken::new(),
+            address: self.network.address.unwrap_or_else(|| context.host_ip()),
+            spec: self.spec.clone(),
+        });
+        self.view.live.lock().insert(self.spec.name.clone(), Arc::clone(&live));
+        let _ = self.events.send(Event::Started(self.index, id.to_owned()));
+        context.events.normal(&self.pod, Some(&self.spec.name), "Created", format!("Created container: {}", self.spec.name));
+        context.events.normal(&self.pod, Some(&self.spec.name), "Started", format!("Started container {}", self.spec.name));
+        let health = tokio::spawn(watch_health(
+            Arc::clone(context),
+            Arc::clone(&self.pod),
+            self.index,
+            Arc::clone(&live),
+            self.events.clone(),
+        ));
+        let exit = exited.await;
+        health.abort();
+        live.stopping.cancel();
+        // All output is in the file before the status says that the container has ended; a stray child that keeps the
+        // pipe open may not delay that for long.
+        let mut capture = capture;
+        if tokio::time::timeout(Duration::from_millis(500), &mut capture).await.is_err() {
+            debug!(container = id, "the output is still held open by another process");
+        }
+        self.view.live.lock().remove(&self.spec.name);
+        let exit = exit.unwrap_or(crate::runtime::Exit { code: 137, signal: Some(9), oom: false });
+        let message = termination_message(&self.spec, &prepared.termination, &log, exit.code);
+        let facts = ExitFacts { code: exit.code, signal: exit.signal, oom: exit.oom, message };
+        let _ = self.events.send(Event::Exited(self.index, id.to_owned(), facts));
+        Ok(())
+    }
+
+    async fn prepare(&self, id: &str) -> Result<Prepared, Refusal> {
+        let context = &self.context;
+        let config = |message: String| ("CreateContainerConfigError", message);
+        let found = context.objects.find(&self.pod).await;
+        let facts = facts(context, self.network.address);
+        let pod_spec = self.pod.spec.clone().unwrap_or_default();
+        let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
+        let mut links = BTreeMap::new();
+        let services = context.objects.services(&namespace);
+        if pod_spec.enable_service_links != Some(false) {
+            links = env::service_links(&services);
+        } else if let Some(kubernetes) = services
+            .into_iter()
+            .find(|s| s.metadata.name.as_deref() == Some("kubernetes") && s.metadata.namespace.as_deref() == Some("default"))
+        {
+            links = env::service_links(&[kubernetes]);
+        }
+        let mut variables =
+            env::environment(&self.pod, &self.spec, &self.image.env, &links, &facts, &found).map_err(config)?;
+        let accounts = Accounts::read(&self.image.layers);
+        let user = self.user(&accounts).map_err(config)?;
+        variables.entry("HOME".to_owned()).or_insert_with(|| accounts.home(user.uid));
+        let host_network = pod_spec.host_network == Some(true);
+        let hostname = super::dns::hostname(&self.pod);
+        variables.entry("HOSTNAME".to_owned()).or_insert_with(|| hostname.clone());
+        let process = self.process(user, &variables)?;
+        let folder = self.pod_dir.join("containers").join(id);
+        let termination = self.pod_dir.join("termination").join(id);
+        let rootfs = folder.join("rootfs");
+        let privileged = self.spec.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
+        let read_only_root =
+            self.spec.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
+        let mut binds = self.volume_binds(&variables).map_err(config)?;
+        self.file_binds(&mut binds, &termination, read_only_root).map_err(|e| config(e.to_string()))?;
+        let security = self.spec.security_context.as_ref();
+        let spec = spec::Container {
+            process,
+            rootfs: rootfs.clone(),
+            read_only_root,
+            hostname: (!host_network).then_some(hostname),
+            net: self.network.net_path(),
+            ipc: (pod_spec.host_ipc != Some(true)).then(|| self.network.ipc_path()),
+            uts: self.network.uts_path(),
+            host_pid: pod_spec.host_pid == Some(true),
+            binds,
+            privileged,
+            unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
+            cgroup: format!("{}/{id}", context.cgroup_prefix),
+            limits: limits(&self.spec, context.pids_limit),
+        };
+        let mut lower = self.image.layers.clone();
+        if lower.is_empty() {
+            // An image without layers; overlayfs wants one.
+            let empty = folder.join("empty");
+            std::fs::create_dir_all(&empty).map_err(|e| config(e.to_string()))?;
+            lower.push(empty);
+        }
+        let overlay = Overlay {
+            lower,
+            upper: folder.join("upper"),
+            work: folder.join("work"),
+            target: rootfs,
+        };
+        let stop_signal = self.image.stop_signal.as_deref().and_then(signal_number).unwrap_or(15);
+        Ok(Prepared { spec, overlay, folder, termination, stop_signal })
+    }
+
+    fn process(&self, user: User, variables: &BTreeMap<String, String>) -> Result<spec::Process, Refusal> {
+        let expand = |list: &[String]| -> Vec<String> {
+            list.iter().map(|text| env::expand(text, |name| variables.get(name).cloned())).collect()
+        };
+        let command = expand(self.spec.command.as_deref().unwrap_or_default());
+        let given = expand(self.spec.args.as_deref().unwrap_or_default());
+        // A command replaces the image's entrypoint and its default arguments; arguments alone replace the latter.
+        let mut args = if command.is_empty() { self.image.entrypoint.clone() } else { command.clone() };
+        if !given.is_empty() {
+            args.extend(given);
+        } else if command.is_empty() {
+            args.extend(self.image.cmd.iter().cloned());
+        }
+        if args.is_empty() {
+            let message = "no command specified: the image has no entrypoint and the container names none";
+            return Err(("CreateContainerError", message.to_owned()));
+        }
+        let security = self.spec.security_context.as_ref();
+        let privileged = security.and_then(|s| s.privileged) == Some(true);
+        let wanted = security.and_then(|s| s.capabilities.clone()).unwrap_or_default();
+        let capabilities = spec::capabilities(
+            privileged,
+            &wanted.add.unwrap_or_default(),
+            &wanted.drop.unwrap_or_default(),
+            self.context.capabilities,
+        )
+        .map_err(|message| ("CreateContainerConfigError", message))?;
+        let cwd = self.spec.working_dir.clone().filter(|dir| !dir.is_empty());
+        Ok(spec::Process {
+            args,
+            env: variables.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            cwd: cwd.unwrap_or_else(|| self.image.working_dir.clone()),
+            user,
+            capabilities,
+            no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
+            terminal: false,
+        })
+    }
+
+    fn user(&self, accounts: &Accounts) -> Result<User, String> {
+        let pod = self.pod.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+        let own = self.spec.security_context.clone().unwrap_or_default();
+        let uid = own.run_as_user.or(pod.run_as_user);
+        let gid = own.run_as_group.or(pod.run_as_group);
+        let number = |value: i64, what: &str| u32::try_from(value).map_err(|_| format!("{what} {value} is out of range"));
+        let mut user = match uid {
+            Some(uid) => {
+                let uid = number(uid, "runAsUser")?;
+                accounts.resolve(&uid.to_string())?
+            }
+            None => accounts.resolve(&self.image.user)?,
+        };
+        if let Some(gid) = gid {
+            user.gid = number(gid, "runAsGroup")?;
+        }
+        if own.run_as_non_root.or(pod.run_as_non_root) == Some(true) {
+            if uid.is_none() && !users::is_numeric(&self.image.user) {
+                return Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root",
+                    self.image.user
+                ));
+            }
+            if user.uid == 0 {
+                return Err("container has runAsNonRoot and image will run as root".to_owned());
+            }
+        }
+        for gid in pod.supplemental_groups.into_iter().flatten().chain(pod.fs_group) {
+            let gid = number(gid, "a supplemental group")?;
+            if !user.groups.contains(&gid) {
+                user.groups.push(gid);
+            }
+        }
+        Ok(user)
+    }
+
+    fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let by_name: BTreeMap<&str, _> = volumes.map(|volume| (volume.name.as_str(), volume)).collect();
+        let mut binds = Vec::new();
+        for mount in self.spec.volume_mounts.iter().flatten() {
+            let volume = by_name
+                .get(mount.name.as_str())
+                .ok_or_else(|| format!("volumeMount names the volume {:?}, which the pod does not have", mount.name))?;
+            let root = match &volume.host_path {
+                Some(host) => PathBuf::from(&host.path),
+                None => super::volume_dir(&self.pod_dir, &volume.name),
+            };
+            let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
+            let source = sub_path(&root, mount, variables, writable)?;
+            binds.push(Bind {
+                source,
+                target: absolute(&mount.mount_path),
+                read_only: mount.read_only == Some(true) || !writable,
+                propagate: mount.mount_propagation.as_deref().is_some_and(|mode| mode != "None"),
+            });
+        }
+        Ok(binds)
+    }
+
+    /// hosts, hostname, resolv.conf and the termination log.
+    fn file_binds(&self, binds: &mut Vec<Bind>, termination: &Path, read_only_root: bool) -> std::io::Result<()> {
+        let taken = |binds: &[Bind], target: &str| binds.iter().any(|bind| bind.target == target);
+        for (name, target) in
+            [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
+        {
+            let source = self.pod_dir.join(name);
+            if !taken(binds, target) && source.exists() {
+                binds.push(Bind { source, target: target.to_owned(), read_only: read_only_root, propagate: false });
+            }
+        }
+        if let Some(parent) = termination.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(termination, "")?;
+        std::fs::set_permissions(termination, std::fs::Permissions::from_mode(0o666))?;
+        let target = self.spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
+        if !taken(binds, &target) {
+            let source = termination.to_owned();
+            binds.push(Bind { source, target, read_only: false, propagate: false });
+        }
+        Ok(())
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn absolute(path: &str) -> String {
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.starts_with('/') { trimmed.to_owned() } else { format!("/{trimmed}") }
+}
+
+pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {
+    Facts {
+        pod_ip: address.unwrap_or_else(|| context.host_ip()).to_string(),
+        host_ip: context.host_ip().to_string(),
+        node_name: context.node_name.clone(),
+        node_cpu_milli: context.cpu_milli,
+        node_memory: context.memory,
+    }
+}
+
+/// Where below a volume a mount begins. Symbolic links that lead out of the volume are refused.
+fn sub_path(
+    root: &Path,
+    mount: &VolumeMount,
+    variables: &BTreeMap<String, String>,
+    writable: bool,
+) -> Result<PathBuf, String> {
+    let expanded =
+        mount.sub_path_expr.as_ref().map(|text| env::expand(text, |name| variables.get(name).cloned()));
+    let Some(sub) = expanded.or_else(|| mount.sub_path.clone()).filter(|sub| !sub.is_empty()) else {
+        return Ok(root.to_owned());
+    };
+    let plain = Path::new(&sub).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if !plain {
+        return Err(format!("subPath {sub:?} must be relative and must not contain \"..\""));
+    }
+    let path = root.join(&sub);
+    if !path.exists() && writable {
+        std::fs::create_dir_all(&path).map_err(|error| format!("subPath {sub:?}: {error}"))?;
+    }
+    let real = path.canonicalize().map_err(|error| format!("subPath {sub:?}: {error}"))?;
+    let real_root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+    if real.starts_with(&real_root) { Ok(real) } else { Err(format!("subPath {sub:?} leads out of its volume")) }
+}
+
+fn limits(container: &Container, pids: Option<i64>) -> Limits {
+    let resources = container.resources.clone().unwrap_or_default();
+    let limits = resources.limits.unwrap_or_default();
+    let requests = resources.requests.unwrap_or_default();
+    let cpu = |map: &BTreeMap<String, _>| {
+        map.get("cpu").and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| crate::quantity::milli(&q.0))
+    };
+    let limit = cpu(&limits);
+    // Kubernetes' conversion: 1024 shares a core, at least 2; a quota of at least 1 ms in each 100 ms.
+    let request = cpu(&requests).or(limit).unwrap_or(0);
+    Limits {
+        cpu_shares: Some(u64::try_from(request * 1024 / 1000).unwrap_or(2).clamp(2, 262_144)),
+        cpu_quota_us: limit.and_then(|milli| i64::try_from(milli * 100).ok()).map(|quota| quota.max(1000)),
+        memory: limits.get("memory").and_then(|q| crate::quantity::units(&q.0)).filter(|bytes| *bytes > 0),
+        pids,
+    }
+}
+
+/// `SIGTERM`, `TERM` or `15`.
+fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+/// What the container left to say: its file, or the end of its log if it failed and asked for that.
+fn termination_message(container: &Container, file: &Path, log: &Path, code: i32) -> Option<String> {
+    const LIMIT: usize = 4096;
+    let mut text = std::fs::read(file).unwrap_or_default();
+    let _ = std::fs::remove_file(file);
+    let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+    if text.is_empty() && fallback && code != 0 {
+        let lines = std::fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = lines.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default()).collect();
+        let last = &lines[lines.len().saturating_sub(80)..];
+        text = last.join("\n").into_bytes();
+        let cut = text.len().saturating_sub(2048);
+        text.drain(..cut);
+    }
+    text.truncate(LIMIT);
+    (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
+}
+
+/// postStart and the startup probe, then readiness and liveness side by side.
+async fn watch_health(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    index: usize,
+    live: Arc<Live>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let name = live.spec.name.clone();
+    let hook = live.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+    if let Some(hook) = hook {
+        let outcome = match probe::of_hook(&live.spec, hook, live.address) {
+            Ok(check) => probe::perform(&context, &live, &check, Duration::from_secs(3600)).await,
+            Err(message) => Err(message),
+        };
+        if let Err(message) = outcome {
+            context.events.warning(&pod, Some(&name), "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+            let _ = events.send(Event::Unhealthy(index, live.id.clone()));
+            return;
+        }
+    }
+    let health = Health { context, pod, index, live: Arc::clone(&live), events };
+    if let Some(startup) = live.spec.startup_probe.clone() {
+        let passed = health.probe("Startup", &startup, |verdict| Some(verdict)).await;
+        if passed != Some(true) {
+            health.unhealthy("startup");
+            return;
+        }
+    }
+    health.send(Event::StartedUp(index, live.id.clone()));
+    let readiness = async {
+        match live.spec.readiness_probe.clone() {
+            Some(readiness) => {
+                let _: Option<()> = health
+                    .probe("Readiness", &readiness, |verdict| {
+                        health.send(Event::Readiness(index, live.id.clone(), verdict));
+                        None
+                    })
+                    .await;
+            }
+            None => health.send(Event::Readiness(index, live.id.clone(), true)),
+        }
+    };
+    let liveness = async {
+        if let Some(liveness) = live.spec.liveness_probe.clone() {
+            let watched = health.probe("Liveness", &liveness, |verdict| (!verdict).then_some(()));
+            tokio::select! {
+                failed = watched => {
+                    if failed.is_some() {
+                        health.unhealthy("liveness");
+                    }
+                }
+                () = live.stopping.cancelled() => {}
+            }
+        }
+    };
+    tokio::join!(readiness, liveness);
+}
+
+struct Health {
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    index: usize,
+    live: Arc<Live>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Health {
+    fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    fn unhealthy(&self, kind: &str) {
+        let name = &self.live.spec.name;
+        let message = format!("Container {name} failed {kind} probe, will be restarted");
+        self.context.events.normal(&self.pod, Some(name), "Killing", message);
+        self.send(Event::Unhealthy(self.index, self.live.id.clone()));
+    }
+
+    /// Looks until `on_verdict` gives a value.
+    async fn probe<T>(
+        &self,
+        kind: &str,
+        spec: &k8s_openapi::api::core::v1::Probe,
+        mut on_verdict: impl FnMut(bool) -> Option<T>,
+    ) -> Option<T> {
+        let timing = Timing::of(spec);
+        let check = match probe::of_probe(&self.live.spec, spec, self.live.address) {
+            Ok(check) => check,
+            Err(message) => {
+                let name = &self.live.spec.name;
+                self.context.events.warning(&self.pod, Some(name), "Unhealthy", format!("{kind} probe: {message}"));
+                std::future::pending().await
+            }
+        };
+        let (mut schedule, mut judge) = (Schedule::new(timing), Judge::new(timing));
+        let begun = tokio::time::Instant::now();
+        loop {
+            let (at, counts) = schedule.next(begun.elapsed());
+            tokio::time::sleep_until(begun + at).await;
+            let result = probe::perform(&self.context, &self.live, &check, timing.timeout).await;
+            if let (Err(message), true) = (&result, counts) {
+                let name = &self.live.spec.name;
+                let message = format!("{kind} probe failed: {message}");
+                self.context.events.warning(&self.pod, Some(name), "Unhealthy", message);
+            }
+            if result.is_ok() {
+                schedule.succeeded();
+            } else if !counts {
+                continue;
+            }
+            if let Some(verdict) = judge.result(result.is_ok())
+                && let Some(value) = on_verdict(verdict)
+            {
+                return Some(value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn limits_are_kubernetes_conversions() {
+        let of = |resources: serde_json::Value| {
+            limits(&serde_json::from_value(json!({"name": "c", "resources": resources})).unwrap(), Some(9))
+        };
+        let some = of(json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m"}}));
+        let expected =
+            Limits { cpu_shares: Some(256), cpu_quota_us: Some(50_000), memory: Some(64 << 20), pids: Some(9) };
+        assert_eq!(some, expected);
+        assert_eq!(of(json!({})).cpu_shares, Some(2));
+        assert_eq!(of(json!({"limits": {"cpu": "1m"}})).cpu_quota_us, Some(1000));
+    }
+
+    #[test]
+    fn signals() {
+        assert_eq!(signal_number("SIGQUIT"), Some(3));
+        assert_eq!(signal_number("usr1"), Some(10));
+        assert_eq!(signal_number("15"), Some(15));
+        assert_eq!(signal_number("WHAT"), None);
+    }
+
+    #[test]
+    fn sub_paths_stay_in_their_volume() {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = |sub: &str| VolumeMount { sub_path: Some(sub.to_owned()), ..VolumeMount::default() };
+        let none = BTreeMap::new();
+        assert!(sub_path(folder.path(), &mount("a/b"), &none, true).unwrap().ends_with("a/b"));
+        assert!(sub_path(folder.path(), &mount("../x"), &none, true).is_err());
+        std::os::unix::fs::symlink("/", folder.path().join("out")).unwrap();
+        assert!(sub_path(folder.path(), &mount("out/etc"), &none, true).unwrap_err().contains("leads out"));
+        let expr = VolumeMount { sub_path_expr: Some("$(POD)/x".to_owned()), ..VolumeMount::default() };
+        let vars = BTreeMap::from([("POD".to_owned(), "p1".to_owned())]);
+        assert!(sub_path(folder.path(), &expr, &vars, true).unwrap().ends_with("p1/x"));
+    }
+
+    #[test]
+    fn termination_messages_fall_back_to_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, log) = (folder.path().join("t"), folder.path().join("l"));
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F it broke\n").unwrap();
+        let container: Container =
+            serde_json::from_value(json!({"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"})).unwrap();
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(termination_message(&container, &file, &log, 1).as_deref(), Some("it broke"));
+        assert_eq!(termination_message(&container, &file, &log, 0), None);
+        std::fs::write(&file, "mine").unwrap();
+        assert_eq!(termination_message(&container, &file, &log, 0).as_deref(), Some("mine"));
+    }
+}

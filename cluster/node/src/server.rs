@@ -1,0 +1,27 @@
+//! The paths that a kubelet serves and the API server forwards to: logs, exec, attach, port-forward, figures.
+
+mod logs;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use http::StatusCode;
+
+use crate::context::{Context, PodView};
+
+/// All paths.
+pub(crate) fn router(context: Arc<Context>) -> Router {
+    Router::new().route("/containerLogs/{namespace}/{pod}/{container}", get(logs::logs)).with_state(context)
+}
+
+/// A refusal as kubelet makes it: a status code and a line of text.
+pub(crate) type Refusal = (StatusCode, String);
+
+/// Finds a pod.
+pub(crate) fn find(context: &Context, namespace: &str, pod: &str) -> Result<Arc<PodView>, Refusal> {
+    let found = context.pods.get(&(namespace.to_owned(), pod.to_owned()));
+    found
+        .map(|view| Arc::clone(&view))
+        .ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod {namespace}/{pod} does not run on this node\n")))
+}
