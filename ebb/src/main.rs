@@ -7,6 +7,7 @@ mod demo;
 mod image;
 mod platform;
 mod progress;
+mod registry;
 mod settings;
 mod up;
 

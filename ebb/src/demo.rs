@@ -1,0 +1,56 @@
+//! `ebb demo`: the main job, seen from outside, each step checked.
+
+mod steps;
+mod timing;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use comfy_table::{Table, presets};
+
+use crate::cli::DemoArgs;
+use crate::platform::{Options, Platform};
+use crate::progress::{Stage, duration};
+
+/// A line of the table at the end.
+struct Row {
+    step: &'static str,
+    result: String,
+}
+
+/// Runs every step; the exit code is 0 only when each came out right.
+pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let folder = tempfile::Builder::new().prefix("ebb-demo-").tempdir().context("cannot make a temporary folder")?;
+    println!("ebb demo: a platform of its own in {}", folder.path().display());
+    let outcome = in_folder(folder.path()).await;
+    if args.keep {
+        println!("kept: {}", folder.keep().display());
+    }
+    let rows = outcome?;
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(["step", "result"]);
+    for row in rows {
+        table.add_row([row.step.to_string(), row.result]);
+    }
+    println!("\n{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn in_folder(folder: &Path) -> anyhow::Result<Vec<Row>> {
+    let stage = Stage::begin("start the platform");
+    let options = Options { data_dir: folder.join("data"), api_port: 0, gateway_port: 0, registry_port: 0 };
+    let platform = Platform::start(options).await?;
+    let took = stage.done(format!("gateway on port {}", platform.ports().gateway));
+    let mut rows = vec![Row { step: "ebb up", result: format!("ready after {}", duration(took)) }];
+    // Whatever comes out, the platform is stopped in good order.
+    let outcome = tokio::select! {
+        outcome = steps::all(&platform, folder, &mut rows) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        failed = platform.failed() => Err(failed),
+    };
+    let stage = Stage::begin("clean up");
+    platform.shutdown().await;
+    stage.done("pods, network and mounts are gone");
+    outcome.map(|()| rows)
+}
