@@ -123,7 +123,7 @@ fn mismatched_material_is_refused() {
 #[test]
 fn rotation_never_separates_two_workloads() {
     struct Workload {
-        renewed: u64,
+        renewed: i64,
         chain: Vec<CertificateDer<'static>>,
         verifier: Verifier,
     }
@@ -134,9 +134,10 @@ fn rotation_never_separates_two_workloads() {
     let obtain = |hour: u64| {
         let answer = authority.issue(&csr(), &id("a"), start + Duration::from_secs(hour * 3600)).unwrap();
         let verifier = Verifier::new(roots(&answer.roots), TD, provider()).unwrap();
-        Workload { renewed: hour, chain: chain(&answer), verifier }
+        Workload { renewed: hour as i64, chain: chain(&answer), verifier }
     };
-    let mut workloads: Vec<_> = (0..4).map(|i| Workload { renewed: i * 4, ..obtain(0) }).collect();
+    // The same certificates, but renewed at different times.
+    let mut workloads: Vec<_> = (0..4).map(|i| Workload { renewed: -4 * i, ..obtain(0) }).collect();
     let next = MaterialPem::generate_root(TD, start).unwrap();
     let new_root = roots(&next.roots);
     let mut finished = None;
@@ -155,7 +156,7 @@ fn rotation_never_separates_two_workloads() {
             }
         }
         for w in &mut workloads {
-            if hour >= w.renewed + 16 {
+            if hour as i64 >= w.renewed + 16 {
                 *w = obtain(hour);
             }
         }

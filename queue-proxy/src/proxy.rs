@@ -1,0 +1,285 @@
+//! One request: probe, policy, limit, time, app.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebb_http::body::Limits;
+use ebb_http::forward::{Forwarded, error_response};
+use ebb_http::headers::{
+    K_KUBELET_PROBE, K_NETWORK_PROBE, K_ORIGINAL_HOST, K_PROXY_REQUEST, KNATIVE_SERVING_NAMESPACE,
+    KNATIVE_SERVING_REVISION, KUBE_PROBE_UA, PROBE_QUEUE, PROXIED_BY_ACTIVATOR, TIMING_REQUEST,
+};
+use ebb_http::{Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Protocol, Timed, Via, timing};
+use ebb_mesh::Policy;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::breaker::Permit;
+use crate::config::Config;
+use crate::logging::{Line, RequestLog};
+use crate::probe::Prober;
+use crate::state::{InPod, State};
+
+/// The body of every answer.
+pub type Answer = Guarded<Timed<Body>, Option<Done>>;
+
+/// Serves the app's ports.
+pub struct Proxy {
+    state: Arc<State>,
+    app: Arc<Backend>,
+    prober: Arc<Prober>,
+    policy: Policy,
+    log: Option<Arc<RequestLog>>,
+    total: Duration,
+    idle: Option<Duration>,
+    first_byte: Duration,
+}
+
+/// Everything that ends with a request's response: its place in the app, its share of the load, its measurement.
+#[derive(Debug)]
+pub struct Done {
+    _permit: Option<Permit>,
+    _in_pod: InPod,
+    state: Arc<State>,
+    began: Instant,
+    status: u16,
+    size: u64,
+    log: Option<(Arc<RequestLog>, Box<Line>)>,
+}
+
+/// Nginx' code for a client that went away before its answer; seen only in metrics and logs.
+const CLIENT_CLOSED: u16 = 499;
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        self.state.metrics.record(self.status, took);
+        if let Some((log, line)) = &self.log {
+            log.write(line, self.status, self.size, took);
+        }
+    }
+}
+
+/// What a request wants of the sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `K-Network-Probe: queue`.
+    Probe,
+    /// `K-Network-Probe` with another value.
+    WrongProbe,
+    /// Kubelet's own.
+    Kubelet,
+    /// A request for the app.
+    Request,
+}
+
+fn kind_of(headers: &HeaderMap) -> Kind {
+    if let Some(value) = headers.get(&K_NETWORK_PROBE) {
+        return if value == PROBE_QUEUE { Kind::Probe } else { Kind::WrongProbe };
+    }
+    let kubelet = headers.contains_key(&K_KUBELET_PROBE)
+        || headers
+            .get(header::USER_AGENT)
+            .is_some_and(|ua| ua.as_bytes().starts_with(KUBE_PROBE_UA.as_bytes()));
+    if kubelet { Kind::Kubelet } else { Kind::Request }
+}
+
+impl Proxy {
+    /// Serves `app` as `config` says.
+    pub fn new(config: &Config, state: Arc<State>, app: Arc<Backend>, prober: Arc<Prober>) -> Self {
+        let first_byte = [config.start_timeout, config.idle_timeout, Some(config.timeout)];
+        Self {
+            state,
+            app,
+            prober,
+            policy: Policy { mode: config.mode, allow: Vec::new() },
+            log: RequestLog::new(config).map(Arc::new),
+            total: config.timeout,
+            idle: config.idle_timeout,
+            first_byte: first_byte.into_iter().flatten().min().unwrap_or(config.timeout),
+        }
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Answer> {
+        let kind = kind_of(request.headers());
+        if kind == Kind::Request {
+            if let Err(refusal) = self.policy.check(peer.secure, peer.identity.as_deref()) {
+                let before = self.state.metrics.refuse();
+                // One line for a power of ten: whoever is refused must not be able to fill the log.
+                if before == 0 || before.ilog10() != (before + 1).ilog10() {
+                    let path = request.uri().path();
+                    tracing::warn!(remote = %peer.remote, path, %refusal, so_far = before + 1, "refused by policy");
+                }
+                return plain(StatusCode::FORBIDDEN, format!("{refusal}\n"));
+            }
+            return self.forward(request, &peer).await;
+        }
+        match kind {
+            Kind::WrongProbe => {
+                plain(StatusCode::BAD_REQUEST, "unexpected K-Network-Probe header value: this is `queue`\n")
+            }
+            // Under STRICT, plaintext gets the answer to a probe at most, whatever it calls itself.
+            Kind::Kubelet if self.policy.check(peer.secure, peer.identity.as_deref()).is_ok() => {
+                self.pass_probe(request, &peer).await
+            }
+            _ => self.probe().await,
+        }
+    }
+
+    /// Answers for the app.
+    async fn probe(&self) -> Response<Answer> {
+        if self.state.draining() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+        }
+        if !self.state.is_ready() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "the app has not started yet\n");
+        }
+        match self.prober.check().await {
+            Ok(()) => plain(StatusCode::OK, PROBE_QUEUE),
+            Err(error) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        }
+    }
+
+    /// Kubelet's probe of the app goes to the app, uncounted and unlimited.
+    async fn pass_probe(&self, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
+        let sent = async {
+            let mut outgoing = self.prepare(request, peer)?;
+            outgoing.send(&self.app).await
+        };
+        match sent.await {
+            Ok(response) => response.map(|body| Guarded::new(Timed::new(body, Limits::default()), None)),
+            Err(error) => failed(&error),
+        }
+    }
+
+    fn prepare(&self, request: Request<Incoming>, peer: &Peer) -> Result<Outgoing, Error> {
+        let via = Via {
+            client: peer.remote.ip(),
+            secure: peer.secure,
+            forwarded: Forwarded::Complete,
+            tunnels: &self.state.tunnels,
+        };
+        let mut outgoing = Outgoing::new(request, &via)?;
+        if let Some(headers) = outgoing.headers_mut() {
+            headers.remove(&KNATIVE_SERVING_REVISION);
+            headers.remove(&KNATIVE_SERVING_NAMESPACE);
+            headers.remove(&K_PROXY_REQUEST);
+            headers.remove(&TIMING_REQUEST);
+            if let Some(host) = headers.remove(&K_ORIGINAL_HOST) {
+                headers.insert(header::HOST, host);
+            }
+        }
+        Ok(outgoing)
+    }
+
+    async fn forward(&self, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
+        let began = Instant::now();
+        let proxied = request.headers().get(&K_PROXY_REQUEST).is_some_and(|v| v == PROXIED_BY_ACTIVATOR);
+        let timed = timing::wanted(request.headers());
+        let mut done = Some(Done {
+            _permit: None,
+            _in_pod: self.state.arrive(began, proxied),
+            state: self.state.clone(),
+            began,
+            status: CLIENT_CLOSED,
+            size: 0,
+            log: self.log.as_ref().map(|log| (log.clone(), log.line(&request, peer.remote))),
+        });
+        let mut entered = began;
+        let limit = self.first_byte;
+        let work = async {
+            let mut outgoing = self.prepare(request, peer)?;
+            // The app was announced or probed before anybody sends; waiting covers a sender that did neither.
+            self.state.wait_ready().await;
+            let permit = self.state.breaker.enter().await;
+            entered = Instant::now();
+            match permit {
+                Ok(permit) => {
+                    if let Some(done) = &mut done {
+                        done._permit = Some(permit);
+                    }
+                }
+                Err(full) => {
+                    tracing::debug!(%full, "refused");
+                    return Err(Error::Overloaded("pending request queue full"));
+                }
+            }
+            if outgoing.is_upgrade() {
+                // The tunnel keeps the place; its own end ends the request.
+                if let Some(mut done) = done.take() {
+                    done.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+                    outgoing.hold(done);
+                }
+            }
+            outgoing.send(&self.app).await
+        };
+        let sent = tokio::time::timeout_at((began + limit).into(), work).await;
+        let mut response = match sent {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => error_response(&error),
+            Err(_) => error_response(&Error::Timeout { what: "response", limit }),
+        };
+        if timed {
+            let head = Instant::now();
+            timing::add(response.headers_mut(), &[("queue", entered - began), ("app", head - entered)]);
+        }
+        if self.state.draining() && peer.protocol == Protocol::Http1 && done.is_some() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(done) = &mut done {
+            done.status = response.status().as_u16();
+            done.size = response.body().size_hint().exact().unwrap_or(0);
+        }
+        let limits = Limits { total: Some(((began + self.total).into(), self.total)), idle: self.idle };
+        response.map(|body| Guarded::new(Timed::new(body, limits), done))
+    }
+}
+
+impl Handler for Proxy {
+    type Body = Answer;
+
+    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Answer> {
+        self.answer(request, peer).await
+    }
+}
+
+fn failed(error: &Error) -> Response<Answer> {
+    error_response(error).map(|body| Guarded::new(Timed::new(body, Limits::default()), None))
+}
+
+/// An answer of the sidecar's own.
+fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Answer> {
+    let mut response = Response::new(Guarded::new(Timed::new(text.into(), Limits::default()), None));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_are_told_from_requests() {
+        let kind = |name: &'static str, value: &'static str| {
+            kind_of(&HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))]))
+        };
+        assert_eq!(kind("k-network-probe", "queue"), Kind::Probe);
+        assert_eq!(kind("k-network-probe", "activator"), Kind::WrongProbe);
+        assert_eq!(kind("user-agent", "kube-probe/1.35"), Kind::Kubelet);
+        assert_eq!(kind("user-agent", "curl/8"), Kind::Request);
+    }
+
+    /// A request's future lives as long as its response takes to start: thousands of them at a time.
+    #[test]
+    fn the_future_of_a_request_stays_small() {
+        fn size<F>(_: impl FnOnce(Arc<Proxy>, Request<Incoming>, Arc<Peer>) -> F) -> usize {
+            std::mem::size_of::<F>()
+        }
+        let size = size(|proxy, request, peer| Handler::handle(proxy, request, peer));
+        assert!(size < 6 << 10, "{size} bytes");
+    }
+}
