@@ -1,23 +1,86 @@
-//! Why the cluster could not be started.
+//! Why a cluster cannot start.
 
-/// Why the cluster could not be started.
+use std::{io, net::SocketAddr, path::PathBuf};
+
+/// Why a cluster cannot start. Each message names the cause and the mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine's network could not be prepared.
-    #[error("{what}: {cause}; it needs root (CAP_NET_ADMIN)")]
+    /// The data directory cannot be used.
+    #[error(
+        "cannot use the data directory {path}: {source}; check that it can be written, or choose another one"
+    )]
+    DataDir {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another cluster runs in the data directory.
+    #[error(
+        "the data directory {0} is in use by another cluster; stop that one, or choose another directory"
+    )]
+    InUse(PathBuf),
+    /// The process may not make network devices.
+    #[error("making network devices is not allowed ({0}); run as root, or with the capability CAP_NET_ADMIN")]
+    Unprivileged(String),
+    /// The kernel refused a network request.
+    #[error("the cluster's network cannot be made: {what}: {cause}")]
     Network {
         /// What was attempted.
         what: String,
-        /// The kernel's answer.
+        /// What the kernel said.
         cause: String,
     },
-    /// All of 10.88.0.0/16 to 10.247.0.0/16 is in use.
-    #[error("no network from 10.88.0.0/16 to 10.247.0.0/16 is free: stop other instances, or remove a route that covers all of 10.0.0.0/8")]
+    /// The network that this data directory's Services have their addresses from is taken.
+    #[error(
+        "10.{number}.0.0/16, where this data directory's Services have their addresses, is in use by {by}; free it, or start with another data directory"
+    )]
+    NetworkTaken {
+        /// The N of the network.
+        number: u8,
+        /// A route, an address, or another cluster.
+        by: String,
+    },
+    /// No network is free.
+    #[error(
+        "none of 10.16.0.0/16 to 10.239.0.0/16 is free on this machine; stop other clusters, or remove routes that cover 10.0.0.0/8"
+    )]
     NoNetwork,
+    /// A device's name would be too long.
+    #[error("the device prefix {0:?} must have one to five letters or digits")]
+    DevicePrefix(String),
+    /// The registry's port is not to be had.
+    #[error("the image registry cannot listen on {address}: {source}; choose another port")]
+    Registry {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The API server.
+    #[error(transparent)]
+    ApiServer(#[from] cluster_apiserver::Error),
+    /// The image store.
+    #[error(transparent)]
+    Images(#[from] cluster_images::ImageError),
+    /// The node agent.
+    #[error(transparent)]
+    Node(Box<cluster_node::Error>),
+    /// DNS.
+    #[error(transparent)]
+    Services(#[from] cluster_services::Error),
+    /// Something did not get ready in time.
+    #[error("the cluster did not get ready within {seconds} s: {missing}; the log may say why")]
+    NotReady {
+        /// How long was waited.
+        seconds: u64,
+        /// What is missing.
+        missing: String,
+    },
 }
 
-impl Error {
-    pub(crate) fn network(what: impl Into<String>, cause: impl ToString) -> Self {
-        Self::Network { what: what.into(), cause: cause.to_string() }
+impl From<cluster_node::Error> for Error {
+    fn from(error: cluster_node::Error) -> Self {
+        Self::Node(Box::new(error))
     }
 }
