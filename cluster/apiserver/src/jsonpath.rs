@@ -7,10 +7,7 @@ pub(crate) fn select<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
     let mut found = vec![value];
     let mut rest = path.trim().trim_start_matches('$');
     while !rest.is_empty() {
-        let (step, next) = match step(rest) {
-            Some(step) => step,
-            None => return Vec::new(),
-        };
+        let Some((step, next)) = step(rest) else { return Vec::new() };
         found = found.into_iter().flat_map(|value| step.take(value)).collect();
         rest = next;
     }
@@ -41,7 +38,7 @@ impl Step {
             },
             Self::Equal(path, wanted, equal) => {
                 let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-                list.iter().filter(|item| select(item, path).iter().any(|v| *v == wanted) == *equal).collect()
+                list.iter().filter(|item| select(item, path).contains(&wanted) == *equal).collect()
             }
             Self::Exists(path) => {
                 let list = value.as_array().map(Vec::as_slice).unwrap_or_default();

@@ -22,6 +22,7 @@ mod jsonpath;
 mod meta;
 mod openapi;
 mod pki;
+mod protobuf;
 mod query;
 mod registry;
 mod reply;
@@ -152,10 +153,10 @@ impl ApiServer {
         let tokens = auth::token::Tokens::new(&pki.token_key).map_err(Error::Pki)?;
         let server = Arc::new(Server {
             addresses: services::Addresses::new(config.service_cidr, &store),
+            hooks: webhooks::Hooks::new(&store),
             store,
             registry: registry::Registry::new(),
             auth: Authenticator { tokens },
-            hooks: webhooks::Hooks::new(),
             kubelet: ArcSwapOption::empty(),
             git_version: config.git_version.clone(),
             shutdown: CancellationToken::new(),

@@ -145,12 +145,15 @@ pub(crate) fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
+/// A version of a group and its resources.
+pub(crate) type Version = (String, Vec<Arc<Resource>>);
+
 /// All resource types at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     by_path: HashMap<(String, String, String), Arc<Resource>>,
     /// Group to its versions, best first; each with its resources by plural.
-    pub groups: BTreeMap<String, Vec<(String, Vec<Arc<Resource>>)>>,
+    pub groups: BTreeMap<String, Vec<Version>>,
 }
 
 impl Snapshot {
@@ -166,7 +169,7 @@ impl Snapshot {
             snapshot.by_path.insert(path, resource);
         }
         for versions in snapshot.groups.values_mut() {
-            versions.sort_by(|(a, _), (b, _)| version_rank(b).cmp(&version_rank(a)));
+            versions.sort_by_key(|(version, _)| std::cmp::Reverse(version_rank(version)));
             for (_, list) in versions {
                 list.sort_by(|a, b| a.plural.cmp(&b.plural));
             }
@@ -185,17 +188,6 @@ impl Snapshot {
         let versions = self.groups.get(group)?;
         let (_, list) = versions.iter().find(|(v, _)| v == version)?;
         list.iter().find(|resource| resource.kind == kind)
-    }
-
-    /// One resource for each storage, in its best version.
-    pub(crate) fn stored(&self) -> Vec<&Arc<Resource>> {
-        let mut seen = std::collections::HashSet::new();
-        self.groups
-            .values()
-            .flatten()
-            .flat_map(|(_, list)| list)
-            .filter(|resource| !resource.virtual_only && seen.insert(resource.storage.clone()))
-            .collect()
     }
 }
 

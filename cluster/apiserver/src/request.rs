@@ -101,7 +101,11 @@ pub(crate) fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, A
         "application/yaml" | "application/x-yaml" | "text/yaml" | "application/apply-patch+yaml" => {
             yaml(body)
         }
-        _ => Err(ApiError::unsupported_media("application/json, application/yaml")),
+        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body)
+            .map_err(|error| ApiError::bad_request(format!("the protobuf body cannot be decoded: {error}"))),
+        _ => Err(ApiError::unsupported_media(
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
     }
 }
 
@@ -157,6 +161,7 @@ mod tests {
     fn bodies() {
         assert_eq!(decode(Some("application/yaml"), b"a: 1\nb: [x]").unwrap()["b"][0], "x");
         assert_eq!(decode(None, b"{\"a\":1}").unwrap()["a"], 1);
-        assert_eq!(decode(Some("application/vnd.kubernetes.protobuf"), b"k8s").unwrap_err().code, 415);
+        assert_eq!(decode(Some("application/vnd.kubernetes.protobuf"), b"k8s").unwrap_err().code, 400);
+        assert_eq!(decode(Some("application/cbor"), b"").unwrap_err().code, 415);
     }
 }

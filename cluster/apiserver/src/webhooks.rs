@@ -1,47 +1,191 @@
 //! Admission webhooks: which configurations there are, and what a request tells them.
 
-use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use cluster_admission::{Attributes, Denied, Gv, Resolver, UserInfo, Webhooks};
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+pub(crate) use cluster_admission::Operation;
 
 use crate::error::ApiError;
 use crate::handlers::Ctx;
+use crate::meta;
+use crate::store::Store;
 
-/// What is done to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Create,
-    Update,
-    Delete,
+const MUTATING: &str = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
+const VALIDATING: &str = "admissionregistration.k8s.io/validatingwebhookconfigurations";
+const SLICES: &str = "discovery.k8s.io/endpointslices";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Finds a Service's address among its ready endpoints: no proxy is needed between this server and a webhook.
+struct Endpoints {
+    store: Arc<Store>,
+}
+
+impl Endpoints {
+    fn find(&self, namespace: &str, name: &str, port: u16) -> Result<SocketAddr, String> {
+        let service = self
+            .store
+            .get("/services", namespace, name)
+            .ok_or_else(|| format!("service \"{name}\" not found in namespace \"{namespace}\""))?;
+        let ports = service.value["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let wanted = ports
+            .iter()
+            .find(|own| own["port"].as_u64() == Some(u64::from(port)))
+            .ok_or_else(|| format!("service \"{name}\" has no port {port}"))?;
+        let port_name = wanted["name"].as_str().unwrap_or_default();
+        for slice in self.store.list(SLICES, Some(namespace)).1 {
+            if slice.value["metadata"]["labels"][SERVICE_NAME] != name {
+                continue;
+            }
+            let ports = slice.value["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let number = ports
+                .iter()
+                .find(|own| own["name"].as_str().unwrap_or_default() == port_name)
+                .and_then(|own| u16::try_from(own["port"].as_u64()?).ok());
+            let endpoints = slice.value["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let address = endpoints
+                .iter()
+                .filter(|endpoint| endpoint["conditions"]["ready"] != false)
+                .find_map(|endpoint| endpoint["addresses"][0].as_str()?.parse::<IpAddr>().ok());
+            if let (Some(address), Some(number)) = (address, number) {
+                return Ok(SocketAddr::new(address, number));
+            }
+        }
+        Err(format!("no endpoints available for service \"{name}\""))
+    }
+}
+
+impl Resolver for Endpoints {
+    fn resolve<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, Result<SocketAddr, String>> {
+        Box::pin(std::future::ready(self.find(namespace, name, port)))
+    }
 }
 
 /// Calls the webhooks that are configured.
-#[derive(Default)]
-pub(crate) struct Hooks;
+pub(crate) struct Hooks {
+    webhooks: Webhooks,
+    store: Arc<Store>,
+}
 
 impl Hooks {
-    pub(crate) fn new() -> Self {
-        Self
+    pub(crate) fn new(store: &Arc<Store>) -> Self {
+        Self { webhooks: Webhooks::new(Arc::new(Endpoints { store: store.clone() })), store: store.clone() }
     }
-    /// Lets mutating webhooks change the object; was any called?
+
+    fn configurations(&self, kind: &str) -> Vec<Value> {
+        self.store.list(kind, None).1.iter().map(|object| object.value.clone()).collect()
+    }
+
+    /// Lets mutating webhooks change the object; was any asked?
     pub(crate) async fn mutate(
         &self,
-        _ctx: &Ctx,
-        _operation: Operation,
-        _old: Option<&Value>,
-        _object: &mut Value,
-        _dry_run: bool,
+        ctx: &Ctx,
+        operation: Operation,
+        old: Option<&Value>,
+        object: &mut Value,
+        dry_run: bool,
     ) -> Result<bool, ApiError> {
-        std::future::ready(Ok(false)).await
+        if self.store.count(MUTATING) == 0 {
+            return Ok(false);
+        }
+        let configurations = self.configurations(MUTATING);
+        let attributes = self.attributes(ctx, operation, old, Some(object), dry_run);
+        let warnings = self.webhooks.mutate(&configurations, &attributes, object).await.map_err(denied)?;
+        warnings.into_iter().for_each(|warning| ctx.warn(warning));
+        Ok(true)
     }
 
     /// Asks validating webhooks.
     pub(crate) async fn validate(
         &self,
-        _ctx: &Ctx,
-        _operation: Operation,
-        _old: Option<&Value>,
-        _object: Option<&Value>,
-        _dry_run: bool,
+        ctx: &Ctx,
+        operation: Operation,
+        old: Option<&Value>,
+        object: Option<&Value>,
+        dry_run: bool,
     ) -> Result<(), ApiError> {
-        std::future::ready(Ok(())).await
+        if self.store.count(VALIDATING) == 0 {
+            return Ok(());
+        }
+        let configurations = self.configurations(VALIDATING);
+        let attributes = self.attributes(ctx, operation, old, object, dry_run);
+        let object = object.unwrap_or(&Value::Null);
+        let warnings = self.webhooks.validate(&configurations, &attributes, object).await.map_err(denied)?;
+        warnings.into_iter().for_each(|warning| ctx.warn(warning));
+        Ok(())
     }
+
+    fn attributes(
+        &self,
+        ctx: &Ctx,
+        operation: Operation,
+        old: Option<&Value>,
+        object: Option<&Value>,
+        dry_run: bool,
+    ) -> Attributes {
+        let resource = &ctx.resource;
+        let gv = |name: &str| Gv {
+            group: resource.group.clone(),
+            version: resource.version.clone(),
+            name: name.to_owned(),
+        };
+        let labels = |object: &Value| -> Vec<(String, String)> {
+            let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
+            labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+        };
+        let current = object.or(old).unwrap_or(&Value::Null);
+        let is_namespace = resource.builtin && resource.kind == "Namespace";
+        let namespace = if is_namespace {
+            Some(meta::name(current).to_owned())
+        } else {
+            resource.namespaced.then(|| ctx.namespace.clone())
+        };
+        let namespace_labels = if is_namespace {
+            labels(current)
+        } else {
+            let namespace = self.store.get("/namespaces", "", &ctx.namespace);
+            namespace.map(|namespace| labels(&namespace.value)).unwrap_or_default()
+        };
+        let kind = match operation {
+            Operation::Create => "CreateOptions",
+            Operation::Update => "UpdateOptions",
+            Operation::Delete => "DeleteOptions",
+            Operation::Connect => "ConnectOptions",
+        };
+        Attributes {
+            uid: uuid::Uuid::new_v4().to_string(),
+            gvk: gv(&resource.kind),
+            gvr: gv(&resource.plural),
+            sub_resource: ctx.sub.clone(),
+            name: meta::name(current).to_owned(),
+            namespace,
+            namespace_labels,
+            operation,
+            user_info: UserInfo {
+                username: ctx.user.name.clone(),
+                uid: ctx.user.uid.clone(),
+                groups: ctx.user.groups.clone(),
+                extra: if ctx.user.extra.is_empty() {
+                    Value::Null
+                } else {
+                    Value::Object(ctx.user.extra.clone())
+                },
+            },
+            dry_run,
+            options: json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"}),
+            old_object: old.cloned().unwrap_or(Value::Null),
+        }
+    }
+}
+
+fn denied(denied: Denied) -> ApiError {
+    ApiError::denied(denied.code, &denied.reason, denied.message, denied.details)
 }

@@ -203,7 +203,7 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
         }
     };
     let mut reply = Response::new(Body::from_stream(futures::StreamExt::map(events, Ok::<_, Infallible>)));
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json;stream=watch"));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply.headers_mut().remove(TRANSFER_ENCODING);
     Ok(reply)
 }

@@ -291,9 +291,8 @@ pub(crate) async fn create_object(
         }
         return Ok(Outcome::Dry(object));
     }
-    let commit = match ctx.server.store.put(&key, Expect::Absent, convert::to_storage(resource, object)) {
-        Ok(commit) => commit,
-        Err(_) => return Err(ApiError::already_exists(resource.subject(&name))),
+    let Ok(commit) = ctx.server.store.put(&key, Expect::Absent, convert::to_storage(resource, object)) else {
+        return Err(ApiError::already_exists(resource.subject(&name)));
     };
     reserved.keep();
     Ok(Outcome::Stored(settle(ctx, commit).await?))
@@ -396,8 +395,10 @@ fn with_status_of(ctx: &Ctx, old: &Value, new: Value) -> Value {
 
 fn spec_changed(ctx: &Ctx, old: &Value, new: &Value) -> bool {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
-    let counts = |field: &str| {
-        !matches!(field, "metadata" | "apiVersion" | "kind") && !(field == "status" && ctx.resource.status)
+    let counts = |field: &str| match field {
+        "metadata" | "apiVersion" | "kind" => false,
+        "status" => !ctx.resource.status,
+        _ => true,
     };
     old.iter().any(|(field, value)| counts(field) && new.get(field) != Some(value))
         || new.keys().any(|field| counts(field) && !old.contains_key(field))
