@@ -69,10 +69,10 @@ pub(super) async fn connection<A, H>(
     let judge = Judge::new(u32::try_from(ticks).unwrap_or(u32::MAX), protocol == Protocol::Http1);
     let ended = match protocol {
         Protocol::Http1 => {
+            // Never `pipeline_flush`: with it hyper buffers a response without limit for a client that does not read.
             let connection = http1::Builder::new()
                 .max_buf_size(config.h1_buffer.max(8192))
                 .max_headers(256)
-                .pipeline_flush(true)
                 .serve_connection(io, service)
                 .with_upgrades();
             until_end(pin!(connection), &watch, judge, period, shutdown).await

@@ -1,0 +1,510 @@
+//! Server, pool and forwarding together, over loopback sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ebb_http::forward::{Forwarded, error_response};
+use ebb_http::{
+    Body, Handler, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig, Protocol, RequestBody,
+    Retry, ServerConfig, Target, Tunnels, Via, handler_fn, serve,
+};
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// A server whose end is in the test's hands.
+struct Running {
+    address: SocketAddr,
+    stop: CancellationToken,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+async fn start<H: Handler>(handler: Arc<H>, config: ServerConfig) -> Running {
+    let (listener, address) = listener().await;
+    let stop = CancellationToken::new();
+    let ended = tokio::spawn(serve(listener, PlainAcceptor, handler, config, stop.clone()));
+    Running { address, stop, ended }
+}
+
+fn pool(config: PoolConfig) -> Pool {
+    Pool::new(PlainConnector, config)
+}
+
+/// A proxy in front of `target`.
+async fn proxy(target: Target, tunnels: Tunnels) -> Running {
+    let pool = pool(PoolConfig::default());
+    let backend = pool.backend(&target);
+    let handler = handler_fn(move |request: Request<Incoming>, peer: Arc<Peer>| {
+        let (backend, tunnels) = (backend.clone(), tunnels.clone());
+        async move {
+            let via = Via {
+                client: peer.remote.ip(),
+                secure: peer.secure,
+                forwarded: Forwarded::Replace,
+                tunnels: &tunnels,
+            };
+            let sent = async { Outgoing::new(request, &via)?.send(&backend).await };
+            sent.await.unwrap_or_else(|error| error_response(&error))
+        }
+    });
+    start(handler, ServerConfig::default()).await
+}
+
+fn get(path: &str) -> Request<RequestBody> {
+    Request::get(path).header(header::HOST, "app.example").body(RequestBody::empty()).unwrap()
+}
+
+async fn text(response: Response<Body>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// Reads one head (and whatever came with it) from a raw connection.
+async fn read_head(tcp: &mut TcpStream) -> io::Result<String> {
+    let mut got = Vec::new();
+    let mut buf = [0; 1024];
+    while !got.windows(4).any(|w| w == b"\r\n\r\n") {
+        let n = tcp.read(&mut buf).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        got.extend_from_slice(&buf[..n]);
+    }
+    Ok(String::from_utf8_lossy(&got).into_owned())
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let app = start(
+            handler_fn(|r: Request<Incoming>, _| async move {
+                Response::new(Full::new(Bytes::from(format!("{} {:?}", r.uri().path(), r.version()))))
+            }),
+            ServerConfig::default(),
+        )
+        .await;
+        let backend = pool(PoolConfig::default()).backend(&Target::plain(app.address, protocol));
+        for i in 0..50 {
+            let response = Outgoing::own(get(&format!("/{i}"))).unwrap().send(&backend).await.unwrap();
+            let version = if protocol == Protocol::Http1 { "HTTP/1.1" } else { "HTTP/2.0" };
+            assert_eq!(text(response).await, format!("/{i} {version}"));
+        }
+        assert_eq!(backend.connections().opened, 1, "{protocol:?}");
+        assert_eq!(backend.in_flight(), 0);
+    }
+}
+
+/// A server that answers the first request of each connection and closes as the second one comes.
+async fn closes_on_second(seen: Arc<AtomicUsize>) -> SocketAddr {
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                read_head(&mut tcp).await?;
+                seen.fetch_add(1, Ordering::SeqCst);
+                tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await?;
+                // The second request is read, so that it counts as seen, and then the connection dies.
+                read_head(&mut tcp).await?;
+                seen.fetch_add(1, Ordering::SeqCst);
+                io::Result::Ok(())
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_dead_kept_connection_loses_no_idempotent_request_and_repeats_no_other() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let address = closes_on_second(seen.clone()).await;
+    let pool = pool(PoolConfig::default());
+    let backend = pool.backend(&Target::plain(address, Protocol::Http1));
+    for _ in 0..20 {
+        let response = Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap();
+        assert_eq!(text(response).await, "ok");
+    }
+    let before = seen.load(Ordering::SeqCst);
+    let post = Request::post("/").header(header::HOST, "a").body(RequestBody::full("x")).unwrap();
+    let mut outgoing = Outgoing::own(post).unwrap();
+    let error = outgoing.send(&backend).await.unwrap_err();
+    assert_eq!(error.retry(), Retry::Unsafe, "{error}");
+    assert!(!outgoing.can_retry());
+    assert_eq!(seen.load(Ordering::SeqCst), before + 1, "sent once");
+}
+
+#[tokio::test]
+async fn connections_closed_while_idle_are_not_noticed_by_anybody() {
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                read_head(&mut tcp).await?;
+                // Promises to keep the connection, and closes it.
+                tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await
+            });
+        }
+    });
+    let backend = pool(PoolConfig::default()).backend(&Target::plain(address, Protocol::Http1));
+    for _ in 0..200 {
+        // The method that may not be repeated: it succeeds only when the dead connection is seen before it is used.
+        let post = Request::post("/").header(header::HOST, "a").body(RequestBody::full("x")).unwrap();
+        match Outgoing::own(post).unwrap().send(&backend).await {
+            Ok(response) => assert_eq!(text(response).await, "ok"),
+            Err(error) => assert_eq!(error.retry(), Retry::Unsafe, "only a real race may fail: {error}"),
+        }
+        let response = Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap();
+        assert_eq!(text(response).await, "ok");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_hands_the_request_back() {
+    let (gone, address) = listener().await;
+    drop(gone);
+    let alive = start(
+        handler_fn(|r: Request<Incoming>, _| async move {
+            Response::new(Full::new(r.into_body().collect().await.unwrap().to_bytes()))
+        }),
+        ServerConfig::default(),
+    )
+    .await;
+    let pool = pool(PoolConfig::default());
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let post = Request::post("/").header(header::HOST, "a").body(RequestBody::full("payload")).unwrap();
+        let mut outgoing = Outgoing::own(post).unwrap();
+        let error = outgoing.send(&pool.backend(&Target::plain(address, protocol))).await.unwrap_err();
+        assert_eq!(error.retry(), Retry::Safe);
+        let other = pool.backend(&Target::plain(alive.address, Protocol::Http1));
+        assert_eq!(text(outgoing.send(&other).await.unwrap()).await, "payload");
+    }
+}
+
+#[tokio::test]
+async fn many_streams_share_few_connections() {
+    let app = start(
+        handler_fn(|_: Request<Incoming>, _| async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Response::new(Full::new(Bytes::from("ok")))
+        }),
+        ServerConfig::default(),
+    )
+    .await;
+    let pool = pool(PoolConfig { max_streams: 50, ..PoolConfig::default() });
+    let backend = pool.backend(&Target::plain(app.address, Protocol::Http2));
+    let all: Vec<_> = (0..200)
+        .map(|_| {
+            let backend = backend.clone();
+            tokio::spawn(
+                async move { text(Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap()).await },
+            )
+        })
+        .collect();
+    for one in all {
+        assert_eq!(one.await.unwrap(), "ok");
+    }
+    assert_eq!(backend.connections().opened, 4);
+}
+
+#[tokio::test]
+async fn bodies_and_trailers_stream_through_both_protocols() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let app = start(
+            handler_fn(|r: Request<Incoming>, _| async move {
+                assert!(!r.headers().contains_key("x-hop"), "hop-by-hop");
+                assert_eq!(r.headers()["forwarded"], "for=127.0.0.1;host=app.example;proto=http");
+                let te = r.headers().get("te").cloned();
+                let got = r.into_body().collect().await.unwrap();
+                let sum: u64 = got.to_bytes().iter().map(|b| u64::from(*b)).sum();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-sum", sum.into());
+                let frames = [
+                    Ok::<_, io::Error>(Frame::data(Bytes::from_static(b"part one, "))),
+                    Ok(Frame::data(Bytes::from_static(b"part two"))),
+                    Ok(Frame::trailers(trailers)),
+                ];
+                let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)));
+                response.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+                if let Some(te) = te {
+                    response.headers_mut().insert("x-te", te);
+                }
+                response
+            }),
+            ServerConfig::default(),
+        )
+        .await;
+        let front = proxy(Target::plain(app.address, protocol), Tunnels::default()).await;
+        let client = pool(PoolConfig::default()).backend(&Target::plain(front.address, protocol));
+        let body = vec![1u8; 3 << 20];
+        let request = Request::post("/")
+            .header(header::HOST, "app.example")
+            .header(header::TE, "trailers")
+            .body(RequestBody::full(body))
+            .unwrap();
+        // The pool's client side does not strip: only what a proxy forwards is.
+        let response = client.send(shape(request, protocol)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{protocol:?}");
+        assert_eq!(response.headers()["x-te"], "trailers");
+        let got = response.into_body().collect().await.unwrap();
+        assert_eq!(got.trailers().unwrap()["x-sum"], (3u64 << 20).to_string(), "{protocol:?}");
+        assert_eq!(got.to_bytes(), "part one, part two");
+    }
+}
+
+fn shape(mut request: Request<RequestBody>, protocol: Protocol) -> Request<RequestBody> {
+    if protocol == Protocol::Http2 {
+        request.headers_mut().remove(header::HOST);
+        *request.uri_mut() = "http://app.example/".parse().unwrap();
+        *request.version_mut() = http::Version::HTTP_2;
+    } else {
+        request.headers_mut().insert(header::CONNECTION, "x-hop".parse().unwrap());
+        request.headers_mut().insert("x-hop", "1".parse().unwrap());
+    }
+    request
+}
+
+/// Switches protocols and then echoes.
+async fn echo_app() -> SocketAddr {
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let head = read_head(&mut tcp).await?.to_ascii_lowercase();
+                assert!(
+                    head.contains("connection: upgrade") && head.contains("upgrade: websocket"),
+                    "{head}"
+                );
+                tcp.write_all(
+                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                )
+                .await?;
+                let (mut r, mut w) = tcp.split();
+                tokio::io::copy(&mut r, &mut w).await
+            });
+        }
+    });
+    address
+}
+
+async fn open_tunnel(front: SocketAddr) -> TcpStream {
+    let mut tcp = TcpStream::connect(front).await.unwrap();
+    tcp.write_all(
+        b"GET /ws HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let head = read_head(&mut tcp).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    tcp
+}
+
+async fn echoed(tcp: &mut TcpStream, what: &[u8]) {
+    tcp.write_all(what).await.unwrap();
+    let mut got = vec![0; what.len()];
+    tcp.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, what);
+}
+
+#[tokio::test]
+async fn upgrades_pass_are_counted_and_outlive_the_server() {
+    let tunnels = Tunnels::default();
+    let front = proxy(Target::plain(echo_app().await, Protocol::Http1), tunnels.clone()).await;
+    let mut one = open_tunnel(front.address).await;
+    let mut two = open_tunnel(front.address).await;
+    echoed(&mut one, b"hello").await;
+    echoed(&mut two, b"world!").await;
+    assert_eq!(tunnels.open(), 2);
+
+    // The server drains: its connections have become tunnels, which go on.
+    front.stop.cancel();
+    front.ended.await.unwrap();
+    echoed(&mut one, b"still here").await;
+
+    drop(one);
+    while tunnels.open() != 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(tunnels.bytes(), (15, 15));
+    let closed = tunnels.wait_closed();
+    tunnels.kill();
+    closed.await;
+    assert_eq!(two.read(&mut [0; 8]).await.unwrap_or(0), 0, "cut");
+}
+
+#[tokio::test]
+async fn the_body_waits_for_the_backends_100_continue() {
+    let (backend, address) = listener().await;
+    let front = proxy(Target::plain(address, Protocol::Http1), Tunnels::default()).await;
+    let mut client = TcpStream::connect(front.address).await.unwrap();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+        .await
+        .unwrap();
+    let (mut app, _) = backend.accept().await.unwrap();
+    let head = read_head(&mut app).await.unwrap();
+    assert!(head.to_ascii_lowercase().contains("expect: 100-continue"));
+    let early = tokio::time::timeout(Duration::from_millis(100), client.read(&mut [0; 1])).await;
+    assert!(early.is_err(), "no 100 to the client before the backend's");
+    app.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut client).await.unwrap().starts_with("HTTP/1.1 100"));
+    client.write_all(b"hello").await.unwrap();
+    let mut body = [0; 5];
+    app.read_exact(&mut body).await.unwrap();
+    assert_eq!(&body, b"hello");
+    app.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut client).await.unwrap().starts_with("HTTP/1.1 201"));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_every_request_and_takes_no_new_connection() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let (begun, finish) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        let app = {
+            let (begun, finish) = (begun.clone(), finish.clone());
+            let handler = handler_fn(move |_: Request<Incoming>, _| {
+                let (begun, finish) = (begun.clone(), finish.clone());
+                async move {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    finish.cancelled().await;
+                    Response::new(Full::new(Bytes::from("done")))
+                }
+            });
+            start(handler, ServerConfig::default()).await
+        };
+        let backend = pool(PoolConfig::default()).backend(&Target::plain(app.address, protocol));
+        let all: Vec<_> = (0..20)
+            .map(|_| {
+                let backend = backend.clone();
+                tokio::spawn(async move {
+                    text(Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap()).await
+                })
+            })
+            .collect();
+        while begun.load(Ordering::SeqCst) < 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        app.stop.cancel();
+        // The listener goes away while the requests run.
+        while TcpStream::connect(app.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!app.ended.is_finished());
+        finish.cancel();
+        for one in all {
+            assert_eq!(one.await.unwrap(), "done", "{protocol:?}");
+        }
+        tokio::time::timeout(Duration::from_secs(5), app.ended).await.expect("drained").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_slow_head_costs_only_its_sender() {
+    let config = ServerConfig { header_timeout: Duration::from_millis(200), ..ServerConfig::default() };
+    let app = start(
+        handler_fn(|_: Request<Incoming>, _| async { Response::new(Full::new(Bytes::from("ok"))) }),
+        config,
+    )
+    .await;
+    let mut slow = TcpStream::connect(app.address).await.unwrap();
+    let dribble = tokio::spawn(async move {
+        let began = std::time::Instant::now();
+        for byte in b"GET / HTTP/1.1\r\nx: ".iter().chain(std::iter::repeat_n(&b'x', 10_000)) {
+            if slow.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            if let Ok(Ok(0) | Err(_)) =
+                tokio::time::timeout(Duration::from_millis(20), slow.read(&mut [0; 64])).await
+            {
+                break;
+            }
+        }
+        began.elapsed()
+    });
+    let backend = pool(PoolConfig::default()).backend(&Target::plain(app.address, Protocol::Http1));
+    for _ in 0..50 {
+        assert_eq!(text(Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap()).await, "ok");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let lasted = dribble.await.unwrap();
+    assert!(lasted < Duration::from_secs(2), "{lasted:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_its_backend_not_its_neighbours() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let app = {
+        let sent = sent.clone();
+        let handler = handler_fn(move |r: Request<Incoming>, _| {
+            let sent = sent.clone();
+            let endless = r.uri().path() == "/endless";
+            async move {
+                let chunks = futures::stream::iter(0..if endless { usize::MAX } else { 1 }).map(move |_| {
+                    sent.fetch_add(1 << 14, Ordering::Relaxed);
+                    Ok::<_, io::Error>(Frame::data(Bytes::from(vec![0; 1 << 14])))
+                });
+                Response::new(StreamBody::new(chunks))
+            }
+        });
+        start(handler, ServerConfig::default()).await
+    };
+    use futures::StreamExt as _;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        sent.store(0, Ordering::SeqCst);
+        let front = proxy(Target::plain(app.address, protocol), Tunnels::default()).await;
+        let client = pool(PoolConfig::default()).backend(&Target::plain(front.address, protocol));
+        let stuck = Outgoing::own(get("/endless")).unwrap().send(&client).await.unwrap();
+        let mut last = usize::MAX;
+        while sent.load(Ordering::SeqCst) != last {
+            last = sent.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(last < 32 << 20, "{protocol:?}: {last} bytes went to a client that reads none");
+        for _ in 0..20 {
+            let other = Outgoing::own(get("/")).unwrap().send(&client).await.unwrap();
+            let got = other.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(got.len(), 1 << 14, "{protocol:?}");
+        }
+        drop(stuck);
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_by_the_pool() {
+    let app = start(
+        handler_fn(|_: Request<Incoming>, _| async { Response::new(Full::new(Bytes::from("ok"))) }),
+        ServerConfig::default(),
+    )
+    .await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let pool = pool(PoolConfig { idle_timeout: Duration::from_millis(100), ..PoolConfig::default() });
+        let backend = pool.backend(&Target::plain(app.address, protocol));
+        text(Outgoing::own(get("/")).unwrap().send(&backend).await.unwrap()).await;
+        let kept = backend.connections();
+        assert_eq!(kept.idle + kept.shared, 1);
+        tokio::time::timeout(Duration::from_secs(5), async {
+            while {
+                let c = backend.connections();
+                c.idle + c.shared > 0
+            } {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("swept");
+    }
+}
