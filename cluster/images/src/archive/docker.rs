@@ -16,8 +16,8 @@ struct Image {
     layers: Vec<String>,
 }
 
-fn images(source: &Source) -> Result<Option<Vec<Image>>, ImageError> {
-    let Some(document) = source.document("manifest.json")? else { return Ok(None) };
+fn images(store: &Store, source: &Source) -> Result<Option<Vec<Image>>, ImageError> {
+    let Some(document) = source.document(store, "manifest.json")? else { return Ok(None) };
     serde_json::from_slice(&document)
         .map(Some)
         .map_err(|e| source.invalid(format!("its manifest.json cannot be read: {e}")))
@@ -29,11 +29,11 @@ fn references(image: &Image, source: &Source) -> Result<Vec<Reference>, ImageErr
 }
 
 /// Names in `manifest.json` with the digest of the config, for archives that are an OCI layout as well.
-pub(super) fn names(source: &Source) -> Result<Vec<Found>, ImageError> {
+pub(super) fn names(store: &Store, source: &Source) -> Result<Vec<Found>, ImageError> {
     let mut names = Vec::new();
-    let Some(images) = images(source)? else { return Ok(names) };
+    let Some(images) = images(store, source)? else { return Ok(names) };
     for image in &images {
-        if let Some(config) = source.document(&image.config)? {
+        if let Some(config) = source.document(store, &image.config)? {
             names.push(Found { digest: Digest::of(&config), names: references(image, source)? });
         }
     }
@@ -41,7 +41,7 @@ pub(super) fn names(source: &Source) -> Result<Vec<Found>, ImageError> {
 }
 
 pub(super) fn read(store: &Store, source: &Source) -> Result<Option<Vec<Found>>, ImageError> {
-    let Some(images) = images(source)? else { return Ok(None) };
+    let Some(images) = images(store, source)? else { return Ok(None) };
     images.iter().map(|image| one(store, source, image)).collect::<Result<_, _>>().map(Some)
 }
 

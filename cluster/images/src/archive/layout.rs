@@ -12,7 +12,7 @@ const FULL_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 pub(super) fn read(store: &Store, source: &Source) -> Result<Option<Vec<Found>>, ImageError> {
-    let Some(index) = source.document("index.json")? else { return Ok(None) };
+    let Some(index) = source.document(store, "index.json")? else { return Ok(None) };
     let index: ImageIndex = serde_json::from_slice(&index)
         .map_err(|e| source.invalid(format!("its index.json cannot be read: {e}")))?;
     let mut found: Vec<Found> = Vec::new();
@@ -26,7 +26,7 @@ pub(super) fn read(store: &Store, source: &Source) -> Result<Option<Vec<Found>>,
             None => found.push(Found { digest: entry.digest.clone(), names }),
         }
     }
-    for more in super::docker::names(source)? {
+    for more in super::docker::names(store, source)? {
         let same = |f: &&mut Found| {
             store.platform_manifest("", &f.digest).is_ok_and(|(_, m)| m.config.digest == more.digest)
         };

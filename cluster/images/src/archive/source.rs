@@ -107,9 +107,11 @@ impl Source {
     }
 
     /// A document, if it is there.
-    pub(super) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
+    pub(super) fn document(&self, store: &Store, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
         let path = match self.member(name) {
-            Some((path, _)) => path.to_path_buf(),
+            Some((path, _)) if path.exists() => path.to_path_buf(),
+            // It was one of an image's blobs and has moved there.
+            Some((_, digest)) => store.blob_path(digest),
             None => match self.in_folder(name) {
                 Some(path) => path,
                 None => return Ok(None),

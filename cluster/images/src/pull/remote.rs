@@ -51,7 +51,7 @@ impl Remote {
             // HTTP_PROXY is not for this machine's own addresses, and only an explicit proxy turns that off: one that is
             // used for no host.
             config.http_proxy = Some("http://127.0.0.1:9".into());
-            config.no_proxy = Some("*".into());
+            config.no_proxy = Some("*,0.0.0.0/0,::/0".into());
         }
         let named = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => Named::with_digest(
