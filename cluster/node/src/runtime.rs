@@ -8,7 +8,7 @@
 
 mod helper;
 mod protocol;
-mod seqpacket;
+pub(crate) mod seqpacket;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,18 +1,34 @@
 //! The paths that a kubelet serves and the API server forwards to: logs, exec, attach, port-forward, figures.
 
+mod exec;
 mod logs;
+mod socket;
+mod stats;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{any, get};
 use http::StatusCode;
 
 use crate::context::{Context, PodView};
 
 /// All paths.
 pub(crate) fn router(context: Arc<Context>) -> Router {
-    Router::new().route("/containerLogs/{namespace}/{pod}/{container}", get(logs::logs)).with_state(context)
+    Router::new()
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::logs))
+        .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
+        .route("/portForward/{namespace}/{pod}", any(port_forward))
+        .route("/stats/summary", get(stats::summary))
+        .route("/healthz", get(async || "ok"))
+        .with_state(context)
+}
+
+async fn port_forward() -> Refusal {
+    let message = "port-forward is not served by this node yet; on the node's machine the pod's address (kubectl get \
+                   pod -o wide) can be reached directly\n";
+    (StatusCode::NOT_IMPLEMENTED, message.to_owned())
 }
 
 /// A refusal as kubelet makes it: a status code and a line of text.

@@ -39,6 +39,8 @@ pub(crate) struct Live {
     pub(crate) stop_signal: i32,
     /// Readiness and liveness are no longer asked for.
     pub(crate) stopping: CancellationToken,
+    /// Its process has ended and all its output is out.
+    pub(crate) ended: CancellationToken,
     pub(crate) address: Ipv4Addr,
     pub(crate) spec: Container,
 }
@@ -152,6 +154,7 @@ impl Run {
             stdin: Mutex::new(stdin_writer),
             stop_signal: prepared.stop_signal,
             stopping: CancellationToken::new(),
+            ended: CancellationToken::new(),
             address: self.network.address.unwrap_or_else(|| context.host_ip()),
             spec: self.spec.clone(),
         });
@@ -176,6 +179,7 @@ impl Run {
             debug!(container = id, "the output is still held open by another process");
         }
         self.view.live.lock().remove(&self.spec.name);
+        live.ended.cancel();
         let exit = exit.unwrap_or(crate::runtime::Exit { code: 137, signal: Some(9), oom: false });
         let message = termination_message(&self.spec, &prepared.termination, &log, exit.code);
         let facts = ExitFacts { code: exit.code, signal: exit.signal, oom: exit.oom, message };
