@@ -159,7 +159,10 @@ fn selected<'a>(selector: &Value, labels: &dyn Fn(&str) -> Option<&'a str>) -> R
             Some("Exists") => value.is_some(),
             Some("DoesNotExist") => value.is_none(),
             other => {
-                return Err(format!("{:?} is not a valid label selector operator", other.unwrap_or_default()));
+                return Err(format!(
+                    "{:?} is not a valid label selector operator",
+                    other.unwrap_or_default()
+                ));
             }
         };
         if !ok {

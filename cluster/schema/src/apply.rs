@@ -234,9 +234,7 @@ fn prune(schema: &Schema, merged: Value, managers: &Managers, last: &FieldSet) -
     }
     let root = Some(schema.root());
     let named = |set: &FieldSet| set.with_named_parents(root);
-    let removed = |gone: &FieldSet| {
-        typed::remove(root, &merged, gone).unwrap_or_else(|| Value::Object(serde_json::Map::new()))
-    };
+    let removed = |gone: &FieldSet| typed::remove(root, &merged, gone);
     let merged_set = named(&typed::field_set(root, &merged));
     let last = named(last);
 

@@ -25,7 +25,6 @@ const DEFINITIONS: &str = "#/components/schemas/";
 
 struct Types {
     nodes: Vec<Node>,
-    index: HashMap<String, u32>,
     kinds: HashMap<(&'static str, &'static str, &'static str), u32>,
     object_meta: u32,
 }
@@ -65,7 +64,7 @@ fn build() -> Types {
     let nodes = definitions.iter().map(|(name, schema)| type_node(name, schema, &index)).collect();
     let kinds =
         roots.into_iter().filter_map(|(g, v, k, name)| Some(((g, v, k), *index.get(&name)?))).collect();
-    Types { nodes, index, kinds, object_meta }
+    Types { nodes, kinds, object_meta }
 }
 
 fn type_node(name: &str, schema: &Value, index: &HashMap<String, u32>) -> Node {
@@ -249,9 +248,4 @@ fn relink(schema: &mut Value, wanted: &mut Vec<String>) {
         }
         _ => {}
     }
-}
-
-/// Looks a type up by its full name.
-pub(crate) fn type_index(full_name: &str) -> Option<u32> {
-    TYPES.index.get(full_name).copied()
 }

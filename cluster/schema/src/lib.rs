@@ -160,3 +160,6 @@ impl Schema {
         &self.0.root
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,7 +110,7 @@ fn structural(schema: &Value, path: &str, depth: usize, errors: &mut Vec<FieldEr
         node.atomic_map = true;
     }
     node.checks = Checks::parse(schema, path, errors);
-    node.rules = Rules::parse(schema, path, errors);
+    node.rules = Rules::parse(schema, &node, path, errors);
     node.default = object.get("default").cloned();
     if node.embedded {
         embed(&mut node);

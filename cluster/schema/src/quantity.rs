@@ -40,6 +40,22 @@ pub fn canonical(text: &str) -> Option<String> {
     exponential(mantissa, scale + exponent).map(|body| format!("{sign}{body}"))
 }
 
+/// The value of a quantity, near enough to compare with; nothing if the text is not one.
+pub fn to_f64(text: &str) -> Option<f64> {
+    let canonical = canonical(text)?;
+    let end = canonical.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(canonical.len());
+    let (number, suffix) = canonical.split_at(end);
+    let number: f64 = number.parse().ok()?;
+    if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
+        return Some(number * (1u64 << bits) as f64);
+    }
+    let exponent = match DECIMAL.iter().find(|(s, _)| *s == suffix) {
+        Some((_, exponent)) => *exponent,
+        None => suffix.strip_prefix('e')?.parse().ok()?,
+    };
+    Some(number * 10f64.powi(exponent))
+}
+
 /// Rounds up what is finer than nano.
 fn reduce(mut mantissa: u128, mut exponent: i32) -> Option<(u128, i32)> {
     if mantissa == 0 {
@@ -129,6 +145,9 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(canonical(text).as_deref(), Some(expected), "{text}");
         }
+        assert_eq!(super::to_f64("1500m"), Some(1.5));
+        assert_eq!(super::to_f64("2Gi"), Some(2147483648.0));
+        assert_eq!(super::to_f64("-1e3"), Some(-1000.0));
         for bad in ["", "x", "1x", "1.2.3", "Mi", "1 Gi", "--1", "1ee3"] {
             assert_eq!(canonical(bad), None, "{bad}");
         }

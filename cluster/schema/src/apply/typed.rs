@@ -129,6 +129,10 @@ fn collect(sub: Option<&Sub>, value: &Value, out: &mut FieldSet) -> bool {
             for step in &steps {
                 *count.entry(step).or_default() += 1;
             }
+            if items.is_empty() {
+                // Said to be empty is something that is said.
+                return true;
+            }
             for (step, item) in steps.iter().zip(items) {
                 out.members.insert(step.clone());
                 // Duplicates are owned as one thing: it cannot be said whose fields are whose.
@@ -207,7 +211,12 @@ fn differ(sub: Option<&Sub>, lhs: Option<&Value>, rhs: Option<&Value>, out: &mut
         (Some(l), Some(r)) if l == r => return Own::Same,
         _ => {}
     }
-    let (left, right) = (lhs.map(|v| shape(sub, v)), rhs.map(|v| shape(sub, v)));
+    // Null takes the shape of what it is compared with.
+    let shape_of = |v: Option<&Value>, other: Option<&Value>| match (v, other) {
+        (Some(Value::Null), Some(other)) => Some(shape(sub, other)),
+        (v, _) => v.map(|v| shape(sub, v)),
+    };
+    let (left, right) = (shape_of(lhs, rhs), shape_of(rhs, lhs));
     let whole = match (lhs.is_some(), rhs.is_some()) {
         (false, _) => Own::Added,
         (_, false) => Own::Removed,
@@ -262,6 +271,9 @@ fn maps(
                 l.or(r.filter(|v| v.is_object()).map(|_| &*EMPTY)),
                 r.or(l.filter(|v| v.is_object()).map(|_| &*EMPTY)),
             )
+        } else if builtin && both && key == "containers" {
+            // Never left out by Kubernetes: null where there are none.
+            (l.or(Some(&Value::Null)), r.or(Some(&Value::Null)))
         } else {
             (l, r)
         };
@@ -338,7 +350,6 @@ pub(crate) fn merge(sub: Option<&Sub>, lhs: &Value, rhs: &Value) -> Value {
             Value::Object(out)
         }
         (Shape::List, Shape::List, Value::Array(l), Value::Array(r)) => Value::Array(merge_lists(sub, l, r)),
-        // An empty list of the applier says nothing about the items of others.
         _ => rhs.clone(),
     }
 }
@@ -379,8 +390,8 @@ fn merge_lists(sub: Option<&Sub>, lhs: &[Value], rhs: &[Value]) -> Vec<Value> {
     out
 }
 
-/// Removes the paths of `gone`; nothing is left of a value whose content is all gone.
-pub(crate) fn remove(sub: Option<&Sub>, value: &Value, gone: &FieldSet) -> Option<Value> {
+/// Removes the paths of `gone`. A list or map whose content is gone stays, empty, unless its own path is gone too.
+pub(crate) fn remove(sub: Option<&Sub>, value: &Value, gone: &FieldSet) -> Value {
     match (shape(sub, value), value) {
         (Shape::Map, Value::Object(map)) if !map.is_empty() => {
             let mut out = Map::new();
@@ -390,16 +401,13 @@ pub(crate) fn remove(sub: Option<&Sub>, value: &Value, gone: &FieldSet) -> Optio
                     continue;
                 }
                 let child = sub.and_then(|s| s.field(key).sub());
-                match gone.children.get(&step) {
-                    Some(below) => {
-                        if let Some(rest) = remove(child, value, below) {
-                            out.insert(key.clone(), rest);
-                        }
-                    }
-                    None => drop(out.insert(key.clone(), value.clone())),
-                }
+                let rest = match gone.children.get(&step) {
+                    Some(below) => remove(child, value, below),
+                    None => value.clone(),
+                };
+                out.insert(key.clone(), rest);
             }
-            (!out.is_empty()).then_some(Value::Object(out))
+            Value::Object(out)
         }
         (Shape::List, Value::Array(items)) if !items.is_empty() => {
             let item_sub = sub.and_then(|s| s.items.as_deref());
@@ -408,13 +416,13 @@ pub(crate) fn remove(sub: Option<&Sub>, value: &Value, gone: &FieldSet) -> Optio
                 if gone.members.contains(step) {
                     continue;
                 }
-                match gone.children.get(step) {
-                    Some(below) => out.extend(remove(item_sub, item, below)),
-                    None => out.push(item.clone()),
-                }
+                out.push(match gone.children.get(step) {
+                    Some(below) => remove(item_sub, item, below),
+                    None => item.clone(),
+                });
             }
-            (!out.is_empty()).then_some(Value::Array(out))
+            Value::Array(out)
         }
-        _ => Some(value.clone()),
+        _ => value.clone(),
     }
 }

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -134,4 +135,102 @@ fn strategic_replaces_a_list_and_drops_nulls_of_new_items() {
 fn strategic_is_refused_for_custom_resources() {
     let schema = Schema::from_crd(&json!({"type": "object"})).unwrap();
     assert_eq!(strategic_merge(&schema, &json!({}), &json!({})), Err(PatchError::UnsupportedMediaType));
+}
+
+/// What has to be patched to come from one document to another; documents without nulls.
+fn merge_diff(from: &Value, to: &Value) -> Value {
+    let (Value::Object(from), Value::Object(to)) = (from, to) else { return to.clone() };
+    let mut out = serde_json::Map::new();
+    for (key, value) in to {
+        match from.get(key) {
+            Some(there) if there == value => {}
+            // Anything that is no object replaces; an object after something else must not merge with it.
+            Some(there) if there.is_object() == value.is_object() => {
+                drop(out.insert(key.clone(), merge_diff(there, value)))
+            }
+            _ => drop(out.insert(key.clone(), value.clone())),
+        }
+    }
+    for key in from.keys().filter(|key| !to.contains_key(*key)) {
+        out.insert(key.clone(), Value::Null);
+    }
+    Value::Object(out)
+}
+
+/// The strategic patch between two lists of named containers, as kubectl makes it.
+fn container_diff(from: &[Value], to: &[Value]) -> Value {
+    let name = |c: &Value| c["name"].as_str().unwrap_or_default().to_owned();
+    let mut items = Vec::new();
+    for container in to {
+        match from.iter().find(|c| name(c) == name(container)) {
+            Some(there) if there == container => {}
+            Some(there) => {
+                let mut diff = merge_diff(there, container);
+                diff["name"] = container["name"].clone();
+                items.push(diff);
+            }
+            None => items.push(container.clone()),
+        }
+    }
+    for container in from.iter().filter(|c| !to.iter().any(|t| name(t) == name(c))) {
+        items.push(json!({"name": name(container), "$patch": "delete"}));
+    }
+    let order: Vec<Value> = to.iter().map(|c| json!({"name": name(c)})).collect();
+    json!({"spec": {"containers": items, "$setElementOrder/containers": order}})
+}
+
+fn document() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(Value::from),
+        (0i64..3).prop_map(Value::from),
+        "[a-b]".prop_map(Value::from)
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map("[a-d]", inner, 0..4)
+                .prop_map(|m| Value::Object(m.into_iter().collect())),
+        ]
+    })
+}
+
+fn containers() -> impl Strategy<Value = Vec<Value>> {
+    let one = ("[a-e]", "[x-z]", prop::option::of("[p-q]")).prop_map(|(name, image, dir)| {
+        let mut out = json!({"name": name, "image": image});
+        if let Some(dir) = dir {
+            out["workingDir"] = dir.into();
+        }
+        out
+    });
+    prop::collection::vec(one, 0..5).prop_map(|mut list| {
+        let mut seen = std::collections::HashSet::new();
+        list.retain(|c| seen.insert(c["name"].as_str().unwrap().to_owned()));
+        list
+    })
+}
+
+proptest! {
+    #[test]
+    fn merge_patch_round_trips(from in document(), to in document()) {
+        let patched = merge_patch(&from, &merge_diff(&from, &to));
+        if from.is_object() && to.is_object() {
+            prop_assert_eq!(patched, to);
+        }
+    }
+
+    #[test]
+    fn strategic_patch_round_trips(from in containers(), to in containers()) {
+        let doc = json!({"spec": {"containers": from}});
+        let patch = container_diff(&from, &to);
+        let out = strategic_merge(&pod(), &doc, &patch).unwrap();
+        prop_assert_eq!(&out, &json!({"spec": {"containers": to}}));
+    }
+
+    #[test]
+    fn strategic_patch_twice_is_once(from in containers(), patch in containers()) {
+        let patch = json!({"spec": {"containers": patch}});
+        let once = strategic_merge(&pod(), &json!({"spec": {"containers": from}}), &patch).unwrap();
+        let twice = strategic_merge(&pod(), &once, &patch).unwrap();
+        prop_assert_eq!(once, twice);
+    }
 }

@@ -3,6 +3,8 @@
 //! The functions are Kubernetes' own (crate kube-cel). Values are converted by the schema's types, so that a `number` is a
 //! double and a `date-time` a timestamp whatever its JSON looks like.
 
+mod check;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
@@ -17,7 +19,32 @@ use crate::error::{FieldError, Reason, child};
 use crate::node::{Field, Node, Sub, Ty};
 
 /// Functions are registered once; each evaluation is a small scope on top.
-pub(crate) static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| Context::default().with_all());
+pub(crate) static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| {
+    let mut context = Context::default().with_all();
+    // The interpreter has no type values; names of types serve as well for `type(self) == string`.
+    context.add_function("type", |value: Cel| Cel::String(Arc::new(type_of(&value).to_owned())));
+    for name in ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type"] {
+        context.add_variable_from_value(name, Cel::String(Arc::new(name.to_owned())));
+    }
+    context
+});
+
+fn type_of(value: &Cel) -> &'static str {
+    match value {
+        Cel::Int(_) => "int",
+        Cel::UInt(_) => "uint",
+        Cel::Float(_) => "double",
+        Cel::Bool(_) => "bool",
+        Cel::String(_) => "string",
+        Cel::Bytes(_) => "bytes",
+        Cel::List(_) => "list",
+        Cel::Map(_) => "map",
+        Cel::Null => "null_type",
+        Cel::Duration(_) => "google.protobuf.Duration",
+        Cel::Timestamp(_) => "google.protobuf.Timestamp",
+        Cel::Opaque(_) | Cel::Function(..) => "dyn",
+    }
+}
 
 /// The rules of one node.
 #[derive(Debug)]
@@ -38,20 +65,25 @@ struct Rule {
 
 impl Rules {
     /// Compiles the rules of a schema node; those that cannot be compiled are errors of the CRD.
-    pub(crate) fn parse(schema: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<Box<Rules>> {
+    pub(crate) fn parse(
+        schema: &Value,
+        node: &Node,
+        path: &str,
+        errors: &mut Vec<FieldError>,
+    ) -> Option<Box<Rules>> {
         let rules = schema.get("x-kubernetes-validations")?.as_array()?;
         let path = child(path, "x-kubernetes-validations");
         let parsed: Vec<Rule> = rules
             .iter()
             .enumerate()
-            .filter_map(|(i, rule)| Rule::parse(rule, &format!("{path}[{i}]"), errors))
+            .filter_map(|(i, rule)| Rule::parse(rule, node, &format!("{path}[{i}]"), errors))
             .collect();
         (!parsed.is_empty()).then(|| Box::new(Rules(parsed)))
     }
 }
 
 impl Rule {
-    fn parse(rule: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<Rule> {
+    fn parse(rule: &Value, node: &Node, path: &str, errors: &mut Vec<FieldError>) -> Option<Rule> {
         let text = |name: &str| rule.get(name).and_then(Value::as_str);
         let Some(source) = text("rule").filter(|r| !r.trim().is_empty()) else {
             errors.push(FieldError::required(child(path, "rule"), "rule is not specified"));
@@ -86,24 +118,14 @@ impl Rule {
                 return None;
             }
         };
-        let references = program.references();
-        for variable in references.variables() {
-            if !matches!(variable, "self" | "oldSelf")
-                && !TYPES.contains(&variable)
-                && !FUNCTION_ROOTS.contains(&variable)
-            {
-                errors.push(FieldError::invalid(
-                    child(path, "rule"),
-                    &rule["rule"],
-                    format!(
-                        "compilation failed: ERROR: undeclared reference to '{variable}' (in container '')"
-                    ),
-                ));
+        for expression in [Some(&program), message_program.as_ref()].into_iter().flatten() {
+            if let Err(e) = check::rule(expression.expression(), node) {
+                let detail = format!("compilation failed: ERROR: {e}");
+                errors.push(FieldError::invalid(child(path, "rule"), &rule["rule"], detail));
                 return None;
             }
         }
-        let transition = references.has_variable("oldSelf");
-        drop(references);
+        let transition = program.references().has_variable("oldSelf");
         Some(Rule {
             text: source.to_owned(),
             transition,
@@ -116,24 +138,6 @@ impl Rule {
         })
     }
 }
-
-/// Names of types, which are identifiers in CEL.
-const TYPES: [&str; 12] = [
-    "int",
-    "uint",
-    "double",
-    "bool",
-    "string",
-    "bytes",
-    "list",
-    "map",
-    "null_type",
-    "type",
-    "duration",
-    "timestamp",
-];
-/// Namespaces of functions.
-const FUNCTION_ROOTS: [&str; 7] = ["math", "sets", "strings", "base64", "format", "optional", "jsonpatch"];
 
 fn compile(source: &str, path: &str, value: &Value, errors: &mut Vec<FieldError>) -> Option<Program> {
     match Program::compile(source) {
