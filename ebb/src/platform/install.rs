@@ -1,65 +1,16 @@
-//! Writes what must be there before a component starts: CRDs, namespace, ConfigMaps, accounts, Services and where those lead.
+//! Where the Services of the platform lead when its components are no pods but tasks of this process.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use anyhow::Context;
-use ebb_api::manifests::{Manifests, Options, manifests};
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
-use kube::{Client, Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 
-const MANAGER: &str = "ebb";
-
-/// Applies everything; what is there already and equal costs nothing.
-pub(super) async fn apply(client: &Client, options: &Options) -> anyhow::Result<()> {
-    let Manifests { namespace, crds, config_maps, service_accounts, services } = manifests(options);
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    patch(&namespaces, &namespace).await?;
-    let all: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let (_, (), (), ()) = tokio::try_join!(
-        try_join_all(crds.iter().map(|crd| patch(&all, crd))),
-        every(client, &options.namespace, &config_maps),
-        every(client, &options.namespace, &service_accounts),
-        every(client, &options.namespace, &services),
-    )?;
-    let _: (&[ConfigMap], &[ServiceAccount], &[Service]) = (&config_maps, &service_accounts, &services);
-    Ok(())
-}
-
-async fn every<K>(client: &Client, namespace: &str, objects: &[K]) -> anyhow::Result<()>
-where
-    K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-    K::DynamicType: Default,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    try_join_all(objects.iter().map(|object| patch(&api, object))).await?;
-    Ok(())
-}
-
-async fn patch<K>(api: &Api<K>, object: &K) -> anyhow::Result<()>
-where
-    K: Resource + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-    K::DynamicType: Default,
-{
-    let name = object.name_any();
-    let mut value = serde_json::to_value(object)?;
-    // k8s-openapi leaves the type to the request; server-side apply wants it in the body.
-    value["apiVersion"] = K::api_version(&K::DynamicType::default()).into();
-    value["kind"] = K::kind(&K::DynamicType::default()).into();
-    let params = PatchParams::apply(MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&value))
-        .await
-        .with_context(|| format!("applying {} {name}", K::kind(&K::DynamicType::default())))?;
-    Ok(())
-}
+const MANAGER: &str = "ebb-up";
 
 /// Where a Service of the platform leads, since its component is no pod here: name of the port and number.
 pub(super) struct Lead {
@@ -79,7 +30,7 @@ pub(super) async fn lead(client: &Client, namespace: &str, leads: &[Lead]) -> an
             "kind": "EndpointSlice",
             "metadata": {
                 "name": format!("{}-local", lead.service),
-                "labels": BTreeMap::from([("kubernetes.io/service-name", lead.service)]),
+                "labels": {"kubernetes.io/service-name": lead.service},
             },
             "addressType": "IPv4",
             "endpoints": [{"addresses": [lead.address.to_string()], "conditions": {"ready": true, "serving": true}}],

@@ -1,0 +1,160 @@
+//! The whole platform in this process: the embedded cluster, and on it the same components that run as Deployments elsewhere.
+
+mod components;
+mod install;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use cluster::images::Store;
+use cluster::{Cluster, ClusterConfig};
+use ebb_api::manifests;
+use kube::Client;
+
+use components::{Addresses, Components};
+
+/// The sidecar, static, as built by this build.
+const SIDECAR: &[u8] = include_bytes!(env!("EBB_SIDECAR_BINARY"));
+/// What `kubectl version` shows of the embedded API.
+const KUBERNETES_VERSION: &str = concat!("v1.35.0+ebb-", env!("CARGO_PKG_VERSION"));
+/// What the user chose.
+pub(crate) struct Options {
+    pub(crate) data_dir: PathBuf,
+    /// Port of the Kubernetes API on 127.0.0.1; 0 for any.
+    pub(crate) api_port: u16,
+    /// Port of the gateway on loopback; 0 for any.
+    pub(crate) gateway_port: u16,
+    /// Port of the registry on 127.0.0.1; 0 for any.
+    pub(crate) registry_port: u16,
+}
+
+/// Where things listen.
+#[derive(Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) api: u16,
+    pub(crate) gateway: u16,
+    pub(crate) registry: u16,
+}
+
+/// A running platform.
+pub(crate) struct Platform {
+    cluster: Cluster,
+    components: Components,
+    ports: Ports,
+}
+
+impl Platform {
+    /// Starts everything, and waits until a Service can be applied and asked.
+    pub(crate) async fn start(options: Options) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        // First of all, so that a port that is taken is said at once.
+        let listeners = listen(options.gateway_port)?;
+        let gateway = listeners.first().context("no listener for the gateway")?.local_addr()?.port();
+        let mut config = ClusterConfig::new(options.data_dir.clone());
+        config.api_port = options.api_port;
+        config.registry_port = options.registry_port;
+        config.git_version = KUBERNETES_VERSION.into();
+        config.device_prefix = "ebb".into();
+        config.node_name = "ebb".into();
+        let cluster = Cluster::start(config).await?;
+        tracing::info!(elapsed = ?start.elapsed(), "cluster is up");
+        let ports = Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
+        let components = Components::new();
+        match start_components(&cluster, &components, listeners, ports).await {
+            Ok(()) => {
+                tracing::info!(elapsed = ?start.elapsed(), "platform is up");
+                Ok(Self { cluster, components, ports })
+            }
+            Err(error) => {
+                components.shutdown().await;
+                cluster.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    pub(crate) fn kubeconfig(&self) -> &Path {
+        self.cluster.kubeconfig_path()
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn client(&self) -> Client {
+        self.cluster.client("kubernetes-admin")
+    }
+
+    pub(crate) fn images(&self) -> &Arc<Store> {
+        self.cluster.images()
+    }
+
+    /// Waits until a component ends that should not; normally for ever.
+    pub(crate) async fn failed(&self) -> anyhow::Error {
+        self.components.failed().await
+    }
+
+    /// Pods first, while their sidecars can still report; then the components, then the cluster.
+    pub(crate) async fn shutdown(self) {
+        self.components.shutdown().await;
+        self.cluster.shutdown().await;
+    }
+}
+
+async fn start_components(
+    cluster: &Cluster,
+    components: &Components,
+    listeners: Vec<TcpListener>,
+    ports: Ports,
+) -> anyhow::Result<()> {
+    let plan = cluster.network();
+    let address = |index| plan.system_ip(index).context("the network plan has too few addresses for the components");
+    let at = Addresses { controller: address(0)?, autoscaler: address(1)?, activator: address(2)?, gateway: address(3)? };
+    let options = manifests::Options {
+        domain: Some("localhost".into()),
+        queue_sidecar_image: import_sidecar(cluster).await?,
+        registry_mirror: Some(format!("http://127.0.0.1:{}", ports.registry)),
+        external_url_port: (ports.gateway != 80).then_some(ports.gateway),
+        embedded: true,
+        ..manifests::Options::default()
+    };
+    let client = cluster.client("system:serviceaccount:ebb-system:controller");
+    ebb_controller::install::install(&client, &options).await.context("applying the platform's own objects")?;
+    let namespace = &options.namespace;
+    tokio::try_join!(
+        install::lead(&client, namespace, &components::leads(&at)),
+        install::publish_gateway(&client, namespace, ports.gateway),
+    )?;
+    tracing::info!("the platform's own objects are there");
+    components.start(cluster, namespace, &at, listeners).await
+}
+
+/// Puts the sidecar into the image store, and gives its name.
+async fn import_sidecar(cluster: &Cluster) -> anyhow::Result<String> {
+    let images = cluster.images().clone();
+    let name = concat!("ebb.local/queue-proxy:", env!("CARGO_PKG_VERSION"));
+    let import = move || images.import_binary(SIDECAR, name, "/queue-proxy", &["/queue-proxy"]);
+    let digest = tokio::task::spawn_blocking(import).await.context("importing the sidecar")??;
+    // By digest: another build of ebb on the same folder brings another sidecar under the same tag.
+    Ok(format!("ebb.local/queue-proxy@{digest}"))
+}
+
+/// The gateway's listeners for users: IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
+fn listen(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .with_context(|| format!("the gateway cannot listen on 127.0.0.1:{port}; choose another with --gateway-port"))?;
+    let port = first.local_addr()?.port();
+    let mut listeners = vec![first];
+    match TcpListener::bind(SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
+        Ok(second) => listeners.push(second),
+        Err(e) => tracing::debug!("no IPv6 loopback for the gateway: {e}"),
+    }
+    for listener in &listeners {
+        listener.set_nonblocking(true)?;
+    }
+    Ok(listeners)
+}
