@@ -4,10 +4,11 @@ pub(crate) mod token;
 
 use axum::body::Body;
 use http::header::AUTHORIZATION;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::accept::Accept;
+use crate::authorize::{self, Attributes};
 use crate::error::ApiError;
 use crate::reply::{self, Reply};
 use crate::server::Server;
@@ -15,6 +16,10 @@ use token::Tokens;
 
 /// The group that may do anything.
 pub const MASTERS: &str = "system:masters";
+
+const AS_USER: &str = "impersonate-user";
+const AS_GROUP: &str = "impersonate-group";
+const AS_UID: &str = "impersonate-uid";
 
 /// Who sent a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,14 +69,53 @@ impl User {
     }
 }
 
+/// Whom a request wants to act as (`kubectl --as`).
+fn impersonate(server: &Server, user: &User, headers: &HeaderMap) -> Result<User, ApiError> {
+    let texts = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let name = texts(AS_USER).next().unwrap_or_default();
+    let groups: Vec<&str> = texts(AS_GROUP).collect();
+    let may = |resource: &str, name: &str, namespace: &str| {
+        let attributes =
+            Attributes { verb: "impersonate", group: "", resource, subresource: "", namespace, name };
+        authorize::resource(server, user, &attributes)
+    };
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    match account {
+        Some((namespace, name)) => may("serviceaccounts", name, namespace)?,
+        None => may("users", name, "")?,
+    }
+    for group in &groups {
+        may("groups", group, "")?;
+    }
+    if name == "system:anonymous" {
+        return Ok(User::anonymous());
+    }
+    let mut other = User::new(name, &groups);
+    if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
+        other.groups.push("system:serviceaccounts".to_owned());
+        other.groups.push(format!("system:serviceaccounts:{namespace}"));
+    }
+    other.uid = texts(AS_UID).next().unwrap_or_default().to_owned();
+    Ok(other)
+}
+
 /// Checks what a request brings to prove who sent it.
 pub(crate) struct Authenticator {
     pub(crate) tokens: Tokens,
 }
 
 impl Authenticator {
-    /// The sender: a bearer token counts before the connection's certificate.
+    /// The sender, or whom it may act as.
     pub(crate) fn authenticate(&self, server: &Server, request: &Request<Body>) -> Result<User, ApiError> {
+        let user = self.sender(server, request)?;
+        if request.headers().contains_key(AS_USER) {
+            return impersonate(server, &user, request.headers());
+        }
+        Ok(user)
+    }
+
+    /// The sender: a bearer token counts before the connection's certificate.
+    fn sender(&self, server: &Server, request: &Request<Body>) -> Result<User, ApiError> {
         if let Some(header) = request.headers().get(AUTHORIZATION) {
             let bearer = header.to_str().ok().and_then(|text| {
                 let (scheme, token) = text.split_once(' ')?;

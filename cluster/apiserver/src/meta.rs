@@ -64,6 +64,11 @@ pub(crate) fn is_terminating(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_string()
 }
 
+/// The items of a list, to be changed; none if it is not there (indexing would make it null).
+pub(crate) fn items_mut<'a>(object: &'a mut Value, list: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 /// Copies a top-level field from one object to another, absence included.
 pub(crate) fn carry(field: &str, from: &Value, to: &mut Value) {
     let Some(to) = to.as_object_mut() else { return };

@@ -138,7 +138,7 @@ impl Addresses {
             let wanted = kind == "NodePort" || service["spec"]["allocateLoadBalancerNodePorts"] != false;
             self.assign_ports(service, &owner, wanted, &mut reserved).map_err(invalid)?;
         } else {
-            for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            for port in meta::items_mut(&mut service["spec"], "ports") {
                 if let Some(port) = port.as_object_mut() {
                     port.remove("nodePort");
                 }
@@ -234,7 +234,7 @@ impl Addresses {
         reserved: &mut Reserved<'_>,
     ) -> Result<(), FieldError> {
         let mut held = self.held.lock();
-        let ports = service["spec"]["ports"].as_array_mut().into_iter().flatten();
+        let ports = meta::items_mut(&mut service["spec"], "ports");
         for (index, port) in ports.enumerate() {
             let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
             let given = port["nodePort"].as_u64().filter(|number| *number > 0);
@@ -307,7 +307,7 @@ fn keep_node_ports(service: &mut Value, old: &Value) {
     }
     let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let mut taken: Vec<u64> = node_ports(service).into_iter().map(|(_, number)| u64::from(number)).collect();
-    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+    for port in meta::items_mut(&mut service["spec"], "ports") {
         if port["nodePort"].as_u64().unwrap_or(0) > 0 {
             continue;
         }

@@ -56,7 +56,7 @@ fn mount(spec: &mut Value) {
     let volume = existing.clone().unwrap_or_else(|| format!("{VOLUME_PREFIX}{}", random_suffix()));
     let mut used = false;
     for list in ["containers", "initContainers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        for container in meta::items_mut(spec, list) {
             if !container["volumeMounts"].is_array() {
                 container["volumeMounts"] = json!([]);
             }

@@ -278,7 +278,7 @@ pub(crate) async fn create_object(
         track(ctx, None, &mut object, options);
     }
     let mut errors = validate::metadata(resource, &object);
-    errors.extend(resource.schema().validate(&object, None));
+    errors.extend(validate::schema(resource, &object, None));
     errors.extend(validate::object(ctx, &object, None));
     if !errors.is_empty() {
         return Err(ctx.invalid(&name, &errors));
@@ -372,7 +372,7 @@ pub(crate) async fn update_object(
     }
     let mut errors = validate::metadata(resource, &new);
     errors.extend(validate::metadata_update(resource, &new, before));
-    errors.extend(resource.schema().validate(&new, Some(before)));
+    errors.extend(validate::schema(resource, &new, Some(before)));
     errors.extend(validate::object(ctx, &new, Some(before)));
     if !errors.is_empty() {
         return Err(ctx.invalid(&old.key.name, &errors));
