@@ -22,6 +22,7 @@ mod revision;
 mod status;
 
 pub use explain::{Entry, Explanation};
+pub(crate) use status::since_epoch;
 use revision::Revision;
 
 /// The time between two looks at a revision with pods or load.

@@ -1,0 +1,279 @@
+//! One request: whose it is, where it waits, where it goes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ebb_http::forward::{Forwarded, error_response, host_of};
+use ebb_http::wire::{ANNOUNCE_PATH, Announcement, now_us};
+use ebb_http::{Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Tunnels, Via, headers, timing};
+use ebb_mesh::{Mode, Policy, SpiffeId};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::registry::Registry;
+use crate::config::Config;
+use crate::revision::{Counted, Key, Place, Refused, Revision};
+
+mod breakdown;
+
+use breakdown::Breakdown;
+
+/// How many places a request may try when pods turn it away before it was seen.
+const ATTEMPTS: u32 = 20;
+/// An announcement is some hundred bytes.
+const MAX_ANNOUNCEMENT: usize = 16 << 10;
+
+/// Answers requests. See [`ebb_http::Handler`].
+#[derive(Debug)]
+pub struct Handler {
+    registry: Arc<Registry>,
+    policy: Policy,
+    tunnels: Tunnels,
+    control_authority: String,
+    cluster_suffix: String,
+}
+
+/// What lives as long as a response: the place at the pod and the count in the load.
+pub type Held = Option<(Counted, Place)>;
+
+impl Handler {
+    /// A handler over these revisions.
+    pub fn new(registry: Arc<Registry>, config: &Config) -> Arc<Self> {
+        let mode = if config.plain_ports.is_empty() { Mode::Strict } else { Mode::Permissive };
+        Arc::new(Self {
+            registry,
+            policy: Policy { mode, allow: Vec::new() },
+            tunnels: Tunnels::default(),
+            control_authority: format!("activator.{}", config.namespace),
+            cluster_suffix: format!(".svc.{}", config.cluster_domain),
+        })
+    }
+
+    /// The upgraded connections.
+    pub fn tunnels(&self) -> &Tunnels {
+        &self.tunnels
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Guarded<Body, Held>> {
+        if let Err(refusal) = self.policy.check(peer.secure, peer.identity.as_deref()) {
+            tracing::warn!(remote = %peer.remote, %refusal, "a request was refused");
+            return own(StatusCode::FORBIDDEN, format!("{refusal}\n"));
+        }
+        if self.is_control(&request) {
+            return self.announce(request, &peer).await;
+        }
+        if let Some(answer) = probe(request.headers()) {
+            return answer;
+        }
+        let Some(key) = self.key_of(&request) else {
+            return own(
+                StatusCode::NOT_FOUND,
+                "the request names no revision: the gateway sets Knative-Serving-Revision and -Namespace\n".to_owned(),
+            );
+        };
+        let Some(revision) = self.registry.get(&key) else {
+            return own(StatusCode::NOT_FOUND, format!("there is no revision {key}\n"));
+        };
+        self.forward(revision, request, &peer).await
+    }
+
+    async fn forward(
+        &self,
+        revision: Arc<Revision>,
+        request: Request<Incoming>,
+        peer: &Peer,
+    ) -> Response<Guarded<Body, Held>> {
+        let arrived = Instant::now();
+        let mut breakdown = timing::wanted(request.headers()).then(|| Breakdown::new(now_us()));
+        let (counted, report) = revision.count();
+        if let Some(report) = report {
+            self.registry.load(&revision, report);
+        }
+        let via =
+            Via { client: peer.remote.ip(), secure: peer.secure, forwarded: Forwarded::Keep, tunnels: &self.tunnels };
+        let mut outgoing = match Outgoing::new(request, &via) {
+            Ok(outgoing) => outgoing,
+            Err(error) => return held(error_response(&error), None),
+        };
+        if let Some(headers) = outgoing.headers_mut() {
+            headers.remove(headers::KNATIVE_SERVING_REVISION);
+            headers.remove(headers::KNATIVE_SERVING_NAMESPACE);
+            headers.insert(headers::K_PROXY_REQUEST, HeaderValue::from_static(headers::PROXIED_BY_ACTIVATOR));
+        }
+        let mut counted = Some(counted);
+        let deadline = arrived + revision.settings().timeout;
+        for _ in 0..ATTEMPTS {
+            let place = match revision.take() {
+                Some(place) => place,
+                None => match revision.wait(deadline, || self.registry.probe(&revision)).await {
+                    Ok(place) => place,
+                    Err(refused) => return own(status_of(refused), format!("{refused}\n")),
+                },
+            };
+            let address = place.address();
+            // A pod that left between the grant and now.
+            let Some(backend) = revision.backend(address, outgoing.is_upgrade()) else { continue };
+            if let Some(breakdown) = &mut breakdown {
+                breakdown.placed(now_us());
+            }
+            // An upgraded connection holds its place until it closes; until then (or else) the response does.
+            let mut held_place = counted.take().map(|counted| (counted, place));
+            let upgrading = outgoing.is_upgrade();
+            let shared = upgrading.then(|| Arc::new(held_place.take()));
+            if let Some(shared) = &shared {
+                outgoing.hold(shared.clone());
+            }
+            match outgoing.send(&backend).await {
+                Ok(mut response) => {
+                    if let Some(breakdown) = breakdown {
+                        let (poked, announced) = revision.story(address);
+                        breakdown.finish(response.headers_mut(), poked.as_ref(), announced.as_ref(), now_us());
+                    }
+                    return held(response, held_place);
+                }
+                Err(error) => {
+                    let connecting = matches!(error, HttpError::Connect { .. } | HttpError::ConnectTimeout { .. });
+                    if connecting {
+                        tracing::debug!(revision = %revision.key, %address, %error, "a pod cannot be reached");
+                        revision.failed(address);
+                    }
+                    if error.retry() != Retry::Safe || !outgoing.can_retry() {
+                        tracing::warn!(revision = %revision.key, %address, %error, "a request failed");
+                        return held(error_response(&error), None);
+                    }
+                    outgoing.hold(());
+                    let back = match shared {
+                        Some(shared) => Arc::try_unwrap(shared).ok().flatten(),
+                        None => held_place,
+                    };
+                    counted = back.map(|(counted, _)| counted).or_else(|| Some(revision.count().0));
+                    if Instant::now() >= deadline {
+                        return own(StatusCode::GATEWAY_TIMEOUT, format!("{}\n", Refused::Timeout));
+                    }
+                }
+            }
+        }
+        own(StatusCode::BAD_GATEWAY, format!("no pod of {} took the request in {ATTEMPTS} attempts\n", revision.key))
+    }
+
+    fn is_control(&self, request: &Request<Incoming>) -> bool {
+        request.headers().get(headers::EBB_CONTROL).is_some_and(|value| value == headers::CONTROL_ANNOUNCE)
+            && host_of(request).is_some_and(|host| host.split(':').next() == Some(self.control_authority.as_str()))
+    }
+
+    /// A queue-proxy says that its pod takes requests.
+    async fn announce(&self, request: Request<Incoming>, peer: &Peer) -> Response<Guarded<Body, Held>> {
+        if request.method() != Method::POST || request.uri().path() != ANNOUNCE_PATH {
+            return own(StatusCode::NOT_FOUND, format!("announcements go to POST {ANNOUNCE_PATH}\n"));
+        }
+        let body = match Limited::new(request.into_body(), MAX_ANNOUNCEMENT).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return own(StatusCode::BAD_REQUEST, format!("it cannot be read: {error}\n")),
+        };
+        let announcement: Announcement = match serde_json::from_slice(&body) {
+            Ok(announcement) => announcement,
+            Err(error) => return own(StatusCode::BAD_REQUEST, format!("it is not an Announcement: {error}\n")),
+        };
+        match vouched(&announcement, peer) {
+            Ok(address) => {
+                let key = Key::new(announcement.namespace.as_str(), announcement.revision.as_str());
+                let Some(revision) = self.registry.get(&key) else {
+                    return own(StatusCode::NOT_FOUND, format!("there is no revision {key}\n"));
+                };
+                tracing::debug!(revision = %key, %address, pod = announcement.pod, "a pod announced itself");
+                revision.announced(address, announcement);
+                own(StatusCode::OK, "welcome\n".to_owned())
+            }
+            Err(why) => {
+                tracing::warn!(remote = %peer.remote, why, "an announcement was refused");
+                own(StatusCode::FORBIDDEN, format!("{why}\n"))
+            }
+        }
+    }
+
+    fn key_of(&self, request: &Request<Incoming>) -> Option<Key> {
+        let named = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        match (named(headers::KNATIVE_SERVING_NAMESPACE), named(headers::KNATIVE_SERVING_REVISION)) {
+            (Some(namespace), Some(name)) if !namespace.is_empty() && !name.is_empty() => {
+                Some(Key::new(namespace, name))
+            }
+            _ => {
+                let host = host_of(request)?.split(':').next()?;
+                let short = host.strip_suffix(&self.cluster_suffix)?;
+                let (name, namespace) = short.split_once('.')?;
+                Some(Key::new(namespace, name))
+            }
+        }
+    }
+}
+
+impl ebb_http::Handler for Handler {
+    type Body = Guarded<Body, Held>;
+
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + 'static {
+        self.answer(request, peer)
+    }
+}
+
+/// The address of an announced pod, if the sender may speak for it: it is of the revision's namespace, and it speaks
+/// from that very address.
+fn vouched(announcement: &Announcement, peer: &Peer) -> Result<SocketAddr, String> {
+    let id: SpiffeId = peer
+        .identity
+        .as_deref()
+        .and_then(|id| id.parse().ok())
+        .ok_or("an announcement needs a mesh identity")?;
+    if id.namespace() != announcement.namespace {
+        return Err(format!("{id} cannot speak for the namespace {}", announcement.namespace));
+    }
+    let ip = announcement.address.parse().map_err(|_| format!("{:?} is not an address", announcement.address))?;
+    if peer.remote.ip().to_canonical() != ip {
+        return Err(format!("{} cannot speak for the address {ip}", peer.remote.ip()));
+    }
+    Ok(SocketAddr::new(ip, announcement.port))
+}
+
+/// Answers what asks for the activator itself.
+fn probe(headers: &HeaderMap) -> Option<Response<Guarded<Body, Held>>> {
+    let value = headers.get(headers::K_NETWORK_PROBE)?;
+    if value == headers::PROBE_ACTIVATOR {
+        return Some(own(StatusCode::OK, headers::PROBE_ACTIVATOR.to_owned()));
+    }
+    // The probe of the path as a whole gets back the hash that the gateway put in.
+    if value == "probe" {
+        let Some(hash) = headers.get(headers::K_NETWORK_HASH) else {
+            return Some(own(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned()));
+        };
+        let mut response = own(StatusCode::OK, String::new());
+        response.headers_mut().insert(headers::K_NETWORK_HASH, hash.clone());
+        return Some(response);
+    }
+    Some(own(StatusCode::BAD_REQUEST, "the activator does not answer this value of K-Network-Probe\n".to_owned()))
+}
+
+fn status_of(refused: Refused) -> StatusCode {
+    match refused {
+        Refused::Full => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Refused::Gone => StatusCode::NOT_FOUND,
+    }
+}
+
+fn own(status: StatusCode, text: String) -> Response<Guarded<Body, Held>> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    held(response, None)
+}
+
+fn held(response: Response<Body>, held: Held) -> Response<Guarded<Body, Held>> {
+    response.map(|body| Guarded::new(body, held))
+}

@@ -1,0 +1,140 @@
+//! The IO around the engine: one task owns the engine, others feed it and do what it says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ebb_http::wire::{PokeResponse, StatBatch};
+use ebb_mesh::Identity;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::engine::{Effect, Engine, Event, Explanation, Key};
+
+mod collect;
+mod execute;
+mod serve;
+mod sources;
+mod watch;
+
+/// Why the autoscaler cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port is not to be had.
+    #[error("cannot listen at {address}: {source}; is another process using the port?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The mesh's names cannot be formed.
+    #[error("the mesh identity of the activator cannot be formed: {0}")]
+    Mesh(#[from] ebb_mesh::Error),
+}
+
+/// What reaches the task that owns the engine.
+pub(crate) enum Message {
+    Event(Event),
+    Report(StatBatch, oneshot::Sender<PokeResponse>),
+    Explain(Key, oneshot::Sender<Option<Explanation>>),
+}
+
+pub(crate) type Mailbox = mpsc::UnboundedSender<Message>;
+
+/// The Unix time that never goes back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    started: Instant,
+    epoch: Duration,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), epoch }
+    }
+
+    fn now(self) -> Duration {
+        self.epoch + self.started.elapsed()
+    }
+
+    fn instant(self, at: Duration) -> Instant {
+        self.started + at.saturating_sub(self.epoch)
+    }
+}
+
+/// Runs until `shutdown`. Revisions keep the pods they have when it ends.
+pub async fn run(
+    config: Config,
+    client: kube::Client,
+    identity: Identity,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let reports = listen(SocketAddr::new(config.bind, config.mtls_port)).await?;
+    let health = listen(SocketAddr::new(config.bind, config.health_port)).await?;
+    let (mailbox, inbox) = mpsc::unbounded_channel();
+    let synced = CancellationToken::new();
+    let tasks = TaskTracker::new();
+
+    sources::spawn(&tasks, &client, &config.namespace, &mailbox, &synced, &shutdown);
+    tasks.spawn(serve::reports(reports, &config, identity.clone(), mailbox.clone(), shutdown.clone())?);
+    tasks.spawn(serve::health(health, mailbox.clone(), synced.clone(), shutdown.clone()));
+    let executor = Arc::new(execute::Executor::new(client, identity, &config, mailbox));
+    tasks.spawn(own(inbox, executor, tasks.clone(), shutdown));
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// Owns the engine.
+async fn own(
+    mut inbox: mpsc::UnboundedReceiver<Message>,
+    executor: Arc<execute::Executor>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    let clock = Clock::new();
+    let mut engine = Engine::new();
+    let start = |effects: Vec<Effect>| {
+        for effect in effects {
+            let executor = executor.clone();
+            tasks.spawn(async move { executor.execute(effect).await });
+        }
+    };
+    loop {
+        let wake = engine.next_wake();
+        let timer = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(clock.instant(at)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            message = inbox.recv() => match message {
+                None => return,
+                Some(Message::Event(event)) => start(engine.handle(event, clock.now())),
+                Some(Message::Report(batch, answer)) => {
+                    let (response, effects) = engine.report(&batch, clock.now());
+                    // The write of the scale is on its way before the report is answered.
+                    start(effects);
+                    let _ = answer.send(response);
+                }
+                Some(Message::Explain(key, answer)) => {
+                    let _ = answer.send(engine.explain(&key));
+                }
+            },
+            () = timer => start(engine.tick(clock.now())),
+        }
+    }
+}

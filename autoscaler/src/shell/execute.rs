@@ -1,0 +1,236 @@
+//! Doing what the engine says.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebb_api::autoscaling::{Metric, MetricSpec, PodAutoscaler};
+use ebb_api::networking::{ServerlessService, ServerlessServiceSpec, SksMode};
+use ebb_http::{Outgoing, Pool, PoolConfig, Protocol, RequestBody, Target, headers};
+use ebb_mesh::Identity;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use super::collect::Collector;
+use super::{Mailbox, Message};
+use crate::config::Config;
+use crate::core::Mode;
+use crate::engine::{Effect, Event, Key, Write, key_of};
+
+const MANAGER: &str = "ebb-autoscaler";
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Turns effects into IO and tells the engine how it went.
+pub(crate) struct Executor {
+    client: kube::Client,
+    collector: Collector,
+    pool: Pool,
+    activator: Arc<str>,
+    mailbox: Mailbox,
+}
+
+impl Executor {
+    pub(crate) fn new(client: kube::Client, identity: Identity, config: &Config, mailbox: Mailbox) -> Self {
+        let trust_domain = identity.trust_domain().to_owned();
+        let pool = Pool::new(
+            identity,
+            PoolConfig { connect_timeout: Duration::from_secs(2), max_idle: 1, ..PoolConfig::default() },
+        );
+        Self {
+            client,
+            collector: Collector::new(pool.clone(), config.stats_port, &trust_domain),
+            pool,
+            activator: format!("spiffe://{trust_domain}/ns/{}/sa/activator", config.namespace).into(),
+            mailbox,
+        }
+    }
+
+    pub(crate) async fn execute(&self, effect: Effect) {
+        let event = match effect {
+            Effect::Scale(pa, replicas) => {
+                let done = self.scale(&pa, replicas).await;
+                written(&pa, Write::Scale, done)
+            }
+            Effect::Sks { pa, mode, num_activators, exists } => {
+                let done = self.sks(&pa, mode, num_activators, exists).await;
+                written(&pa, Write::Sks, done)
+            }
+            Effect::Metric { pa, stable_window, panic_window, scrape_target } => {
+                let spec = MetricSpec {
+                    stable_window: nanos(stable_window),
+                    panic_window: nanos(panic_window),
+                    scrape_target,
+                };
+                let done = self.metric(&pa, spec).await;
+                written(&pa, Write::Metric, done)
+            }
+            Effect::Status(key, status) => {
+                let api: Api<PodAutoscaler> = Api::namespaced(self.client.clone(), &key.namespace);
+                let patch = Patch::Merge(json!({"status": status}));
+                let done = api.patch_status(&key.name, &params(), &patch).await.map(|_| ());
+                let ok = outcome(&key, Write::Status, done);
+                Event::Written(key, Write::Status, ok)
+            }
+            Effect::Collect(key, pods) => {
+                let load = self.collector.collect(&key, &pods).await;
+                Event::Collected(key, load)
+            }
+            Effect::Probe(key) => {
+                let in_path = match self.probe(&key).await {
+                    Ok(()) => true,
+                    Err(reason) => {
+                        tracing::debug!(revision = %key, reason, "not yet backed by activators");
+                        false
+                    }
+                };
+                Event::Probed(key, in_path)
+            }
+        };
+        let _ = self.mailbox.send(Message::Event(event));
+    }
+
+    async fn scale(&self, pa: &PodAutoscaler, replicas: u32) -> kube::Result<()> {
+        let target = &pa.spec.scale_target_ref;
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        api.patch_scale(target.name.as_deref().unwrap_or_default(), &params(), &patch).await?;
+        tracing::info!(revision = %key_of(pa), replicas, "scaled");
+        Ok(())
+    }
+
+    async fn sks(&self, pa: &PodAutoscaler, mode: Mode, activators: u32, exists: bool) -> kube::Result<()> {
+        let api: Api<ServerlessService> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
+        let spec = ServerlessServiceSpec {
+            mode: match mode {
+                Mode::Serve => SksMode::Serve,
+                Mode::Proxy => SksMode::Proxy,
+            },
+            object_ref: pa.spec.scale_target_ref.clone(),
+            protocol_type: pa.spec.protocol_type,
+            num_activators: i32::try_from(activators).unwrap_or(i32::MAX),
+        };
+        let patch = json!({"spec": {"mode": spec.mode, "numActivators": spec.num_activators}});
+        let sks = ServerlessService { metadata: child(pa), spec, status: None };
+        create_or_patch(&api, &sks, exists, patch).await
+    }
+
+    async fn metric(&self, pa: &PodAutoscaler, spec: MetricSpec) -> kube::Result<()> {
+        let api: Api<Metric> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
+        let patch = json!({"spec": spec});
+        create_or_patch(&api, &Metric { metadata: child(pa), spec, status: None }, false, patch).await
+    }
+
+    /// Every address of the public Service must answer as an activator.
+    async fn probe(&self, key: &Key) -> Result<(), String> {
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", key.name));
+        let slices = api.list(&of_service).await.map_err(|error| error.to_string())?;
+        let addresses = public_addresses(&slices.items);
+        if addresses.is_empty() {
+            return Err(format!("the Service {key} has no endpoints with a port https"));
+        }
+        for address in addresses {
+            tokio::time::timeout(PROBE_TIMEOUT, self.probe_one(key, address))
+                .await
+                .map_err(|_| format!("{address} did not answer within {PROBE_TIMEOUT:?}"))??;
+        }
+        Ok(())
+    }
+
+    async fn probe_one(&self, key: &Key, address: SocketAddr) -> Result<(), String> {
+        let request = Request::get("/healthz")
+            .header(header::HOST, format!("{}.{}", key.name, key.namespace))
+            .header(header::USER_AGENT, "Knative-Autoscaling-Probe")
+            .header(headers::K_NETWORK_PROBE, headers::PROBE_ACTIVATOR)
+            .header(headers::KNATIVE_SERVING_NAMESPACE, &*key.namespace)
+            .header(headers::KNATIVE_SERVING_REVISION, &*key.name)
+            .body(RequestBody::empty())
+            .map_err(|error| error.to_string())?;
+        let backend = self.pool.backend(&Target::tls(address, Protocol::Http1, self.activator.clone()));
+        let mut outgoing = Outgoing::own(request).map_err(|error| error.to_string())?;
+        let response = outgoing.send(&backend).await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), 1024).collect().await.map_err(|error| error.to_string())?;
+        if status == StatusCode::OK && body.to_bytes() == headers::PROBE_ACTIVATOR {
+            Ok(())
+        } else {
+            Err(format!("{address} answered {status}, not as an activator"))
+        }
+    }
+}
+
+fn public_addresses(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for slice in slices {
+        let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some("https"));
+        let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else { continue };
+        let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        addresses.extend(ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)));
+    }
+    addresses
+}
+
+async fn create_or_patch<K>(api: &Api<K>, object: &K, exists: bool, patch: serde_json::Value) -> kube::Result<()>
+where
+    K: Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    if !exists {
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match api.create(&params, object).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            other => return other.map(|_| ()),
+        }
+    }
+    api.patch(&object.name_any(), &params(), &Patch::Merge(patch)).await.map(|_| ())
+}
+
+/// Metadata of an object that belongs to a PodAutoscaler and has its name.
+fn child(pa: &PodAutoscaler) -> ObjectMeta {
+    ObjectMeta {
+        name: pa.metadata.name.clone(),
+        namespace: pa.metadata.namespace.clone(),
+        labels: pa.metadata.labels.clone(),
+        annotations: pa.metadata.annotations.as_ref().map(|all| {
+            let mut all = all.clone();
+            all.remove("kubectl.kubernetes.io/last-applied-configuration");
+            all
+        }),
+        owner_references: pa.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+fn written(pa: &PodAutoscaler, write: Write, done: kube::Result<()>) -> Event {
+    let key = key_of(pa);
+    let ok = outcome(&key, write, done);
+    Event::Written(key, write, ok)
+}
+
+fn outcome(key: &Key, write: Write, done: kube::Result<()>) -> bool {
+    match done {
+        Ok(()) => true,
+        // It is being deleted; the watch will say so.
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            tracing::debug!(revision = %key, ?write, "nothing to write to any more");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(revision = %key, ?write, %error, "a write failed, trying again");
+            false
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
