@@ -200,6 +200,13 @@ impl Partial {
 
     async fn finish(mut self, store: &Arc<Store>, expected: &Digest) -> Result<(), ImageError> {
         self.flush().await?;
+        // A write of an attempt that was dropped may have landed after this one looked: then the file is not what was hashed.
+        let length = self.file.get_ref().metadata().await.at("look at", &self.path)?.len();
+        if length != self.done {
+            self.discard().await;
+            let detail = format!("its file has {length} bytes, not {}; pull it again", self.done);
+            return Err(ImageError::corrupt(format!("blob {expected}"), detail));
+        }
         let found = Digest::from_hash(std::mem::take(&mut self.hash));
         if found != *expected {
             self.discard().await;
