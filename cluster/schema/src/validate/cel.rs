@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use base64::Engine;
 use kube_cel::KubeCelExt;
 use kube_cel::cel::objects::{Key, Map as CelMap};
-use kube_cel::cel::{Context, Program, Value as Cel};
+use kube_cel::cel::{Context, ExecutionError, Program, Value as Cel};
 use serde_json::Value;
 
 use super::{correlated, formats, within, within_field};
@@ -22,7 +22,9 @@ use crate::node::{Field, Node, Sub, Ty};
 pub(crate) static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| {
     let mut context = Context::default().with_all();
     // The interpreter has no type values; names of types serve as well for `type(self) == string`.
-    context.add_function("type", |value: Cel| Cel::String(Arc::new(type_of(&value).to_owned())));
+    context.add_function("type", |value: Cel| {
+        Ok::<_, ExecutionError>(Cel::String(Arc::new(type_of(&value).to_owned())))
+    });
     for name in ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type"] {
         context.add_variable_from_value(name, Cel::String(Arc::new(name.to_owned())));
     }
