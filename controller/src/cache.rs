@@ -1,0 +1,141 @@
+//! A local copy of all objects of one kind, kept by a watch, with an index.
+
+use futures::{Stream, StreamExt};
+use kube::runtime::watcher::{self, Event};
+use kube::{Resource, ResourceExt};
+use parking_lot::RwLock;
+use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What an object can be found by besides its name.
+pub(crate) type Index<K> = fn(&K) -> Vec<String>;
+
+/// The objects of one kind.
+pub(crate) struct Cache<K> {
+    index: Index<K>,
+    synced: AtomicBool,
+    inner: RwLock<Inner<K>>,
+}
+
+struct Inner<K> {
+    objects: HashMap<(String, String), Arc<K>>,
+    index: HashMap<(String, String), BTreeSet<String>>,
+}
+
+impl<K> Default for Inner<K> {
+    fn default() -> Self {
+        Self { objects: HashMap::new(), index: HashMap::new() }
+    }
+}
+
+impl<K> Inner<K>
+where
+    K: ResourceExt,
+{
+    fn put(&mut self, object: Arc<K>, index: Index<K>) -> Option<Arc<K>> {
+        let key = key(&*object);
+        let before = self.remove(&key, index);
+        for entry in index(&object) {
+            self.index.entry((key.0.clone(), entry)).or_default().insert(key.1.clone());
+        }
+        self.objects.insert(key, object);
+        before
+    }
+
+    fn remove(&mut self, key: &(String, String), index: Index<K>) -> Option<Arc<K>> {
+        let before = self.objects.remove(key)?;
+        for entry in index(&before) {
+            let at = (key.0.clone(), entry);
+            if let Some(names) = self.index.get_mut(&at) {
+                names.remove(&key.1);
+                if names.is_empty() {
+                    self.index.remove(&at);
+                }
+            }
+        }
+        Some(before)
+    }
+}
+
+fn key<K: ResourceExt>(object: &K) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+impl<K> Cache<K>
+where
+    K: Resource<DynamicType = ()> + ResourceExt + Clone + std::fmt::Debug + Send + Sync + 'static,
+{
+    pub(crate) fn new(index: Index<K>) -> Self {
+        Self { index, synced: AtomicBool::new(false), inner: RwLock::default() }
+    }
+
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.inner.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// The objects of a namespace that the index has under `entry`, sorted by name.
+    pub(crate) fn find(&self, namespace: &str, entry: &str) -> Vec<Arc<K>> {
+        let inner = self.inner.read();
+        let names = inner.index.get(&(namespace.to_owned(), entry.to_owned()));
+        names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| inner.objects.get(&(namespace.to_owned(), name.clone())).cloned())
+            .collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+        self.inner.read().objects.values().cloned().collect()
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// Follows a watch for ever. `changed` is told of each object that came, changed or went: as it was and as it is.
+    pub(crate) async fn follow(
+        &self,
+        events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+        changed: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>),
+    ) {
+        let mut events = pin!(events);
+        let mut listed: Vec<Arc<K>> = Vec::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(object)) => {
+                    let object = Arc::new(object);
+                    let before = self.inner.write().put(object.clone(), self.index);
+                    changed(before.as_ref(), Some(&object));
+                }
+                Ok(Event::Delete(object)) => {
+                    let before = self.inner.write().remove(&key(&object), self.index);
+                    let last = before.unwrap_or_else(|| Arc::new(object));
+                    changed(Some(&last), None);
+                }
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(object)) => listed.push(Arc::new(object)),
+                Ok(Event::InitDone) => {
+                    let mut fresh = Inner::default();
+                    for object in &listed {
+                        fresh.put(object.clone(), self.index);
+                    }
+                    // What is gone since the last list went without an event.
+                    let before = std::mem::replace(&mut *self.inner.write(), fresh);
+                    self.synced.store(true, Ordering::Release);
+                    for (key, old) in &before.objects {
+                        if self.get(&key.0, &key.1).is_none() {
+                            changed(Some(old), None);
+                        }
+                    }
+                    for object in listed.drain(..) {
+                        let old = before.objects.get(&key(&*object));
+                        changed(old, Some(&object));
+                    }
+                }
+                Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted"),
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What can go wrong, with what to do about it.
+
+/// An error of the controller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting is bad.
+    #[error("{variable}: {message}")]
+    Config {
+        /// The environment variable.
+        variable: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// The API server refused a write or could not be reached.
+    #[error("could not {verb} {object}: {source}")]
+    Write {
+        /// create, change or delete.
+        verb: &'static str,
+        /// Kind and name.
+        object: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// The API server refused a read or could not be reached.
+    #[error("could not read {what}: {source}")]
+    Read {
+        /// What.
+        what: &'static str,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// An object is not what it should be.
+    #[error("an object cannot be written as JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A Secret of the platform is damaged.
+    #[error(
+        "Secret {name} is damaged: {message}; delete it and restart the controller to have a new one made"
+    )]
+    Secret {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A certificate could not be made.
+    #[error("could not make a certificate: {0}")]
+    Certificate(String),
+    /// The mesh's authority could not be set up.
+    #[error("the mesh's certificate authority: {0}")]
+    Mesh(#[from] ebb_mesh::Error),
+    /// A port cannot be had.
+    #[error("cannot listen on {address}: {source}; is another process using it?")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}

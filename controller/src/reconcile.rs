@@ -1,0 +1,511 @@
+//! The loop: watches fill the caches and the queue, workers take keys, look, decide and write.
+
+use dashmap::DashMap;
+use ebb_api::meta::ebb::MESH_ROOT;
+use ebb_api::meta::serving as keys;
+use ebb_api::serving::Revision;
+use ebb_mesh::ca::Authority;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
+use kube::api::Api;
+use kube::runtime::watcher::{self, watcher};
+use kube::runtime::{WatchStreamExt, watcher::Event};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::plan::label;
+use crate::revision::digest::{Credentials, Resolver};
+use crate::revision::{Digests, Platform};
+use crate::sks::private_name;
+use crate::world::{Key, Kind, World};
+use crate::{Live, configuration, domain_mapping, gc, labeler, revision, route, service, sks};
+
+/// Everything a worker needs.
+struct Reconciler {
+    world: Arc<World>,
+    executor: Executor,
+    live: Live,
+    client: Client,
+    config: Arc<Config>,
+    authority: Arc<Authority>,
+    resolver: Resolver,
+    /// Lookups of digests by the revision's uid: the result and how often it has failed.
+    digests: DashMap<String, (Digests, u32)>,
+}
+
+/// Runs the reconcilers until `shutdown`.
+pub(crate) async fn run(
+    config: &Arc<Config>,
+    client: Client,
+    live: Live,
+    authority: Arc<Authority>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let world = World::new(config.system_namespace.clone());
+    let mut tasks = JoinSet::new();
+    watch_all(&mut tasks, &world, &client);
+    let configured = Arc::new(tokio::sync::Notify::new());
+    tasks.spawn(watch_configs(client.clone(), world.clone(), live.clone(), configured.clone()));
+    let reconciler = Arc::new(Reconciler {
+        executor: Executor::new(client.clone()),
+        resolver: Resolver::default(),
+        digests: DashMap::new(),
+        config: config.clone(),
+        world: world.clone(),
+        client,
+        live,
+        authority,
+    });
+    let work = async {
+        configured.notified().await;
+        // Deciding on half a picture would undo what is right.
+        while !world.is_synced() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tracing::info!("reconciling");
+        let permits = Arc::new(Semaphore::new(reconciler.config.concurrency));
+        loop {
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let key = world.queue.next().await;
+            let reconciler = reconciler.clone();
+            tokio::spawn(async move {
+                let started = std::time::Instant::now();
+                let result = reconciler.reconcile(&key).await;
+                metrics::histogram!("ebb_reconcile_seconds", "kind" => kind_name(key.kind))
+                    .record(started.elapsed().as_secs_f64());
+                if let Err(error) = &result {
+                    tracing::warn!(kind = ?key.kind, namespace = %key.namespace, name = %key.name, %error, "will be tried again");
+                }
+                reconciler.world.queue.done(&key, result.is_ok());
+                drop(permit);
+            });
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = work => {}
+    }
+    Ok(())
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "Service",
+        Kind::Configuration => "Configuration",
+        Kind::Revision => "Revision",
+        Kind::Route => "Route",
+        Kind::Sks => "ServerlessService",
+        Kind::DomainMapping => "DomainMapping",
+        Kind::Gc => "Gc",
+    }
+}
+
+fn follow<K>(
+    tasks: &mut JoinSet<()>,
+    world: &Arc<World>,
+    api: Api<K>,
+    config: watcher::Config,
+    cache: fn(&World) -> &Cache<K>,
+    changed: fn(&World, Option<&Arc<K>>, Option<&Arc<K>>),
+) where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let world = world.clone();
+    tasks.spawn(async move {
+        let events = watcher(api, config).default_backoff();
+        cache(&world).follow(events, |before, after| changed(&world, before, after)).await;
+    });
+}
+
+fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
+    macro_rules! watch {
+        ($cache:ident, $config:expr, |$world:ident, $object:ident| $changed:expr) => {
+            follow(
+                tasks,
+                world,
+                Api::all(client.clone()),
+                $config,
+                |w| &w.$cache,
+                |$world, before, after| {
+                    if let Some($object) = after.or(before) {
+                        $changed;
+                    }
+                },
+            );
+        };
+    }
+    let all = watcher::Config::default;
+    watch!(services, all(), |w, o| w.service_changed(o));
+    watch!(configurations, all(), |w, o| w.configuration_changed(o));
+    watch!(revisions, all(), |w, o| w.revision_changed(o));
+    watch!(domain_mappings, all(), |w, o| w.want(
+        Kind::DomainMapping,
+        &o.namespace().unwrap_or_default(),
+        &o.name_any()
+    ));
+    watch!(claims, all(), |w, o| w.want(Kind::DomainMapping, &o.spec.namespace, &o.name_any()));
+    watch!(ingresses, all(), |w, o| w.ingress_changed(o));
+    watch!(skss, all(), |w, o| w.want(Kind::Sks, &o.namespace().unwrap_or_default(), &o.name_any()));
+    watch!(pod_autoscalers, all(), |w, o| w.want(
+        Kind::Revision,
+        &o.namespace().unwrap_or_default(),
+        &o.name_any()
+    ));
+    watch!(images, all(), |_w, _o| ());
+    let of_revisions = || watcher::Config::default().labels(keys::REVISION);
+    watch!(pods, of_revisions(), |w, o| w.belongs_to_revision(&**o));
+    watch!(core_services, all(), |w, o| w.core_service_changed(o));
+    watch!(slices, all(), |w, o| w.slice_changed(o));
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        all(),
+        |w| &w.routes,
+        |w, before, after| {
+            // What the Route led to before is looked at as well: it may lead nowhere now.
+            before.into_iter().chain(after).for_each(|route| w.route_changed(route));
+        },
+    );
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        of_revisions(),
+        |w| &w.deployments,
+        |w, before, after| {
+            let fresh = before.is_none() || after.is_none();
+            after.or(before).into_iter().for_each(|d| w.deployment_changed(d, fresh));
+        },
+    );
+    let roots = watcher::Config::default().fields(&format!("metadata.name={MESH_ROOT}"));
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        roots,
+        |w| &w.mesh_roots,
+        |w, before, after| {
+            after.or(before).into_iter().for_each(|map| w.mesh_root_changed(map, after.is_none()));
+        },
+    );
+}
+
+/// Follows the `config-*` ConfigMaps. A bad one leaves what was in force.
+async fn watch_configs(client: Client, world: Arc<World>, live: Live, first: Arc<tokio::sync::Notify>) {
+    let api: Api<ConfigMap> = Api::namespaced(client, &world.system_namespace);
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let apply = |map: &ConfigMap| {
+        let name = map.name_any();
+        if !ebb_api::config::NAMES.contains(&name.as_str()) {
+            return;
+        }
+        let mut next = (**live.load()).clone();
+        match next.set(&name, map.data.as_ref().unwrap_or(&BTreeMap::new())) {
+            Ok(()) if next != **live.load() => {
+                live.store(Arc::new(next));
+                world.want_all();
+            }
+            Ok(()) => {}
+            Err(errors) => {
+                let errors = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::warn!(config = %name, %errors, "a bad ConfigMap: what was in force stays");
+            }
+        }
+    };
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Apply(map) | Event::InitApply(map)) => apply(&map),
+            Ok(Event::Delete(map)) => apply(&ConfigMap { data: None, ..map }),
+            Ok(Event::InitDone) => first.notify_one(),
+            Ok(Event::Init) => {}
+            Err(error) => tracing::debug!(%error, "the watch of the ConfigMaps was interrupted"),
+        }
+    }
+}
+
+impl Reconciler {
+    async fn reconcile(self: &Arc<Self>, key: &Key) -> Result<(), Error> {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let world = &self.world;
+        let configs = self.live.load_full();
+        let now = Timestamp::now();
+        match key.kind {
+            Kind::Service => {
+                let Some(object) = world.services.get(namespace, name) else { return Ok(()) };
+                let configuration = world.configurations.get(namespace, name);
+                let route = world.routes.get(namespace, name);
+                let observed = service::Observed {
+                    service: &object,
+                    configuration: configuration.as_deref(),
+                    route: route.as_deref(),
+                };
+                self.execute(key, &*object, service::plan(&observed, now)).await
+            }
+            Kind::Configuration => {
+                let Some(object) = world.configurations.get(namespace, name) else { return Ok(()) };
+                let revisions = world.revisions.find(namespace, &format!("cfg/{name}"));
+                let named = world.revisions.get(namespace, &configuration::revision_name(&object));
+                let routes = world.routes.find(namespace, &format!("cfg/{name}"));
+                let routes = labeler::of_configuration(name, &routes);
+                let observed = configuration::Observed {
+                    configuration: &object,
+                    revisions: &revisions,
+                    named: named.as_deref(),
+                    routes: routes.as_deref(),
+                };
+                self.execute(key, &*object, configuration::plan(&observed, now)).await
+            }
+            Kind::Gc => {
+                let Some(object) = world.configurations.get(namespace, name) else { return Ok(()) };
+                let revisions = world.revisions.find(namespace, &format!("cfg/{name}"));
+                self.execute(key, &*object, gc::plan(&object, &revisions, &configs.gc, now)).await
+            }
+            Kind::Revision => self.revision(key, &configs, now).await,
+            Kind::Route => self.route(key, &configs, now).await,
+            Kind::Sks => self.sks(key, now).await,
+            Kind::DomainMapping => {
+                let Some(object) = world.domain_mappings.get(namespace, name) else { return Ok(()) };
+                let claim = world.claims.get("", name);
+                let ingress = world.ingresses.get(namespace, name);
+                let reference = &object.spec.reference;
+                let target =
+                    match (reference.kind.as_str(), reference.api_version.as_deref().unwrap_or_default()) {
+                        ("Service", "v1") => world.core_services.get(namespace, &reference.name).is_some(),
+                        ("Service", _) => world.services.get(namespace, &reference.name).is_some(),
+                        ("Route", _) => world.routes.get(namespace, &reference.name).is_some(),
+                        _ => false,
+                    };
+                let observed = domain_mapping::Observed {
+                    mapping: &object,
+                    claim: claim.as_deref(),
+                    ingress: ingress.as_deref(),
+                    target,
+                };
+                self.execute(key, &*object, domain_mapping::plan(&observed, &configs, now)).await
+            }
+        }
+    }
+
+    async fn execute<K>(&self, key: &Key, object: &K, plan: crate::plan::Plan) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        if let Some(after) = plan.requeue_after {
+            self.world.queue.add_after(key.clone(), after);
+        }
+        self.executor.run(object, plan).await
+    }
+
+    async fn revision(
+        self: &Arc<Self>,
+        key: &Key,
+        configs: &ebb_api::config::Configs,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let world = &self.world;
+        let Some(object) = world.revisions.get(namespace, name) else { return Ok(()) };
+        let digests = self.digests(key, &object, configs);
+        let owner = label(&object.metadata, keys::CONFIGURATION);
+        let configuration = owner.and_then(|c| world.configurations.get(namespace, c));
+        let mut routes = world.routes.find(namespace, &format!("rev/{name}"));
+        if let Some(owner) = owner {
+            routes.extend(world.routes.find(namespace, &format!("cfg/{owner}")));
+        }
+        routes.sort_by_key(|r| r.name_any());
+        routes.dedup_by_key(|r| r.name_any());
+        let deployment = world.deployments.get(namespace, &revision::deployment_name(name));
+        let pods = world.pods.find(namespace, name);
+        let pod_autoscaler = world.pod_autoscalers.get(namespace, name);
+        let mesh_root = world.mesh_roots.get(namespace, MESH_ROOT);
+        let images: Vec<String> = world.images.find(namespace, name).iter().map(|i| i.name_any()).collect();
+        let observed = revision::Observed {
+            revision: &object,
+            configuration: configuration.as_deref(),
+            routes: &routes,
+            digests: &digests,
+            deployment: deployment.as_deref(),
+            pods: &pods,
+            pod_autoscaler: pod_autoscaler.as_deref(),
+            mesh_root: mesh_root.as_deref(),
+            images: &images,
+        };
+        let platform: Platform = self.config.platform(self.authority.roots_pem());
+        self.execute(key, &*object, revision::plan(&observed, configs, &platform, now)).await
+    }
+
+    /// How far the lookup of a revision's digests is; starts it if need be.
+    fn digests(
+        self: &Arc<Self>,
+        key: &Key,
+        object: &Arc<Revision>,
+        configs: &ebb_api::config::Configs,
+    ) -> Digests {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        let known = object.status.as_ref().is_some_and(|s| !s.container_statuses.is_empty());
+        if known || object.metadata.deletion_timestamp.is_some() {
+            self.digests.remove(&uid);
+            return Digests::Pending;
+        }
+        if let Some(found) = self.digests.get(&uid) {
+            return found.0.clone();
+        }
+        self.digests.insert(uid.clone(), (Digests::Pending, 0));
+        self.start_lookup(key.clone(), uid, object.clone(), configs.deployment.clone(), 0);
+        Digests::Pending
+    }
+
+    fn start_lookup(
+        self: &Arc<Self>,
+        key: Key,
+        uid: String,
+        object: Arc<Revision>,
+        config: ebb_api::config::Deployment,
+        failures: u32,
+    ) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let pod = &object.spec.pod;
+            let credentials = this.credentials(&key.namespace, &object).await;
+            let inits = pod.init_containers.as_deref().unwrap_or_default();
+            let found = tokio::try_join!(
+                this.resolver.resolve(&pod.containers, &config, &credentials),
+                this.resolver.resolve(inits, &config, &credentials)
+            );
+            match found {
+                Ok((containers, init_containers)) => {
+                    this.digests.insert(uid, (Digests::Resolved { containers, init_containers }, 0));
+                    this.world.queue.add(key);
+                }
+                Err(message) => {
+                    let failures = failures + 1;
+                    this.digests.insert(uid.clone(), (Digests::Failed(message), failures));
+                    this.world.queue.add(key.clone());
+                    tokio::time::sleep(Duration::from_secs(1 << failures.min(7))).await;
+                    // Gone, or done by a controller before us: then nobody needs it any more.
+                    let still = this
+                        .world
+                        .revisions
+                        .get(&key.namespace, &key.name)
+                        .filter(|r| r.metadata.uid.as_ref() == Some(&uid));
+                    match still {
+                        Some(object)
+                            if object.status.as_ref().is_none_or(|s| s.container_statuses.is_empty()) =>
+                        {
+                            let config = this.live.load().deployment.clone();
+                            this.start_lookup(key, uid, object, config, failures);
+                        }
+                        _ => {
+                            this.digests.remove(&uid);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// The credentials of a pod's pull secrets and its account's.
+    async fn credentials(&self, namespace: &str, object: &Revision) -> Credentials {
+        let pod = &object.spec.pod;
+        let mut names: Vec<String> =
+            pod.image_pull_secrets.iter().flatten().map(|s| s.name.clone()).collect();
+        let account = pod.service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        if let Ok(Some(account)) = accounts.get_opt(account).await {
+            names.extend(account.image_pull_secrets.into_iter().flatten().map(|s| s.name));
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let mut credentials = Credentials::default();
+        for name in names {
+            match secrets.get_opt(&name).await {
+                Ok(Some(secret)) => credentials.add(&secret),
+                Ok(None) => tracing::debug!(%name, namespace, "a pull secret is not there"),
+                Err(error) => tracing::debug!(%name, namespace, %error, "a pull secret could not be read"),
+            }
+        }
+        credentials
+    }
+
+    async fn route(
+        &self,
+        key: &Key,
+        configs: &ebb_api::config::Configs,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let world = &self.world;
+        let Some(object) = world.routes.get(namespace, name) else { return Ok(()) };
+        let mut configurations = BTreeMap::new();
+        let mut revisions = BTreeMap::new();
+        for target in &object.spec.traffic {
+            let mut wanted = target.revision_name.clone();
+            if let Some(found) =
+                target.configuration_name.as_ref().and_then(|c| world.configurations.get(namespace, c))
+            {
+                wanted = wanted
+                    .or_else(|| found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone()));
+                configurations.insert(found.name_any(), found);
+            }
+            if let Some(found) = wanted.and_then(|r| world.revisions.get(namespace, &r)) {
+                revisions.insert(found.name_any(), found);
+            }
+        }
+        let mut services: BTreeMap<String, Arc<CoreService>> =
+            world.core_services.find(namespace, name).into_iter().map(|s| (s.name_any(), s)).collect();
+        let tags = object.spec.traffic.iter().filter_map(|t| t.tag.as_deref());
+        let names = tags.map(|t| configs.network.tag_name(name, t)).chain([name.to_owned()]);
+        for wanted in names {
+            if let Some(found) = world.core_services.get(namespace, &wanted) {
+                services.insert(wanted, found);
+            }
+        }
+        let ingress = world.ingresses.get(namespace, name);
+        let observed = route::Observed {
+            route: &object,
+            configurations: &configurations,
+            revisions: &revisions,
+            ingress: ingress.as_deref(),
+            services: &services,
+            system_namespace: &world.system_namespace,
+        };
+        self.execute(key, &*object, route::plan(&observed, configs, now)).await
+    }
+
+    async fn sks(&self, key: &Key, now: Timestamp) -> Result<(), Error> {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let world = &self.world;
+        let Some(object) = world.skss.get(namespace, name) else { return Ok(()) };
+        let target = object.spec.object_ref.name.clone().unwrap_or_default();
+        let deployment = world.deployments.get(namespace, &target);
+        let selector =
+            deployment.as_ref().and_then(|d| d.spec.as_ref()).and_then(|s| s.selector.match_labels.as_ref());
+        let private = private_name(name);
+        let public_service = world.core_services.get(namespace, name);
+        let private_service = world.core_services.get(namespace, &private);
+        let by_service = |namespace: &str, service: &str| world.slices.find(namespace, service);
+        let (public_slices, private_slices) = (by_service(namespace, name), by_service(namespace, &private));
+        let activator_slices = by_service(&world.system_namespace, "activator");
+        let observed = sks::Observed {
+            sks: &object,
+            selector,
+            public: public_service.as_deref(),
+            private: private_service.as_deref(),
+            public_slices: &public_slices,
+            private_slices: &private_slices,
+            activator_slices: &activator_slices,
+        };
+        self.execute(key, &*object, sks::plan(&observed, now)).await
+    }
+}

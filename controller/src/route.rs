@@ -1,0 +1,270 @@
+//! Route -> KIngress and the Services of its name, from the traffic it asks for.
+
+mod ingress;
+mod rollout;
+mod traffic;
+
+use ebb_api::conditions::{Conditioned, ConditionedObject, READY};
+use ebb_api::config::{CLUSTER_DOMAIN, Configs};
+use ebb_api::meta::networking::{CLUSTER_LOCAL, VISIBILITY};
+use ebb_api::meta::serving as keys;
+use ebb_api::networking::Ingress;
+use ebb_api::serving::{Addressable, Configuration, Revision, Route, RouteStatus, TrafficTarget};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::ResourceExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::plan::{CLIENT_ANNOTATIONS, Compare, Plan, controlled_by, label, owner};
+
+pub use rollout::Rollout;
+pub use traffic::{Problem, Resolved, Target};
+
+/// What a Route's plan depends on.
+#[derive(Clone, Copy)]
+pub struct Observed<'a> {
+    /// The Route.
+    pub route: &'a Route,
+    /// Configurations that it names.
+    pub configurations: &'a BTreeMap<String, Arc<Configuration>>,
+    /// Revisions that it names or that those Configurations have made.
+    pub revisions: &'a BTreeMap<String, Arc<Revision>>,
+    /// The Ingress of its name.
+    pub ingress: Option<&'a Ingress>,
+    /// Services of the names it wants, whoever owns them, and those that it owns.
+    pub services: &'a BTreeMap<String, Arc<Service>>,
+    /// The namespace of the components.
+    pub system_namespace: &'a str,
+}
+
+/// A Route's names and hosts: its own under `None`, and one for each tag.
+pub(crate) struct Host {
+    pub(crate) tag: Option<String>,
+    /// The name of the placeholder Service, which is the first label of the cluster-local host.
+    pub(crate) name: String,
+    pub(crate) external: Option<String>,
+}
+
+impl Host {
+    fn local(&self, namespace: &str) -> String {
+        format!("{}.{namespace}.svc.{CLUSTER_DOMAIN}", self.name)
+    }
+
+    fn url(&self, namespace: &str, configs: &Configs) -> String {
+        match &self.external {
+            Some(host) => configs.network.external_url(&configs.network.default_external_scheme, host),
+            None => format!("http://{}", self.local(namespace)),
+        }
+    }
+}
+
+/// Decides about a Route.
+pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let route = observed.route;
+    if route.metadata.deletion_timestamp.is_some() {
+        return plan;
+    }
+    let namespace = route.namespace().unwrap_or_default();
+    let mut status = route.status.clone().unwrap_or_default();
+    status.manage(now).initialize();
+    status.set_observed_generation(route.metadata.generation);
+
+    let hosts = hosts(observed, configs);
+    if let Some(own) = hosts.first() {
+        status.url = Some(own.url(&namespace, configs));
+        let url = Some(format!("http://{}", own.local(&namespace)));
+        status.address = Some(Addressable { url, ..Addressable::default() });
+    }
+    certificates(&mut status, hosts.first().is_some_and(|h| h.external.is_some()), configs, now);
+
+    match traffic::resolve(route, observed.configurations, observed.revisions) {
+        // What was served before goes on being served.
+        Err(problem) => {
+            problem.mark(&mut status, now);
+            // Without an Ingress there is nothing to wait for from the gateway yet.
+            if observed.ingress.is_none() {
+                status.manage(now).mark_unknown("IngressReady", "", "");
+            }
+        }
+        Ok(resolved) => {
+            status.manage(now).mark_true("AllTrafficAssigned");
+            status.traffic = status_traffic(&resolved, &hosts, &namespace, configs);
+            let owned = placeholders(&mut plan, observed, &hosts, &mut status, now);
+            if owned {
+                serve(&mut plan, observed, &resolved, &hosts, configs, &mut status, now);
+            }
+        }
+    }
+    plan.set_status(route.status.as_ref(), &status);
+    plan
+}
+
+/// Writes the Ingress and takes over what the gateway says.
+fn serve(
+    plan: &mut Plan,
+    observed: &Observed<'_>,
+    resolved: &Resolved,
+    hosts: &[Host],
+    configs: &Configs,
+    status: &mut RouteStatus,
+    now: Timestamp,
+) {
+    let route = observed.route;
+    let rollout = rollout::step(route, observed.ingress, resolved, configs, now);
+    let wanted = ingress::make(route, resolved, hosts, rollout.as_ref(), configs, now);
+    match observed.ingress {
+        Some(live) if !controlled_by(&live.metadata, route.metadata.uid.as_deref()) => {
+            let message = format!("There is an existing Ingress {:?} that we do not own.", live.name_any());
+            status.manage(now).mark_false("IngressReady", "NotOwned", &message);
+            return;
+        }
+        live => plan.ensure(live, &wanted, Compare::Exact(&[])),
+    }
+    let current = observed.ingress.is_some_and(|i| {
+        i.spec == wanted.spec && i.status_ref().is_some_and(|s| s.observed_generation() == i.generation())
+    });
+    if let Some(rollout) = rollout {
+        let message = "A gradual rollout of the latest revision(s) is in progress.";
+        status.manage(now).mark_unknown("IngressReady", "RolloutInProgress", message);
+        plan.again(rollout.next_step(now));
+    } else if current {
+        status.manage(now).propagate("IngressReady", observed.ingress.and_then(|i| i.condition(READY)));
+    } else {
+        let message = "Ingress has not yet been reconciled.";
+        status.manage(now).mark_unknown("IngressReady", "IngressNotConfigured", message);
+    }
+}
+
+fn certificates(status: &mut RouteStatus, external: bool, configs: &Configs, now: Timestamp) {
+    let mut manager = status.manage(now);
+    if external && configs.network.external_domain_tls {
+        let message = "external-domain-tls is enabled in config-network, but nothing here issues certificates for external hosts yet: set it to disabled";
+        manager.mark_false("CertificateProvisioned", "NotSupported", message);
+    } else if external {
+        let message = "external-domain-tls is not enabled";
+        manager.mark_true_because("CertificateProvisioned", "TLSNotEnabled", message);
+    } else {
+        let message = "TLS is not enabled for cluster-local";
+        manager.mark_true_because("CertificateProvisioned", "TLSNotEnabled", message);
+    }
+}
+
+fn hosts(observed: &Observed<'_>, configs: &Configs) -> Vec<Host> {
+    let route = observed.route;
+    let (name, namespace) = (route.name_any(), route.namespace().unwrap_or_default());
+    let domain = configs.domain.domain_for(route.metadata.labels.as_ref());
+    let local = label(&route.metadata, VISIBILITY) == Some(CLUSTER_LOCAL)
+        || domain == format!("svc.{CLUSTER_DOMAIN}");
+    let tags: BTreeSet<&str> =
+        route.spec.traffic.iter().filter_map(|t| t.tag.as_deref()).filter(|t| !t.is_empty()).collect();
+    std::iter::once(None)
+        .chain(tags.into_iter().map(Some))
+        .map(|tag| {
+            let own = tag.map_or_else(|| name.clone(), |t| configs.network.tag_name(&name, t));
+            // A single tag can be kept inside by a label on its Service.
+            let hidden = local
+                || observed
+                    .services
+                    .get(&own)
+                    .is_some_and(|s| label(&s.metadata, VISIBILITY) == Some(CLUSTER_LOCAL));
+            let host = || {
+                let (labels, annotations) =
+                    (route.metadata.labels.as_ref(), route.metadata.annotations.as_ref());
+                configs.network.host(&own, &namespace, &domain, labels, annotations)
+            };
+            Host { tag: tag.map(str::to_owned), external: (!hidden).then(host), name: own }
+        })
+        .collect()
+}
+
+fn status_traffic(
+    resolved: &Resolved,
+    hosts: &[Host],
+    namespace: &str,
+    configs: &Configs,
+) -> Vec<TrafficTarget> {
+    resolved
+        .targets
+        .iter()
+        .map(|target| {
+            let tag = target.tag.clone();
+            let host = hosts.iter().find(|h| tag.is_some() && h.tag == tag);
+            TrafficTarget {
+                url: host.map(|h| h.url(namespace, configs)),
+                tag,
+                revision_name: Some(target.revision.clone()),
+                configuration_name: None,
+                latest_revision: Some(target.latest),
+                percent: Some(target.percent),
+            }
+        })
+        .collect()
+}
+
+/// The Services by which clients inside the cluster reach the Route and its tags. Whether all names are the Route's to have.
+fn placeholders(
+    plan: &mut Plan,
+    observed: &Observed<'_>,
+    hosts: &[Host],
+    status: &mut RouteStatus,
+    now: Timestamp,
+) -> bool {
+    let route = observed.route;
+    let uid = route.metadata.uid.as_deref();
+    for host in hosts {
+        let live = observed.services.get(&host.name).map(AsRef::as_ref);
+        if live.is_some_and(|s| !controlled_by(&s.metadata, uid)) {
+            let message =
+                format!("There is an existing placeholder Service {:?} that we do not own.", host.name);
+            status.manage(now).mark_false("IngressReady", "NotOwned", &message);
+            return false;
+        }
+        plan.ensure(live, &placeholder(route, host, observed.system_namespace), Compare::Covers);
+    }
+    for (name, service) in observed.services {
+        if controlled_by(&service.metadata, uid) && !hosts.iter().any(|h| h.name == *name) {
+            plan.delete(&**service);
+        }
+    }
+    true
+}
+
+fn placeholder(route: &Route, host: &Host, system_namespace: &str) -> Service {
+    let mut labels = route.metadata.labels.clone().unwrap_or_default();
+    // Visibility can be set on a placeholder by itself, so it is not written there.
+    labels.remove(VISIBILITY);
+    labels.insert(keys::ROUTE.into(), route.name_any());
+    let mut annotations = route.metadata.annotations.clone().unwrap_or_default();
+    annotations.retain(|k, _| !CLIENT_ANNOTATIONS.contains(&k.as_str()));
+    Service {
+        metadata: ObjectMeta {
+            name: Some(host.name.clone()),
+            namespace: route.metadata.namespace.clone(),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: Some(owner(route)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            type_: Some("ExternalName".into()),
+            external_name: Some(format!("gateway-internal.{system_namespace}.svc.{CLUSTER_DOMAIN}")),
+            session_affinity: Some("None".into()),
+            ports: Some(vec![ServicePort {
+                name: Some("http2".into()),
+                port: 80,
+                protocol: Some("TCP".into()),
+                target_port: Some(IntOrString::Int(80)),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

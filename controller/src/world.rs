@@ -1,0 +1,289 @@
+//! Everything the reconcilers look at: local copies of all kinds, and who is to be looked at again when something changes.
+
+use ebb_api::autoscaling::PodAutoscaler;
+use ebb_api::caching::Image;
+use ebb_api::meta::ebb::MESH_ROOT;
+use ebb_api::meta::networking::SKS;
+use ebb_api::meta::serving as keys;
+use ebb_api::networking::{ClusterDomainClaim, Ingress, ServerlessService};
+use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service as CoreService};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::plan::{annotation, controller_of, label};
+use crate::queue::Queue;
+use crate::sks::SERVICE_NAME;
+
+/// What kind of object a key names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Service,
+    Configuration,
+    Revision,
+    Route,
+    Sks,
+    DomainMapping,
+    /// The old revisions of a Configuration.
+    Gc,
+}
+
+/// An object to be reconciled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+/// The caches and the queue.
+pub(crate) struct World {
+    pub(crate) queue: Queue<Key>,
+    pub(crate) system_namespace: String,
+    pub(crate) services: Cache<Service>,
+    pub(crate) configurations: Cache<Configuration>,
+    pub(crate) revisions: Cache<Revision>,
+    pub(crate) routes: Cache<Route>,
+    pub(crate) domain_mappings: Cache<DomainMapping>,
+    pub(crate) claims: Cache<ClusterDomainClaim>,
+    pub(crate) ingresses: Cache<Ingress>,
+    pub(crate) skss: Cache<ServerlessService>,
+    pub(crate) pod_autoscalers: Cache<PodAutoscaler>,
+    pub(crate) images: Cache<Image>,
+    pub(crate) deployments: Cache<Deployment>,
+    pub(crate) pods: Cache<Pod>,
+    pub(crate) core_services: Cache<CoreService>,
+    pub(crate) slices: Cache<EndpointSlice>,
+    pub(crate) mesh_roots: Cache<ConfigMap>,
+}
+
+fn by_label(object: &impl ResourceExt, key: &str) -> Vec<String> {
+    label(object.meta(), key).map(str::to_owned).into_iter().collect()
+}
+
+fn revision_index(revision: &Revision) -> Vec<String> {
+    let configuration = label(&revision.metadata, keys::CONFIGURATION).map(|c| format!("cfg/{c}"));
+    let routes = annotation(&revision.metadata, keys::ROUTES).unwrap_or_default();
+    configuration
+        .into_iter()
+        .chain(routes.split(',').filter(|r| !r.is_empty()).map(|r| format!("route/{r}")))
+        .collect()
+}
+
+fn route_index(route: &Route) -> Vec<String> {
+    let resolved = route.status.iter().flat_map(|s| &s.traffic);
+    route
+        .spec
+        .traffic
+        .iter()
+        .chain(resolved)
+        .flat_map(|t| {
+            let revision = t.revision_name.as_ref().map(|n| format!("rev/{n}"));
+            let configuration = t.configuration_name.as_ref().map(|n| format!("cfg/{n}"));
+            [revision, configuration]
+        })
+        .flatten()
+        .collect()
+}
+
+impl World {
+    pub(crate) fn new(system_namespace: String) -> Arc<Self> {
+        Arc::new(Self {
+            queue: Queue::new(),
+            system_namespace,
+            services: Cache::new(|_| Vec::new()),
+            configurations: Cache::new(|_| Vec::new()),
+            revisions: Cache::new(revision_index),
+            routes: Cache::new(route_index),
+            domain_mappings: Cache::new(|m| vec![format!("ref/{}", m.spec.reference.name)]),
+            claims: Cache::new(|_| Vec::new()),
+            ingresses: Cache::new(|_| Vec::new()),
+            skss: Cache::new(|_| Vec::new()),
+            pod_autoscalers: Cache::new(|_| Vec::new()),
+            images: Cache::new(|i| by_label(i, keys::REVISION)),
+            deployments: Cache::new(|_| Vec::new()),
+            pods: Cache::new(|p| by_label(p, keys::REVISION)),
+            core_services: Cache::new(|s| by_label(s, keys::ROUTE)),
+            slices: Cache::new(|s| by_label(s, SERVICE_NAME)),
+            mesh_roots: Cache::new(|_| Vec::new()),
+        })
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        [
+            self.services.is_synced(),
+            self.configurations.is_synced(),
+            self.revisions.is_synced(),
+            self.routes.is_synced(),
+            self.domain_mappings.is_synced(),
+            self.claims.is_synced(),
+            self.ingresses.is_synced(),
+            self.skss.is_synced(),
+            self.pod_autoscalers.is_synced(),
+            self.images.is_synced(),
+            self.deployments.is_synced(),
+            self.pods.is_synced(),
+            self.core_services.is_synced(),
+            self.slices.is_synced(),
+            self.mesh_roots.is_synced(),
+        ]
+        .into_iter()
+        .all(|synced| synced)
+    }
+
+    pub(crate) fn want(&self, kind: Kind, namespace: &str, name: &str) {
+        self.queue.add(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() });
+    }
+
+    fn want_owner(&self, object: &impl ResourceExt, kind: Kind, owner: &str) {
+        if let Some(owner) = controller_of(object.meta(), owner) {
+            self.want(kind, &object.namespace().unwrap_or_default(), &owner.name);
+        }
+    }
+
+    /// Everything is looked at again, as after a change of configuration.
+    pub(crate) fn want_all(&self) {
+        fn each<K: ResourceExt>(world: &World, kind: Kind, all: Vec<Arc<K>>) {
+            for object in all {
+                world.want(kind, &object.namespace().unwrap_or_default(), &object.name_any());
+            }
+        }
+        each(self, Kind::Service, self.services.all());
+        each(self, Kind::Configuration, self.configurations.all());
+        each(self, Kind::Gc, self.configurations.all());
+        each(self, Kind::Revision, self.revisions.all());
+        each(self, Kind::Route, self.routes.all());
+        each(self, Kind::Sks, self.skss.all());
+        each(self, Kind::DomainMapping, self.domain_mappings.all());
+    }
+
+    pub(crate) fn service_changed(&self, object: &Service) {
+        let namespace = object.namespace().unwrap_or_default();
+        self.want(Kind::Service, &namespace, &object.name_any());
+        self.mapped(&namespace, &object.name_any());
+    }
+
+    fn mapped(&self, namespace: &str, target: &str) {
+        for mapping in self.domain_mappings.find(namespace, &format!("ref/{target}")) {
+            self.want(Kind::DomainMapping, namespace, &mapping.name_any());
+        }
+    }
+
+    pub(crate) fn configuration_changed(&self, object: &Configuration) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        self.want(Kind::Configuration, &namespace, &name);
+        self.want(Kind::Gc, &namespace, &name);
+        self.want_owner(object, Kind::Service, "Service");
+        for route in self.routes.find(&namespace, &format!("cfg/{name}")) {
+            self.want(Kind::Route, &namespace, &route.name_any());
+        }
+        // Which revision is the latest decides about the labels of the one before and of the new one.
+        for revision in object
+            .status
+            .iter()
+            .flat_map(|s| [&s.latest_created_revision_name, &s.latest_ready_revision_name])
+        {
+            if let Some(revision) = revision {
+                self.want(Kind::Revision, &namespace, revision);
+            }
+        }
+    }
+
+    pub(crate) fn revision_changed(&self, object: &Revision) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        self.want(Kind::Revision, &namespace, &name);
+        if let Some(configuration) = label(&object.metadata, keys::CONFIGURATION) {
+            self.want(Kind::Configuration, &namespace, configuration);
+            self.want(Kind::Gc, &namespace, configuration);
+        }
+        for route in self.routes.find(&namespace, &format!("rev/{name}")) {
+            self.want(Kind::Route, &namespace, &route.name_any());
+        }
+    }
+
+    pub(crate) fn route_changed(&self, object: &Route) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        self.want(Kind::Route, &namespace, &name);
+        self.want_owner(object, Kind::Service, "Service");
+        self.mapped(&namespace, &name);
+        let resolved = object.status.iter().flat_map(|s| &s.traffic);
+        for target in object.spec.traffic.iter().chain(resolved) {
+            if let Some(revision) = &target.revision_name {
+                self.want(Kind::Revision, &namespace, revision);
+            }
+            if let Some(configuration) = &target.configuration_name {
+                self.want(Kind::Configuration, &namespace, configuration);
+                let latest = self
+                    .configurations
+                    .get(&namespace, configuration)
+                    .and_then(|c| c.status.as_ref().and_then(|s| s.latest_created_revision_name.clone()));
+                latest.iter().for_each(|revision| self.want(Kind::Revision, &namespace, revision));
+            }
+        }
+        for revision in self.revisions.find(&namespace, &format!("route/{name}")) {
+            self.want(Kind::Revision, &namespace, &revision.name_any());
+        }
+    }
+
+    pub(crate) fn ingress_changed(&self, object: &Ingress) {
+        self.want_owner(object, Kind::Route, "Route");
+        self.want_owner(object, Kind::DomainMapping, "DomainMapping");
+    }
+
+    pub(crate) fn belongs_to_revision(&self, object: &impl ResourceExt) {
+        if let Some(revision) = label(object.meta(), keys::REVISION) {
+            self.want(Kind::Revision, &object.namespace().unwrap_or_default(), revision);
+        }
+    }
+
+    pub(crate) fn deployment_changed(&self, object: &Deployment, fresh: bool) {
+        self.belongs_to_revision(object);
+        // Its selector, which never changes, is all that a ServerlessService takes from it.
+        if let Some(revision) = label(&object.metadata, keys::REVISION).filter(|_| fresh) {
+            self.want(Kind::Sks, &object.namespace().unwrap_or_default(), revision);
+        }
+    }
+
+    pub(crate) fn core_service_changed(&self, object: &CoreService) {
+        let namespace = object.namespace().unwrap_or_default();
+        if let Some(sks) = label(&object.metadata, SKS) {
+            self.want(Kind::Sks, &namespace, sks);
+        }
+        self.want_owner(object, Kind::Route, "Route");
+        // A name that was taken may be free now.
+        let name = object.name_any();
+        if self.routes.get(&namespace, &name).is_some() {
+            self.want(Kind::Route, &namespace, &name);
+        }
+        self.mapped(&namespace, &name);
+    }
+
+    pub(crate) fn slice_changed(&self, object: &EndpointSlice) {
+        let namespace = object.namespace().unwrap_or_default();
+        let Some(service) = label(&object.metadata, SERVICE_NAME) else { return };
+        if namespace == self.system_namespace && service == "activator" {
+            for sks in self.skss.all() {
+                self.want(Kind::Sks, &sks.namespace().unwrap_or_default(), &sks.name_any());
+            }
+            return;
+        }
+        let owner = self.core_services.get(&namespace, service);
+        if let Some(sks) = owner.as_ref().and_then(|s| label(&s.metadata, SKS)) {
+            self.want(Kind::Sks, &namespace, sks);
+        }
+    }
+
+    pub(crate) fn mesh_root_changed(&self, object: &ConfigMap, gone: bool) {
+        if gone && object.name_any() == MESH_ROOT {
+            let namespace = object.namespace().unwrap_or_default();
+            for revision in
+                self.revisions.all().iter().filter(|r| r.namespace().as_deref() == Some(&namespace))
+            {
+                self.want(Kind::Revision, &namespace, &revision.name_any());
+            }
+        }
+    }
+}
