@@ -189,6 +189,13 @@ impl<B> Table<B> {
         (self.external.len(), self.local.len())
     }
 
+    /// The hash of the Ingress that has a host on a side.
+    pub fn hash_of(&self, side: Side, host: &str) -> Option<&HeaderValue> {
+        let mut buffer = String::new();
+        let hosts = if side == Side::External { &self.external } else { &self.local };
+        hosts.get(normalize(host, &mut buffer))?.first().map(|rule| &rule.hash)
+    }
+
     /// Some hosts that are served on a side, sorted: for the body of a 404.
     pub fn some_hosts(&self, side: Side, most: usize) -> Vec<&str> {
         let hosts = if side == Side::External { &self.external } else { &self.local };

@@ -1,0 +1,133 @@
+//! The IO of the gateway.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
+use ebb_mesh::Identity;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, Listeners};
+use crate::table::{Side, Table};
+use crate::upstream::Upstream;
+
+mod endpoints;
+mod handler;
+mod health;
+mod programmer;
+mod settle;
+mod sources;
+mod tls;
+mod watch;
+
+pub use handler::Handler;
+
+/// What the data path reads.
+pub type Snapshot = Arc<ArcSwap<Table<Arc<Upstream>>>>;
+
+/// Why the gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port is not to be had.
+    #[error("cannot listen at {address}: {source}; is another process using the port, or is it below 1024?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A listener that was handed in cannot be used.
+    #[error("a listener that was handed in cannot be used: {0}")]
+    Handed(std::io::Error),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Runs until `shutdown`, then drains: requests under way are finished, new connections are not taken.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    client: kube::Client,
+    identity: Identity,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let http = bound(listeners.http, SocketAddr::new(config.bind, config.http_port)).await?;
+    let tls = bound(listeners.tls, SocketAddr::new(config.bind, config.tls_port)).await?;
+    let local = bound(listeners.local, SocketAddr::new(config.bind, config.local_port)).await?;
+    let health = bound(Vec::new(), SocketAddr::new(config.bind, config.health_port)).await?;
+
+    let pool = Pool::new(identity.clone(), PoolConfig::default());
+    let snapshot: Snapshot = Arc::default();
+    let certificates = tls::Certificates::default();
+    let background = CancellationToken::new();
+    let synced = CancellationToken::new();
+    let tasks = TaskTracker::new();
+
+    let own: Vec<SocketAddr> = local.iter().filter_map(|listener| listener.local_addr().ok()).map(reachable).collect();
+    let settler = settle::Settler::new(client.clone(), &config, own);
+    let inbox = sources::spawn(&tasks, &client, &config, &background);
+    let programmer = programmer::Programmer::new(
+        config.clone(),
+        identity.trust_domain(),
+        pool,
+        snapshot.clone(),
+        certificates.clone(),
+        settler,
+    );
+    tasks.spawn(programmer.run(inbox, client, synced.clone(), background.clone()));
+    for listener in health {
+        tasks.spawn(health::serve(listener, synced.clone(), background.clone()));
+    }
+
+    let servers = TaskTracker::new();
+    let limits = ServerConfig::default();
+    let external = Handler::new(snapshot.clone(), Side::External, &config);
+    let inside = Handler::new(snapshot, Side::Local, &config);
+    for listener in http {
+        servers.spawn(serve(listener, PlainAcceptor, external.clone(), limits, shutdown.clone()));
+    }
+    let acceptor = tls::acceptor(&certificates)?;
+    for listener in tls {
+        servers.spawn(serve(listener, acceptor.clone(), external.clone(), limits, shutdown.clone()));
+    }
+    for listener in local {
+        servers.spawn(serve(listener, PlainAcceptor, inside.clone(), limits, shutdown.clone()));
+    }
+    servers.close();
+    servers.wait().await;
+    external.tunnels().wait_closed().await;
+    inside.tunnels().wait_closed().await;
+    background.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+async fn bound(handed: Vec<std::net::TcpListener>, address: SocketAddr) -> Result<Vec<TcpListener>, Error> {
+    if handed.is_empty() {
+        let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        return Ok(vec![listener]);
+    }
+    handed
+        .into_iter()
+        .map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        })
+        .collect::<std::io::Result<_>>()
+        .map_err(Error::Handed)
+}
+
+/// An address at which a listener of this process can be reached.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
