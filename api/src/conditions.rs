@@ -283,30 +283,23 @@ impl<'a> Manager<'a> {
         }
     }
 
-    /// Works out `Ready` from the dependents. Among several that are False (or Unknown) the one that changed last speaks,
-    /// and of those that changed in the same second the first by type.
+    /// Works out `Ready` from the dependents. Among several that are False (or Unknown) one that gives a reason speaks, of those the
+    /// one that changed last, and of those that changed in the same second the first by type.
     fn recompute(&mut self) {
         if self.dependents.is_empty() {
             return;
         }
-        let mut worst: Option<&Condition> = None;
-        for dependent in self.dependents {
-            let Some(found) = self.get(dependent) else { continue };
-            let rank = |c: &Condition| match c.status {
+        let rank = |c: &Condition| {
+            let bad = match c.status {
                 Status::False => 2,
                 Status::Unknown => 1,
                 Status::True => 0,
             };
-            let beats = match worst {
-                None => rank(found) > 0,
-                Some(w) => {
-                    rank(found) > rank(w)
-                        || (rank(found) == rank(w)
-                            && found.last_transition_time.as_ref().map(|t| t.0)
-                                > w.last_transition_time.as_ref().map(|t| t.0))
-                }
-            };
-            if beats {
+            (bad, c.reason.is_some(), c.last_transition_time.as_ref().map(|t| t.0))
+        };
+        let mut worst: Option<&Condition> = None;
+        for found in self.dependents.iter().filter_map(|d| self.get(d)).filter(|c| c.status != Status::True) {
+            if worst.is_none_or(|w| rank(found) > rank(w)) {
                 worst = Some(found);
             }
         }

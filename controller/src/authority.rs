@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::{secrets, tls};
 
 /// The Secret with the authority's key.
-pub const SECRET: &str = "ebb-mesh-ca";
+const SECRET: &str = "ebb-mesh-ca";
 
 /// The authority, from its Secret; the first controller makes it.
 ///

@@ -4,9 +4,31 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ebb_api::meta::ebb::SYSTEM_NAMESPACE;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::revision::Platform;
+
+/// What must have happened before the platform takes work. Shared by its clones.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    /// The webhooks are registered.
+    pub webhooks: CancellationToken,
+    /// The reconcilers have the whole picture.
+    pub reconcilers: CancellationToken,
+}
+
+impl Readiness {
+    /// Waits for both.
+    pub async fn wait(&self) {
+        tokio::join!(self.webhooks.cancelled(), self.reconcilers.cancelled());
+    }
+
+    /// Whether both have happened.
+    pub fn is_ready(&self) -> bool {
+        self.webhooks.is_cancelled() && self.reconcilers.is_cancelled()
+    }
+}
 
 /// The settings.
 #[derive(Clone, Debug)]
@@ -32,6 +54,10 @@ pub struct Config {
     pub ca: String,
     /// strict or permissive, for queue-proxies. `EBB_MTLS_MODE`, default strict.
     pub mtls_mode: String,
+    /// The port of liveness and readiness over plain HTTP. `HEALTH_PORT`, default 8081; 0 for none.
+    pub health_port: u16,
+    /// Cancelled once the webhooks are registered and the reconcilers work. Not from the environment.
+    pub ready: Readiness,
     /// Reconciliations at a time. `CONCURRENCY`, default 32.
     pub concurrency: usize,
 }
@@ -56,6 +82,8 @@ impl Config {
             activator: format!("activator.{namespace}.svc.cluster.local:{}", ebb_http::ports::MTLS),
             ca: format!("controller.{namespace}.svc.cluster.local:{}", ebb_http::ports::CA),
             mtls_mode: "strict".into(),
+            health_port: ebb_http::ports::HEALTH,
+            ready: Readiness::default(),
             concurrency: 32,
         }
     }
@@ -82,6 +110,7 @@ impl Config {
         parsed(get, "BIND_ADDRESS", "an IP address", &mut config.bind_address)?;
         parsed(get, "WEBHOOK_PORT", "a port", &mut config.webhook_port)?;
         parsed(get, "CA_PORT", "a port", &mut config.ca_port)?;
+        parsed(get, "HEALTH_PORT", "a port", &mut config.health_port)?;
         parsed(get, "CONCURRENCY", "a number", &mut config.concurrency)?;
         parsed(get, "TRUST_DOMAIN", "a trust domain", &mut config.trust_domain)?;
         parsed(get, "EBB_ACTIVATOR", "host:port", &mut config.activator)?;

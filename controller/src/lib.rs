@@ -12,6 +12,7 @@ pub mod domain_mapping;
 mod error;
 mod executor;
 pub mod gc;
+mod health;
 pub mod install;
 pub mod labeler;
 pub mod plan;
@@ -22,6 +23,8 @@ pub mod route;
 mod secrets;
 pub mod service;
 pub mod sks;
+#[cfg(test)]
+mod testing;
 mod tls;
 pub mod webhook;
 mod world;
@@ -33,7 +36,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub use authority::ensure_authority;
-pub use config::Config;
+pub use config::{Config, Readiness};
 pub use error::Error;
 
 /// The configuration in force, read live.
@@ -66,7 +69,8 @@ pub async fn run_with_authority(
         reconcile::run(&config, client.clone(), live.clone(), authority.clone(), shutdown.clone());
     let webhooks = webhook::run(&config, client.clone(), live, shutdown.clone());
     let endpoint = authority::run(&config, client, authority, shutdown.clone());
-    let result = tokio::try_join!(reconcilers, webhooks, endpoint).map(drop);
+    let health = health::run(&config, shutdown.clone());
+    let result = tokio::try_join!(reconcilers, webhooks, endpoint, health).map(drop);
     shutdown.cancel();
     result
 }

@@ -74,6 +74,7 @@ pub(crate) async fn run(
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         tracing::info!("reconciling");
+        reconciler.config.ready.reconcilers.cancel();
         let permits = Arc::new(Semaphore::new(reconciler.config.concurrency));
         loop {
             let Ok(permit) = permits.clone().acquire_owned().await else { return };

@@ -27,6 +27,9 @@ use crate::plan::{CLIENT_ANNOTATIONS, Change, Compare, Plan, Target, controlled_
 pub use autoscaler::pod_autoscaler;
 pub use deployment::deployment;
 
+/// Annotations of a PodAutoscaler that the autoscaler may keep for itself.
+const AUTOSCALERS_OWN: &[&str] = &["ebb.dev/", "autoscaling.internal.knative.dev/"];
+
 /// How far the lookup of the images' digests is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Digests {
@@ -181,7 +184,7 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
             status.manage(now).mark_false("ResourcesAvailable", "NotOwned", &message);
         }
         live => {
-            plan.ensure(live, &wanted, Compare::Exact(&[]));
+            plan.ensure(live, &wanted, Compare::Exact(AUTOSCALERS_OWN));
             status::of_autoscaler(&mut status, live, now);
         }
     }

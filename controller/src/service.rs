@@ -1,6 +1,6 @@
 //! Service -> Configuration and Route of its name.
 
-use ebb_api::conditions::{Condition, Conditioned, ConditionedObject, Status};
+use ebb_api::conditions::{Conditioned, ConditionedObject};
 use ebb_api::meta::serving as keys;
 use ebb_api::serving::{Configuration, ConfigurationSpec, Route, RouteSpec, Service, TrafficTarget};
 use jiff::Timestamp;
@@ -146,11 +146,6 @@ pub fn route(service: &Service) -> Route {
         spec: RouteSpec { traffic: service.spec.traffic.iter().map(target).collect() },
         status: None,
     }
-}
-
-/// Whether a condition is True, for reading along.
-pub(crate) fn holds(condition: Option<&Condition>) -> bool {
-    condition.is_some_and(|c| c.status == Status::True)
 }
 
 #[cfg(test)]

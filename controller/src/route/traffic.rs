@@ -84,7 +84,7 @@ impl Problem {
 ///
 /// # Errors
 /// The worst problem.
-pub fn resolve(
+pub(super) fn resolve(
     route: &Route,
     configurations: &BTreeMap<String, Arc<Configuration>>,
     revisions: &BTreeMap<String, Arc<Revision>>,

@@ -1,1 +1,106 @@
+use serde_json::{Value, json};
 
+use super::*;
+use crate::plan::Change;
+use crate::testing::{
+    at, condition, configuration as live_configuration, hello, pair, ready, route as live_route, summary,
+    with_status,
+};
+
+fn run(service: &Service, configuration: Option<&Configuration>, route: Option<&Route>) -> Plan {
+    plan(&Observed { service, configuration, route }, at(1))
+}
+
+#[test]
+fn a_new_service_makes_both_children() {
+    let service = hello();
+    let plan = run(&service, None, None);
+    assert_eq!(summary(&plan), ["create Configuration/hello", "create Route/hello"]);
+    assert_eq!(condition(&plan, "Ready").0, "Unknown");
+    let Change::Create(_, route) = &plan.then[1] else { panic!("the Route is made") };
+    assert_eq!(route["spec"]["traffic"][0]["configurationName"], "hello");
+    assert_eq!(route["metadata"]["labels"][keys::SERVICE], "hello");
+    assert_eq!(route["metadata"]["ownerReferences"][0]["uid"], "ksvc-uid");
+}
+
+#[test]
+fn conditions_are_carried_up() {
+    let service = hello();
+    for (configuration, route, want) in [
+        (ready("True", None), ready("True", None), pair("True", "")),
+        (
+            ready("Unknown", None),
+            ready("Unknown", Some("RevisionMissing")),
+            pair("Unknown", "RevisionMissing"),
+        ),
+        (ready("False", Some("RevisionFailed")), ready("Unknown", None), pair("False", "RevisionFailed")),
+        (ready("True", None), ready("False", Some("NotOwned")), pair("False", "NotOwned")),
+    ] {
+        let configuration = with_status(&live_configuration(), configuration);
+        let route = with_status(&live_route(), route);
+        let plan = run(&service, Some(&configuration), Some(&route));
+        assert_eq!(summary(&plan), [""; 0], "the children are as they should be");
+        assert_eq!(condition(&plan, "Ready"), want);
+    }
+}
+
+#[test]
+fn it_is_not_ready_before_the_traffic_has_moved() {
+    let mut status = ready("True", None);
+    status["latestReadyRevisionName"] = json!("hello-00002");
+    let configuration = with_status(&live_configuration(), status);
+    for (revision, want) in
+        [("hello-00001", pair("Unknown", "TrafficNotMigrated")), ("hello-00002", pair("True", ""))]
+    {
+        let mut status = ready("True", None);
+        status["traffic"] = json!([{"revisionName": revision, "latestRevision": true, "percent": 100}]);
+        status["url"] = json!("http://hello.default.localhost");
+        let route = with_status(&live_route(), status);
+        let plan = run(&hello(), Some(&configuration), Some(&route));
+        assert_eq!(condition(&plan, "Ready"), want);
+        assert_eq!(plan.status.expect("a status")["url"], "http://hello.default.localhost");
+    }
+}
+
+#[test]
+fn an_outdated_child_is_waited_for() {
+    let mut configuration = with_status(&live_configuration(), ready("True", None));
+    configuration.metadata.generation = Some(2);
+    let plan = run(&hello(), Some(&configuration), None);
+    assert_eq!(condition(&plan, "ConfigurationsReady"), pair("Unknown", "OutOfDate"));
+}
+
+#[test]
+fn changes_reach_the_children_and_removals_too() {
+    let mut service = hello();
+    service.metadata.labels = Some([("team".to_owned(), "a".to_owned())].into());
+    let mut route = live_route();
+    route.metadata.labels.get_or_insert_default().insert("gone".into(), "x".into());
+    let plan = run(&service, Some(&live_configuration()), Some(&route));
+    let Change::Patch(_, patch) = &plan.then[1] else { panic!("the Route is changed") };
+    assert_eq!(patch["metadata"]["labels"], json!({"team": "a", "gone": null}));
+    assert_eq!(patch.get("spec"), None);
+}
+
+#[test]
+fn a_foreign_child_is_left_alone() {
+    let mut configuration = live_configuration();
+    configuration.metadata.owner_references = None;
+    let plan = run(&hello(), Some(&configuration), Some(&live_route()));
+    assert_eq!(summary(&plan), [""; 0]);
+    assert_eq!(condition(&plan, "Ready"), pair("False", "NotOwned"));
+}
+
+#[test]
+fn a_settled_service_is_not_written() {
+    let configuration = with_status(&live_configuration(), ready("True", None));
+    let route = with_status(&live_route(), ready("True", None));
+    let first = run(&hello(), Some(&configuration), Some(&route));
+    let service: Service = with_status(&hello(), first.status.unwrap_or(Value::Null));
+    let again = plan(
+        &Observed { service: &service, configuration: Some(&configuration), route: Some(&route) },
+        at(99),
+    );
+    assert_eq!(again.status, None);
+    assert!(again.notes.is_empty() && again.then.is_empty());
+}

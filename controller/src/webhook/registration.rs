@@ -35,6 +35,7 @@ pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, sh
         let wait = match result {
             Ok(_) => {
                 failures = 0;
+                config.ready.webhooks.cancel();
                 Duration::from_secs(300)
             }
             Err(error) => {
