@@ -361,7 +361,7 @@ fn selectors_and_conditions() {
     let cluster = Attributes { namespace: None, namespace_labels: Vec::new(), ..attrs() };
     assert!(matched(namespace(json!({"matchLabels": {"team": "b"}})), &cluster, &json!({})));
     let object = |hook: &mut Value| {
-        hook["objectSelector"] = json!({"matchExpressions": [{"key": "l", "operator": "Exists"}]})
+        hook["objectSelector"] = json!({"matchExpressions": [{"key": "l", "operator": "Exists"}]});
     };
     assert!(!matched(object, &attrs(), &json!({"metadata": {}})));
     assert!(matched(object, &attrs(), &json!({"metadata": {"labels": {"l": ""}}})));

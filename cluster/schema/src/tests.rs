@@ -122,6 +122,9 @@ fn pods_and_services_are_defaulted() {
     let balancer = defaulted(&builtin("", "v1", "Service"), json!({"spec": {"type": "LoadBalancer"}}));
     assert_eq!(balancer["spec"]["externalTrafficPolicy"], "Cluster");
     assert_eq!(balancer["spec"]["allocateLoadBalancerNodePorts"], true);
+    let secret =
+        defaulted(&builtin("", "v1", "Secret"), json!({"data": {"a": "eA=="}, "stringData": {"b": "y"}}));
+    assert_eq!(secret, json!({"type": "Opaque", "data": {"a": "eA==", "b": "eQ=="}}));
     let namespace = defaulted(&builtin("", "v1", "Namespace"), json!({"metadata": {"name": "n"}}));
     assert_eq!(namespace["metadata"]["labels"], json!({"kubernetes.io/metadata.name": "n"}));
 }

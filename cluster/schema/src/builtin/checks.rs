@@ -18,11 +18,7 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
     let Some(name) = root.type_name.as_deref() else { return };
     match name {
         // A pod's spec hardly changes, and the rules for that are the API server's.
-        "api.core.v1.Pod" => {
-            if old.is_none() {
-                pod::spec(&obj["spec"], "spec", errors);
-            }
-        }
+        "api.core.v1.Pod" if old.is_none() => pod::spec(&obj["spec"], "spec", errors),
         "api.core.v1.Service" => service::object(obj, errors),
         "api.core.v1.ConfigMap" => {
             keys(obj, &["data", "binaryData"], "config", errors);
@@ -44,10 +40,10 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
         }
         "api.batch.v1.Job" => workload::job(&obj["spec"], old.map(|o| &o["spec"]), "spec", errors),
         "api.batch.v1.CronJob" => workload::cron_job(obj, errors),
-        "api.rbac.v1.RoleBinding" | "api.rbac.v1.ClusterRoleBinding" => {
-            if old.is_some_and(|old| old["roleRef"] != obj["roleRef"]) {
-                errors.push(FieldError::invalid("roleRef", &obj["roleRef"], "cannot change roleRef"));
-            }
+        "api.rbac.v1.RoleBinding" | "api.rbac.v1.ClusterRoleBinding"
+            if old.is_some_and(|old| old["roleRef"] != obj["roleRef"]) =>
+        {
+            errors.push(FieldError::invalid("roleRef", &obj["roleRef"], "cannot change roleRef"));
         }
         "api.admissionregistration.v1.MutatingWebhookConfiguration"
         | "api.admissionregistration.v1.ValidatingWebhookConfiguration" => webhooks(obj, errors),

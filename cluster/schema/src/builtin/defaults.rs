@@ -3,6 +3,7 @@
 //! A rule belongs to a type, not to a place: `Container` is defaulted wherever it stands. The rule of a type runs before those of
 //! the types inside it.
 
+use base64::Engine;
 use serde_json::{Map, Value, json};
 
 use crate::defaults::set;
@@ -43,11 +44,9 @@ pub(crate) fn object(node: &Node, value: &mut Value) {
                 *text = canonical;
             }
         }
-        Value::Number(n) => {
-            if node.ty == Ty::Quantity {
-                let text = n.to_string();
-                *value = Value::String(crate::quantity::canonical(&text).unwrap_or(text));
-            }
+        Value::Number(n) if node.ty == Ty::Quantity => {
+            let text = n.to_string();
+            *value = Value::String(crate::quantity::canonical(&text).unwrap_or(text));
         }
         _ => {}
     }
@@ -134,7 +133,7 @@ fn core_rule(name: &str) -> Option<Rule> {
         "ObjectFieldSelector" => |o| fill(o, "apiVersion", "v1"),
         "ResourceFieldSelector" => |o| set(o, "divisor", "0"),
         "Service" => service,
-        "Secret" => |o| fill(o, "type", "Opaque"),
+        "Secret" => secret,
         "Namespace" => namespace,
         "NodeStatus" => |o| {
             if let Some(capacity) = o.get("capacity").cloned() {
@@ -433,7 +432,7 @@ fn service(o: &mut Map<String, Value>) {
                 spec.remove("sessionAffinityConfig");
             }
             "ClientIP" => with(spec, "sessionAffinityConfig", |o| {
-                with(o, "clientIP", |o| set(o, "timeoutSeconds", 10800))
+                with(o, "clientIP", |o| set(o, "timeoutSeconds", 10800));
             }),
             _ => {}
         }
@@ -469,6 +468,22 @@ fn service(o: &mut Map<String, Value>) {
             }
         });
     });
+}
+
+fn secret(o: &mut Map<String, Value>) {
+    fill(o, "type", "Opaque");
+    // Write-only: what it holds is stored, encoded, in `data`. Only texts; anything else is left for validation to name.
+    if o.get("stringData").and_then(Value::as_object).is_some_and(|m| m.values().all(Value::is_string))
+        && let Some(Value::Object(texts)) = o.remove("stringData")
+    {
+        with(o, "data", |data| {
+            for (key, text) in texts {
+                let encoded =
+                    base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
+                data.insert(key, encoded.into());
+            }
+        });
+    }
 }
 
 fn namespace(o: &mut Map<String, Value>) {

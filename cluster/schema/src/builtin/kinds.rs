@@ -23,8 +23,8 @@ fn add<T: JsonSchema>(generator: &mut SchemaGenerator) -> String {
 }
 
 macro_rules! kinds {
-    ($generator:ident, $roots:ident, $($group:literal $version:literal: $($module:ident :: $kind:ident),+;)+) => {
-        $($($roots.push(($group, $version, stringify!($kind), add::<$module::$kind>(&mut $generator)));)+)+
+    ($generator:ident, $($group:literal $version:literal: $($module:ident :: $kind:ident),+;)+) => {
+        vec![$($(($group, $version, stringify!($kind), add::<$module::$kind>(&mut $generator)),)+)+]
     };
 }
 
@@ -35,8 +35,7 @@ pub(super) fn generate() -> (Vec<Root>, Map<String, Value>) {
         s.definitions_path = "/definitions".into();
         s.inline_subschemas = false;
     }));
-    let mut roots: Vec<Root> = Vec::new();
-    kinds! { generator, roots,
+    let roots: Vec<Root> = kinds! { generator,
         "" "v1": core::Namespace, core::Node, core::Pod, core::Service, core::Endpoints, core::ConfigMap, core::Secret,
             core::Event, core::ServiceAccount, core::PersistentVolume, core::PersistentVolumeClaim, core::ReplicationController,
             core::ResourceQuota, core::LimitRange, core::PodTemplate, core::Binding, core::ComponentStatus, meta::Status,
@@ -59,7 +58,7 @@ pub(super) fn generate() -> (Vec<Root>, Map<String, Value>) {
         "authentication.k8s.io" "v1": authn::TokenReview, authn::TokenRequest, authn::SelfSubjectReview;
         "authorization.k8s.io" "v1": authz::SubjectAccessReview, authz::SelfSubjectAccessReview, authz::LocalSubjectAccessReview,
             authz::SelfSubjectRulesReview;
-    }
+    };
     let definitions = generator.take_definitions(false);
     (roots, definitions)
 }

@@ -95,7 +95,7 @@ fn field(
     };
     match (&mut *current, value) {
         (Value::Object(_), Value::Object(_)) if child.is_some_and(|c| c.patch.replace) => {
-            *current = clean(value)
+            *current = clean(value);
         }
         (Value::Object(_), Value::Object(_)) => merge(child, current, value)?,
         (Value::Array(items), Value::Array(patch)) => match child {
@@ -216,9 +216,6 @@ fn list(sub: &Sub, items: &mut Vec<Value>, patch: &[Value]) -> Result<(), PatchE
     let item_sub = sub.items.as_deref();
     for value in &plain {
         match items.iter_mut().find(|item| same(item, value)) {
-            Some(item) if sub.patch.retain_keys && value.get(RETAIN).is_none() => {
-                merge(item_sub, item, value)?
-            }
             Some(item) => merge(item_sub, item, value)?,
             None => items.extend(fresh(item_sub, value)?),
         }

@@ -146,7 +146,7 @@ fn merge_diff(from: &Value, to: &Value) -> Value {
             Some(there) if there == value => {}
             // Anything that is no object replaces; an object after something else must not merge with it.
             Some(there) if there.is_object() == value.is_object() => {
-                drop(out.insert(key.clone(), merge_diff(there, value)))
+                drop(out.insert(key.clone(), merge_diff(there, value)));
             }
             _ => drop(out.insert(key.clone(), value.clone())),
         }
