@@ -122,6 +122,15 @@ impl Addresses {
             return Ok(reserved);
         }
         if let Some(old) = old {
+            let (before, after) = (&old["spec"]["clusterIP"], &service["spec"]["clusterIP"]);
+            let given = after.as_str().filter(|ip| !ip.is_empty());
+            if before.as_str().is_some_and(|ip| !ip.is_empty()) && given.is_some() && before != after {
+                return Err(invalid(FieldError::invalid(
+                    "spec.clusterIPs[0]",
+                    after,
+                    "may not change once set",
+                )));
+            }
             // An update that leaves the addresses out keeps them.
             for field in ["clusterIP", "clusterIPs"] {
                 let absent = service["spec"][field].as_str().is_none_or(str::is_empty)
@@ -142,6 +151,12 @@ impl Addresses {
                 if let Some(port) = port.as_object_mut() {
                     port.remove("nodePort");
                 }
+            }
+            let external = service["spec"]["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
+            if let Some(spec) = service["spec"].as_object_mut()
+                && !external
+            {
+                spec.remove("externalTrafficPolicy");
             }
         }
         if dry_run {
