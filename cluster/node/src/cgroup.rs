@@ -87,12 +87,17 @@ impl Hierarchies {
     /// CPU and memory of a cgroup; None when it is gone.
     #[must_use]
     pub fn usage(&self, cgroup: &str) -> Option<Usage> {
-        let read = |controller: &str, name: &str| fs::read_to_string(self.file(controller, cgroup, name)?).ok();
+        let read =
+            |controller: &str, name: &str| fs::read_to_string(self.file(controller, cgroup, name)?).ok();
         if self.unified() {
             let memory = read("memory", "memory.current")?.trim().parse().ok()?;
             let cache = keyed(&read("memory", "memory.stat")?, "inactive_file").unwrap_or(0);
             let cpu = keyed(&read("cpu", "cpu.stat")?, "usage_usec").unwrap_or(0) * 1000;
-            return Some(Usage { cpu_ns: cpu, memory_bytes: memory, working_set_bytes: memory.saturating_sub(cache) });
+            return Some(Usage {
+                cpu_ns: cpu,
+                memory_bytes: memory,
+                working_set_bytes: memory.saturating_sub(cache),
+            });
         }
         let memory: u64 = read("memory", "memory.usage_in_bytes")?.trim().parse().ok()?;
         let cache = keyed(&read("memory", "memory.stat")?, "total_inactive_file").unwrap_or(0);
@@ -158,7 +163,11 @@ fn processes(folder: &Path) -> Vec<i32> {
 
 fn folders(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|e| e.path())
+        .collect()
 }
 
 fn remove(folder: &Path) {

@@ -31,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     pub(crate) objects: Objects,
     pub(crate) exits: Exits,
+    /// The node is being stopped: pods are left as they are, to be started again with it.
+    pub(crate) closing: tokio_util::sync::CancellationToken,
     /// The parent of all cgroups of this instance.
     pub(crate) cgroup_prefix: String,
     /// Capabilities the node could pass on, a bit each.
@@ -88,7 +90,11 @@ impl Context {
     }
 
     /// Runs a command in a container to its end; its exit code and the beginning of its output.
-    pub(crate) async fn exec_collect(&self, live: &Live, args: Vec<String>) -> Result<(i32, Vec<u8>), String> {
+    pub(crate) async fn exec_collect(
+        &self,
+        live: &Live,
+        args: Vec<String>,
+    ) -> Result<(i32, Vec<u8>), String> {
         let id = crate::new_id();
         let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
         let second = writer.try_clone().map_err(|error| error.to_string())?;
@@ -103,7 +109,8 @@ impl Context {
         // Whoever loses interest (a timeout) must not leave the process behind.
         let guard = KillOnDrop { runtime: self.runtime.clone(), id: Some(id) };
         let mut output = Vec::new();
-        let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(|e| e.to_string())?;
+        let pipe =
+            tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(|e| e.to_string())?;
         let mut limited = pipe.take(KEPT_OUTPUT);
         let read = limited.read_to_end(&mut output);
         let exit = {

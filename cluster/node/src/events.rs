@@ -39,11 +39,23 @@ impl Recorder {
         Self { queue, component }
     }
 
-    pub(crate) fn normal(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn normal(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.record(pod, container, false, reason, message.into());
     }
 
-    pub(crate) fn warning(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn warning(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.record(pod, container, true, reason, message.into());
     }
 

@@ -100,7 +100,7 @@ pub enum NetworkError {
 }
 
 enum Job {
-    Claim(oneshot::Sender<Result<PodNetwork, NetworkError>>),
+    Claim(String, oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Host(oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Release { device: Option<String>, address: Option<Ipv4Addr> },
     Enter(Box<EnterJob>),
@@ -140,10 +140,10 @@ impl Network {
         Ok(Self { jobs: Arc::new(Mutex::new(jobs)) })
     }
 
-    /// Namespaces and an address for a pod.
-    pub async fn claim(&self) -> Result<PodNetwork, NetworkError> {
+    /// Namespaces and an address for a pod of this host name.
+    pub async fn claim(&self, hostname: &str) -> Result<PodNetwork, NetworkError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Claim(reply))?;
+        self.send(Job::Claim(hostname.to_owned(), reply))?;
         answer.await.map_err(|_| NetworkError::Gone)?
     }
 
@@ -248,8 +248,11 @@ impl Maker {
                 }
             };
             match job {
-                Some(Job::Claim(reply)) => {
+                Some(Job::Claim(hostname, reply)) => {
                     let network = if self.shelf.is_empty() { self.make() } else { Ok(self.shelf.remove(0)) };
+                    if let Ok(network) = &network {
+                        self.name(network, &hostname);
+                    }
                     if let Err(Ok(unclaimed)) = reply.send(network) {
                         self.release(unclaimed.device.as_deref(), unclaimed.address);
                     }
@@ -335,9 +338,20 @@ impl Maker {
         })
     }
 
+    /// Sets the host name; the container library does so only in a uts namespace that it makes itself.
+    fn name(&self, network: &PodNetwork, hostname: &str) {
+        let Some(uts) = &network.uts else { return };
+        let named = setns(uts, CloneFlags::CLONE_NEWUTS).and_then(|()| nix::unistd::sethostname(hostname));
+        if let Err(error) = named {
+            warn!(%error, hostname, "cannot set a pod's host name");
+        }
+        self.return_home();
+    }
+
     fn make_host(&mut self) -> Result<PodNetwork, NetworkError> {
-        unshare(CloneFlags::CLONE_NEWIPC)
-            .map_err(|errno| kernel("cannot make an ipc namespace (CAP_SYS_ADMIN is needed)")(errno.into()))?;
+        unshare(CloneFlags::CLONE_NEWIPC).map_err(|errno| {
+            kernel("cannot make an ipc namespace (CAP_SYS_ADMIN is needed)")(errno.into())
+        })?;
         let ipc = own("ipc");
         self.return_home();
         Ok(PodNetwork { address: None, net: None, ipc: ipc?, uts: None, device: None })
@@ -375,7 +389,8 @@ impl Maker {
 
 fn make_bridge(host: &mut Netlink, config: &NetworkConfig) -> Result<u32, NetworkError> {
     let name = &config.bridge;
-    host.create_bridge(name).map_err(kernel(format!("cannot make the bridge {name} (CAP_NET_ADMIN is needed)")))?;
+    host.create_bridge(name)
+        .map_err(kernel(format!("cannot make the bridge {name} (CAP_NET_ADMIN is needed)")))?;
     let links = host.links().map_err(kernel("cannot list network devices"))?;
     let index = links
         .iter()

@@ -139,6 +139,7 @@ impl Node {
             events: Recorder::start(config.client.clone(), &config.node_name),
             objects: Objects::start(&config.client, &shutdown),
             exits,
+            closing: shutdown.clone(),
             cgroup_prefix,
             capabilities,
             pids_limit: config.pids_limit,
@@ -229,8 +230,12 @@ fn privileges(hierarchies: &Hierarchies) -> Result<u64, Error> {
     let user_namespaces = std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
         .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|max| max > 0));
     missing.push(
-        if user_namespaces { "user namespaces exist here but are not used by this version" } else { "user namespaces" }
-            .to_owned(),
+        if user_namespaces {
+            "user namespaces exist here but are not used by this version"
+        } else {
+            "user namespaces"
+        }
+        .to_owned(),
     );
     Err(Error::Unprivileged { missing: missing.join(", ") })
 }
@@ -238,9 +243,10 @@ fn privileges(hierarchies: &Hierarchies) -> Result<u64, Error> {
 /// FNV-1a: short, and the same in each version of the program.
 fn fingerprint(path: &Path) -> u32 {
     use std::os::unix::ffi::OsStrExt;
-    path.as_os_str().as_bytes().iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 fn disk_bytes(path: &Path) -> u64 {

@@ -44,7 +44,11 @@ impl Lookup for Found {
     }
 }
 
-fn cache<K>(client: &Client, changes: Option<broadcast::Sender<Change>>, shutdown: &CancellationToken) -> Store<K>
+fn cache<K>(
+    client: &Client,
+    changes: Option<broadcast::Sender<Change>>,
+    shutdown: &CancellationToken,
+) -> Store<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K::DynamicType: Hash + Eq,
@@ -60,7 +64,10 @@ where
                 Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
                     if let Some(changes) = &changes {
                         let meta = object.meta();
-                        let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+                        let key = (
+                            meta.namespace.clone().unwrap_or_default(),
+                            meta.name.clone().unwrap_or_default(),
+                        );
                         // Nobody may be listening.
                         let _ = changes.send(key);
                     }
@@ -98,7 +105,8 @@ impl Objects {
             .filter(|service| {
                 let meta = &service.metadata;
                 meta.namespace.as_deref() == Some(namespace)
-                    || (meta.namespace.as_deref() == Some("default") && meta.name.as_deref() == Some("kubernetes"))
+                    || (meta.namespace.as_deref() == Some("default")
+                        && meta.name.as_deref() == Some("kubernetes"))
             })
             .map(|service| (**service).clone())
             .collect()

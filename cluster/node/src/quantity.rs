@@ -5,7 +5,8 @@
 #[must_use]
 pub fn milli(text: &str) -> Option<i128> {
     let text = text.trim();
-    let digits = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let digits =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     // In thousandths already.
     let (multiplier, shift): (i128, i32) = match suffix {
@@ -25,7 +26,9 @@ pub fn milli(text: &str) -> Option<i128> {
         "Ti" => (1000 << 40, 0),
         "Pi" => (1000 << 50, 0),
         "Ei" => (1000 << 60, 0),
-        exponent => (1000, exponent.strip_prefix(['e', 'E'])?.parse().ok().filter(|e| (-18..=18).contains(e))?),
+        exponent => {
+            (1000, exponent.strip_prefix(['e', 'E'])?.parse().ok().filter(|e| (-18..=18).contains(e))?)
+        }
     };
     let negative = number.starts_with('-');
     let unsigned = number.trim_start_matches(['+', '-']);

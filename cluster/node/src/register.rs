@@ -155,7 +155,9 @@ pub(crate) async fn heartbeat(client: Client, name: String, uid: String, shutdow
         let spec =
             json!({ "holderIdentity": name, "leaseDurationSeconds": VALID_SECONDS, "renewTime": renewed });
         let result = if known {
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await.map(|_| ())
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec })))
+                .await
+                .map(|_| ())
         } else {
             let lease = serde_json::from_value(json!({
                 "metadata": { "name": name, "ownerReferences": [

@@ -169,7 +169,9 @@ impl std::fmt::Debug for Runtime {
 
 impl Runtime {
     /// Starts the helpers. Exits of processes arrive on the receiver.
-    pub async fn start(config: RuntimeConfig) -> Result<(Self, mpsc::UnboundedReceiver<Exited>), RuntimeError> {
+    pub async fn start(
+        config: RuntimeConfig,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Exited>), RuntimeError> {
         let spawner = Spawner::start(config.clone());
         let mut helpers = Vec::new();
         for _ in 0..config.helpers.max(1) {
@@ -181,7 +183,8 @@ impl Runtime {
             });
         }
         let hierarchies = Hierarchies::detect().unwrap_or_default();
-        let inner = Arc::new(Inner { helpers, next: AtomicUsize::new(0), owners: Mutex::default(), hierarchies });
+        let inner =
+            Arc::new(Inner { helpers, next: AtomicUsize::new(0), owners: Mutex::default(), hierarchies });
         let (events, receiver) = mpsc::unbounded_channel();
         for index in 0..inner.helpers.len() {
             tokio::spawn(listen(Arc::downgrade(&inner), index, spawner.clone(), events.clone()));
@@ -377,10 +380,14 @@ impl Inner {
 
     /// A helper is gone: its containers are killed and reported, requests fail, and a new helper takes its place.
     async fn replace(&self, index: usize, spawner: &Spawner, events: &mpsc::UnboundedSender<Exited>) {
-        warn!(helper = index, "a container helper has ended; its containers are killed and it is started again");
+        warn!(
+            helper = index,
+            "a container helper has ended; its containers are killed and it is started again"
+        );
         let lost: Vec<(String, Owner)> = {
             let mut owners = self.owners.lock();
-            let ids: Vec<String> = owners.iter().filter(|(_, o)| o.helper == index).map(|(id, _)| id.clone()).collect();
+            let ids: Vec<String> =
+                owners.iter().filter(|(_, o)| o.helper == index).map(|(id, _)| id.clone()).collect();
             ids.into_iter().filter_map(|id| owners.remove(&id).map(|owner| (id, owner))).collect()
         };
         for (id, owner) in lost {

@@ -150,8 +150,6 @@ pub struct Container {
     pub rootfs: PathBuf,
     /// Whether the root filesystem refuses writes.
     pub read_only_root: bool,
-    /// The pod's host name; None where the container shares the machine's.
-    pub hostname: Option<String>,
     /// The pod's network namespace; None for the machine's.
     pub net: Option<PathBuf>,
     /// The pod's ipc namespace; None for the machine's.
@@ -175,9 +173,17 @@ pub struct Container {
 /// The capability set of a container: `add` and `drop` are names without `CAP_`, or `ALL`. What `available` (the
 /// node's own bounding set, bit n for capability n) lacks cannot be granted: it is left out of `ALL` and an error when
 /// asked for by name.
-pub fn capabilities(privileged: bool, add: &[String], drop: &[String], available: u64) -> Result<Vec<String>, String> {
+pub fn capabilities(
+    privileged: bool,
+    add: &[String],
+    drop: &[String],
+    available: u64,
+) -> Result<Vec<String>, String> {
     let has = |name: &str| {
-        ALL_CAPABILITIES.iter().position(|known| *known == name).is_some_and(|bit| available & (1 << bit) != 0)
+        ALL_CAPABILITIES
+            .iter()
+            .position(|known| *known == name)
+            .is_some_and(|bit| available & (1 << bit) != 0)
     };
     let full = |name: &String| {
         let upper = name.to_ascii_uppercase();
@@ -201,7 +207,9 @@ pub fn capabilities(privileged: bool, add: &[String], drop: &[String], available
             return Err(format!("unknown capability {name:?}"));
         }
         if !has(&name) {
-            return Err(format!("the node itself does not have the capability {name}, so it cannot grant it"));
+            return Err(format!(
+                "the node itself does not have the capability {name}, so it cannot grant it"
+            ));
         }
         set.insert(name);
     }
@@ -261,23 +269,17 @@ pub fn config(container: &Container) -> Value {
         linux["maskedPaths"] = json!(MASKED);
         linux["readonlyPaths"] = json!(READ_ONLY);
     }
-    let mut spec = json!({
+    json!({
         "ociVersion": "1.0.2",
         "process": process(&container.process),
         "root": { "path": container.rootfs, "readonly": container.read_only_root },
         "mounts": mounts(container),
         "linux": linux,
-    });
-    if let (Some(hostname), Some(_)) = (&container.hostname, &container.uts) {
-        spec["hostname"] = json!(hostname);
-    }
-    spec
+    })
 }
 
 fn mounts(container: &Container) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({ "destination": target, "type": kind, "source": source, "options": options })
-    };
+    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": source, "options": options });
     let sys_mode = if container.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -408,9 +410,18 @@ mod tests {
     #[test]
     fn the_specification_is_one_that_the_library_reads() {
         let container = Container {
-            process: Process { args: names(&["/x"]), capabilities: names(&["CAP_KILL"]), ..Process::default() },
+            process: Process {
+                args: names(&["/x"]),
+                capabilities: names(&["CAP_KILL"]),
+                ..Process::default()
+            },
             net: Some("/proc/1/ns/net".into()),
-            limits: Limits { cpu_shares: Some(2), cpu_quota_us: Some(1000), memory: Some(1 << 20), pids: Some(5) },
+            limits: Limits {
+                cpu_shares: Some(2),
+                cpu_quota_us: Some(1000),
+                memory: Some(1 << 20),
+                pids: Some(5),
+            },
             ..Container::default()
         };
         let parsed: oci_spec::runtime::Spec = serde_json::from_value(config(&container)).unwrap();

@@ -24,7 +24,11 @@ impl Accounts {
                         return String::new();
                     }
                     // A symbolic link would lead out of the image.
-                    return if found.is_file() { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+                    return if found.is_file() {
+                        fs::read_to_string(path).unwrap_or_default()
+                    } else {
+                        String::new()
+                    };
                 }
             }
             String::new()
@@ -44,8 +48,12 @@ impl Accounts {
         });
         let uid = match (user.parse::<u32>(), &entry) {
             (Ok(uid), _) => uid,
-            (Err(_), Some(fields)) => fields[2].parse().map_err(|_| format!("user {user:?}: bad line in /etc/passwd"))?,
-            (Err(_), None) => return Err(format!("unable to find user {user}: no matching entries in passwd file")),
+            (Err(_), Some(fields)) => {
+                fields[2].parse().map_err(|_| format!("user {user:?}: bad line in /etc/passwd"))?
+            }
+            (Err(_), None) => {
+                return Err(format!("unable to find user {user}: no matching entries in passwd file"));
+            }
         };
         let gid = match group.filter(|group| !group.is_empty()) {
             None => entry.as_ref().and_then(|fields| fields[3].parse().ok()).unwrap_or(0),
@@ -57,7 +65,9 @@ impl Accounts {
                     .map(|line| line.split(':').collect::<Vec<_>>())
                     .find(|fields| fields.len() >= 3 && fields[0] == group)
                     .and_then(|fields| fields[2].parse().ok())
-                    .ok_or_else(|| format!("unable to find group {group}: no matching entries in group file"))?,
+                    .ok_or_else(|| {
+                        format!("unable to find group {group}: no matching entries in group file")
+                    })?,
             },
         };
         // Memberships count only when the primary group is not given, as container engines do it.

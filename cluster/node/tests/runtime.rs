@@ -35,12 +35,23 @@ fn main() {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return;
     }
+    let cleanup = CleanUp;
     for (name, test) in tests {
         if filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
             let begun = Instant::now();
             runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test()).await.unwrap() });
             println!("test {name} ... ok ({:?})", begun.elapsed());
         }
+    }
+    drop(cleanup);
+}
+
+/// Removes the compiled program, also when a test fails.
+struct CleanUp;
+
+impl Drop for CleanUp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(payload_path());
     }
 }
 
@@ -52,9 +63,13 @@ struct World {
     count: u32,
 }
 
+fn payload_path() -> PathBuf {
+    std::env::temp_dir().join(format!("cluster-node-payload-{}", std::process::id()))
+}
+
 /// The program that containers run, compiled once.
 fn payload() -> PathBuf {
-    let out = std::env::temp_dir().join(format!("cluster-node-payload-{}", std::process::id()));
+    let out = payload_path();
     if !out.exists() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/payload.rs.txt");
         let status = std::process::Command::new("rustc")
@@ -75,13 +90,14 @@ impl World {
         let layer = dir.path().join("layer");
         std::fs::create_dir_all(layer.join("tmp")).unwrap();
         std::fs::copy(payload(), layer.join("payload")).unwrap();
-        let config = RuntimeConfig {
-            helper_exe: "/proc/self/exe".into(),
-            state_dir: dir.path().join("run"),
-            helpers,
-        };
+        let config =
+            RuntimeConfig { helper_exe: "/proc/self/exe".into(), state_dir: dir.path().join("run"), helpers };
         let (runtime, exits) = Runtime::start(config).await.unwrap();
-        let prefix = format!("/cluster-node-test-{}-{}", std::process::id(), dir.path().file_name().unwrap().display());
+        let prefix = format!(
+            "/cluster-node-test-{}-{}",
+            std::process::id(),
+            dir.path().file_name().unwrap().display()
+        );
         Self { dir, runtime, exits, prefix: prefix.replace('.', ""), count: 0 }
     }
 
@@ -169,12 +185,11 @@ async fn network() -> (Network, NetworkConfig) {
 async fn serves_in_its_own_network() {
     let mut world = World::new(1).await;
     let (network, _) = network().await;
-    let pod = network.claim().await.unwrap();
+    let pod = network.claim("my-pod").await.unwrap();
     let mut container = world.container(&["serve", "80"]);
     container.net = pod.net_path();
     container.ipc = Some(pod.ipc_path());
     container.uts = pod.uts_path();
-    container.hostname = Some("my-pod".to_owned());
     container.process.user = User { uid: 65532, gid: 65532, groups: vec![7] };
     container.process.capabilities = Vec::new();
     let (id, reader) = world.start(container).await;
@@ -183,7 +198,9 @@ async fn serves_in_its_own_network() {
     let mut stream = loop {
         match std::net::TcpStream::connect((address, 80)) {
             Ok(stream) => break stream,
-            Err(_) if begun.elapsed() < Duration::from_secs(5) => tokio::time::sleep(Duration::from_millis(2)).await,
+            Err(_) if begun.elapsed() < Duration::from_secs(5) => {
+                tokio::time::sleep(Duration::from_millis(2)).await
+            }
             Err(error) => panic!("{error}"),
         }
     };
@@ -191,6 +208,11 @@ async fn serves_in_its_own_network() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.ends_with("hello"), "{answer}");
+    assert_eq!(
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap(),
+        nix::unistd::gethostname().unwrap().to_string_lossy().into_owned() + "\n",
+        "the machine keeps its own name"
+    );
     // As port-forward does it.
     network.connect_inside(&pod, 80).await.unwrap();
     world.runtime.signal(&id, 9).await.unwrap();
@@ -230,7 +252,11 @@ async fn exit_codes_output_and_signals() {
             target: folder.join("rootfs"),
         }),
         cgroup: format!("{}/bad", world.prefix),
-        streams: Streams::Pipes { stdout: writer.try_clone().unwrap().into(), stderr: writer.into(), stdin: None },
+        streams: Streams::Pipes {
+            stdout: writer.try_clone().unwrap().into(),
+            stderr: writer.into(),
+            stdin: None,
+        },
     };
     let error = world.runtime.start_container(start).await.unwrap_err().to_string();
     assert!(error.contains("/nothing"), "{error}");
@@ -328,13 +354,14 @@ async fn start_times() {
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(if times.is_empty() { 300 } else { 120 })).await;
         let begun = Instant::now();
-        let pod = network.claim().await.unwrap();
+        let pod = network.claim("my-pod").await.unwrap();
         let claimed = begun.elapsed();
         let mut container = world.container(&["serve", "80"]);
         container.net = pod.net_path();
         container.ipc = Some(pod.ipc_path());
         container.uts = pod.uts_path();
-        container.limits = Limits { cpu_shares: Some(100), memory: Some(64 << 20), pids: Some(99), cpu_quota_us: None };
+        container.limits =
+            Limits { cpu_shares: Some(100), memory: Some(64 << 20), pids: Some(99), cpu_quota_us: None };
         let (id, _reader) = world.start(container).await;
         let started = begun.elapsed();
         while std::net::TcpStream::connect((pod.address.unwrap(), 80)).is_err() {

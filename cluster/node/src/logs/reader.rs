@@ -113,9 +113,10 @@ impl Reader {
         let mut skip = 0;
         if let Some(tail) = tail {
             let all: Vec<PathBuf> = old.iter().cloned().chain([path.to_owned()]).collect();
-            let total = tokio::task::spawn_blocking(move || all.iter().map(|path| whole_lines(path)).sum::<usize>())
-                .await
-                .unwrap_or(0);
+            let total =
+                tokio::task::spawn_blocking(move || all.iter().map(|path| whole_lines(path)).sum::<usize>())
+                    .await
+                    .unwrap_or(0);
             skip = total.saturating_sub(tail);
         }
         old.reverse();
@@ -156,7 +157,8 @@ impl Reader {
                 continue;
             }
             // The end of this file. Is there a newer one?
-            let newest = tokio::fs::metadata(&self.path).await.map(|metadata| inode(&metadata)).unwrap_or(self.inode);
+            let newest =
+                tokio::fs::metadata(&self.path).await.map(|metadata| inode(&metadata)).unwrap_or(self.inode);
             if newest == self.inode {
                 let position = file.stream_position().await?;
                 file.seek(io::SeekFrom::Start(position)).await?;
@@ -204,7 +206,8 @@ mod tests {
 
     #[tokio::test]
     async fn options() {
-        let (_folder, path) = log(&[("01", 'F', "one"), ("02", 'P', "two-"), ("02", 'F', "b"), ("03", 'F', "three")]);
+        let (_folder, path) =
+            log(&[("01", 'F', "one"), ("02", 'P', "two-"), ("02", 'F', "b"), ("03", 'F', "three")]);
         assert_eq!(text(&path, Options::default()).await, "one\ntwo-b\nthree\n");
         assert_eq!(text(&path, Options { tail: Some(2), ..Options::default() }).await, "two-b\nthree\n");
         assert_eq!(text(&path, Options { tail: Some(0), ..Options::default() }).await, "");

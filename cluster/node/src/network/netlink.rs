@@ -7,13 +7,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -116,7 +119,13 @@ impl Netlink {
 
     /// A pair of devices: `name` on the bridge here and up, the other end as `eth0` with index 2 in the namespace. The
     /// far end is left down: created up, the kernel answers ENOTCONN.
-    pub(crate) fn create_veth(&mut self, name: &str, bridge: u32, namespace: RawFd, mac: [u8; 6]) -> io::Result<()> {
+    pub(crate) fn create_veth(
+        &mut self,
+        name: &str,
+        bridge: u32,
+        namespace: RawFd,
+        mac: [u8; 6],
+    ) -> io::Result<()> {
         let mut peer = LinkMessage::default();
         peer.header.index = ETH0;
         peer.attributes = vec![

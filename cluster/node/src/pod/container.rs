@@ -94,7 +94,13 @@ impl Run {
         let _ = self.events.send(Event::StartFailed(self.index, reason.to_owned(), message));
     }
 
-    async fn start(&self, id: &str, prepared: Prepared, begun: Instant, resolved: Duration) -> Result<(), Refusal> {
+    async fn start(
+        &self,
+        id: &str,
+        prepared: Prepared,
+        begun: Instant,
+        resolved: Duration,
+    ) -> Result<(), Refusal> {
         let context = &self.context;
         let fail = |error: std::io::Error| ("RunContainerError", format!("cannot make a pipe: {error}"));
         let (out_reader, out_writer) = std::io::pipe().map_err(fail)?;
@@ -160,8 +166,18 @@ impl Run {
         });
         self.view.live.lock().insert(self.spec.name.clone(), Arc::clone(&live));
         let _ = self.events.send(Event::Started(self.index, id.to_owned()));
-        context.events.normal(&self.pod, Some(&self.spec.name), "Created", format!("Created container: {}", self.spec.name));
-        context.events.normal(&self.pod, Some(&self.spec.name), "Started", format!("Started container {}", self.spec.name));
+        context.events.normal(
+            &self.pod,
+            Some(&self.spec.name),
+            "Created",
+            format!("Created container: {}", self.spec.name),
+        );
+        context.events.normal(
+            &self.pod,
+            Some(&self.spec.name),
+            "Started",
+            format!("Started container {}", self.spec.name),
+        );
         let health = tokio::spawn(watch_health(
             Arc::clone(context),
             Arc::clone(&self.pod),
@@ -198,20 +214,20 @@ impl Run {
         let services = context.objects.services(&namespace);
         if pod_spec.enable_service_links != Some(false) {
             links = env::service_links(&services);
-        } else if let Some(kubernetes) = services
-            .into_iter()
-            .find(|s| s.metadata.name.as_deref() == Some("kubernetes") && s.metadata.namespace.as_deref() == Some("default"))
-        {
+        } else if let Some(kubernetes) = services.into_iter().find(|s| {
+            s.metadata.name.as_deref() == Some("kubernetes")
+                && s.metadata.namespace.as_deref() == Some("default")
+        }) {
             links = env::service_links(&[kubernetes]);
         }
-        let mut variables =
-            env::environment(&self.pod, &self.spec, &self.image.env, &links, &facts, &found).map_err(config)?;
+        let mut variables = env::environment(&self.pod, &self.spec, &self.image.env, &links, &facts, &found)
+            .map_err(config)?;
         let accounts = Accounts::read(&self.image.layers);
         let user = self.user(&accounts).map_err(config)?;
         variables.entry("HOME".to_owned()).or_insert_with(|| accounts.home(user.uid));
-        let host_network = pod_spec.host_network == Some(true);
-        let hostname = super::dns::hostname(&self.pod);
-        variables.entry("HOSTNAME".to_owned()).or_insert_with(|| hostname.clone());
+        if pod_spec.host_network != Some(true) {
+            variables.entry("HOSTNAME".to_owned()).or_insert_with(|| super::dns::hostname(&self.pod));
+        }
         let process = self.process(user, &variables)?;
         let folder = self.pod_dir.join("containers").join(id);
         let termination = self.pod_dir.join("termination").join(id);
@@ -226,7 +242,6 @@ impl Run {
             process,
             rootfs: rootfs.clone(),
             read_only_root,
-            hostname: (!host_network).then_some(hostname),
             net: self.network.net_path(),
             ipc: (pod_spec.host_ipc != Some(true)).then(|| self.network.ipc_path()),
             uts: self.network.uts_path(),
@@ -244,12 +259,8 @@ impl Run {
             std::fs::create_dir_all(&empty).map_err(|e| config(e.to_string()))?;
             lower.push(empty);
         }
-        let overlay = Overlay {
-            lower,
-            upper: folder.join("upper"),
-            work: folder.join("work"),
-            target: rootfs,
-        };
+        let overlay =
+            Overlay { lower, upper: folder.join("upper"), work: folder.join("work"), target: rootfs };
         let stop_signal = self.image.stop_signal.as_deref().and_then(signal_number).unwrap_or(15);
         Ok(Prepared { spec, overlay, folder, termination, stop_signal })
     }
@@ -298,7 +309,9 @@ impl Run {
         let own = self.spec.security_context.clone().unwrap_or_default();
         let uid = own.run_as_user.or(pod.run_as_user);
         let gid = own.run_as_group.or(pod.run_as_group);
-        let number = |value: i64, what: &str| u32::try_from(value).map_err(|_| format!("{what} {value} is out of range"));
+        let number = |value: i64, what: &str| {
+            u32::try_from(value).map_err(|_| format!("{what} {value} is out of range"))
+        };
         let mut user = match uid {
             Some(uid) => {
                 let uid = number(uid, "runAsUser")?;
@@ -334,9 +347,9 @@ impl Run {
         let by_name: BTreeMap<&str, _> = volumes.map(|volume| (volume.name.as_str(), volume)).collect();
         let mut binds = Vec::new();
         for mount in self.spec.volume_mounts.iter().flatten() {
-            let volume = by_name
-                .get(mount.name.as_str())
-                .ok_or_else(|| format!("volumeMount names the volume {:?}, which the pod does not have", mount.name))?;
+            let volume = by_name.get(mount.name.as_str()).ok_or_else(|| {
+                format!("volumeMount names the volume {:?}, which the pod does not have", mount.name)
+            })?;
             let root = match &volume.host_path {
                 Some(host) => PathBuf::from(&host.path),
                 None => super::volume_dir(&self.pod_dir, &volume.name),
@@ -354,14 +367,24 @@ impl Run {
     }
 
     /// hosts, hostname, resolv.conf and the termination log.
-    fn file_binds(&self, binds: &mut Vec<Bind>, termination: &Path, read_only_root: bool) -> std::io::Result<()> {
+    fn file_binds(
+        &self,
+        binds: &mut Vec<Bind>,
+        termination: &Path,
+        read_only_root: bool,
+    ) -> std::io::Result<()> {
         let taken = |binds: &[Bind], target: &str| binds.iter().any(|bind| bind.target == target);
         for (name, target) in
             [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
         {
             let source = self.pod_dir.join(name);
             if !taken(binds, target) && source.exists() {
-                binds.push(Bind { source, target: target.to_owned(), read_only: read_only_root, propagate: false });
+                binds.push(Bind {
+                    source,
+                    target: target.to_owned(),
+                    read_only: read_only_root,
+                    propagate: false,
+                });
             }
         }
         if let Some(parent) = termination.parent() {
@@ -369,7 +392,8 @@ impl Run {
         }
         std::fs::write(termination, "")?;
         std::fs::set_permissions(termination, std::fs::Permissions::from_mode(0o666))?;
-        let target = self.spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
+        let target =
+            self.spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
         if !taken(binds, &target) {
             let source = termination.to_owned();
             binds.push(Bind { source, target, read_only: false, propagate: false });
@@ -419,7 +443,11 @@ fn sub_path(
     }
     let real = path.canonicalize().map_err(|error| format!("subPath {sub:?}: {error}"))?;
     let real_root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
-    if real.starts_with(&real_root) { Ok(real) } else { Err(format!("subPath {sub:?} leads out of its volume")) }
+    if real.starts_with(&real_root) {
+        Ok(real)
+    } else {
+        Err(format!("subPath {sub:?} leads out of its volume"))
+    }
 }
 
 fn limits(container: &Container, pids: Option<i64>) -> Limits {
@@ -427,7 +455,9 @@ fn limits(container: &Container, pids: Option<i64>) -> Limits {
     let limits = resources.limits.unwrap_or_default();
     let requests = resources.requests.unwrap_or_default();
     let cpu = |map: &BTreeMap<String, _>| {
-        map.get("cpu").and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| crate::quantity::milli(&q.0))
+        map.get("cpu").and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
+            crate::quantity::milli(&q.0)
+        })
     };
     let limit = cpu(&limits);
     // Kubernetes' conversion: 1024 shares a core, at least 2; a quota of at least 1 ms in each 100 ms.
@@ -458,7 +488,8 @@ fn termination_message(container: &Container, file: &Path, log: &Path, code: i32
     let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
     if text.is_empty() && fallback && code != 0 {
         let lines = std::fs::read_to_string(log).unwrap_or_default();
-        let lines: Vec<&str> = lines.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default()).collect();
+        let lines: Vec<&str> =
+            lines.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default()).collect();
         let last = &lines[lines.len().saturating_sub(80)..];
         text = last.join("\n").into_bytes();
         let cut = text.len().saturating_sub(2048);
@@ -484,7 +515,12 @@ async fn watch_health(
             Err(message) => Err(message),
         };
         if let Err(message) = outcome {
-            context.events.warning(&pod, Some(&name), "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+            context.events.warning(
+                &pod,
+                Some(&name),
+                "FailedPostStartHook",
+                format!("PostStartHook failed: {message}"),
+            );
             let _ = events.send(Event::Unhealthy(index, live.id.clone()));
             return;
         }
@@ -559,7 +595,12 @@ impl Health {
             Ok(check) => check,
             Err(message) => {
                 let name = &self.live.spec.name;
-                self.context.events.warning(&self.pod, Some(name), "Unhealthy", format!("{kind} probe: {message}"));
+                self.context.events.warning(
+                    &self.pod,
+                    Some(name),
+                    "Unhealthy",
+                    format!("{kind} probe: {message}"),
+                );
                 std::future::pending().await
             }
         };
@@ -600,8 +641,12 @@ mod tests {
             limits(&serde_json::from_value(json!({"name": "c", "resources": resources})).unwrap(), Some(9))
         };
         let some = of(json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m"}}));
-        let expected =
-            Limits { cpu_shares: Some(256), cpu_quota_us: Some(50_000), memory: Some(64 << 20), pids: Some(9) };
+        let expected = Limits {
+            cpu_shares: Some(256),
+            cpu_quota_us: Some(50_000),
+            memory: Some(64 << 20),
+            pids: Some(9),
+        };
         assert_eq!(some, expected);
         assert_eq!(of(json!({})).cpu_shares, Some(2));
         assert_eq!(of(json!({"limits": {"cpu": "1m"}})).cpu_quota_us, Some(1000));
@@ -635,7 +680,8 @@ mod tests {
         let (file, log) = (folder.path().join("t"), folder.path().join("l"));
         std::fs::write(&log, "2026-01-01T00:00:00Z stderr F it broke\n").unwrap();
         let container: Container =
-            serde_json::from_value(json!({"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"})).unwrap();
+            serde_json::from_value(json!({"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"}))
+                .unwrap();
         std::fs::write(&file, "").unwrap();
         assert_eq!(termination_message(&container, &file, &log, 1).as_deref(), Some("it broke"));
         assert_eq!(termination_message(&container, &file, &log, 0), None);

@@ -98,7 +98,8 @@ fn wind_down(state: &PodState, deleted: bool, now: Timestamp, plan: &mut Plan) {
     };
     let others_alive = state.containers.iter().any(|c| c.kind != Kind::Sidecar && c.is_alive());
     if others_alive {
-        for (index, container) in state.containers.iter().enumerate().filter(|(_, c)| c.kind != Kind::Sidecar) {
+        for (index, container) in state.containers.iter().enumerate().filter(|(_, c)| c.kind != Kind::Sidecar)
+        {
             stop(index, container, plan);
         }
         return;
@@ -180,7 +181,13 @@ fn due(stage: &Stage, now: Timestamp, plan: &mut Plan) -> bool {
     }
 }
 
-fn start_when_due(state: &PodState, index: usize, container: &ContainerState, now: Timestamp, plan: &mut Plan) {
+fn start_when_due(
+    state: &PodState,
+    index: usize,
+    container: &ContainerState,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     let at = match &container.run {
         Run::Waiting => now,
         Run::Refused(failure) => failure.retry_at,

@@ -66,7 +66,8 @@ fn dedup(list: &mut Vec<String>) {
 /// The pod's host name: `spec.hostname` or its own name, at most 63 characters.
 pub(crate) fn hostname(pod: &Pod) -> String {
     let spec = pod.spec.as_ref();
-    let name = spec.and_then(|spec| spec.hostname.clone()).or_else(|| pod.metadata.name.clone()).unwrap_or_default();
+    let name =
+        spec.and_then(|spec| spec.hostname.clone()).or_else(|| pod.metadata.name.clone()).unwrap_or_default();
     name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
@@ -81,7 +82,9 @@ pub(crate) fn hosts(pod: &Pod, address: Ipv4Addr, domain: &str) -> String {
     );
     match spec.subdomain.filter(|subdomain| !subdomain.is_empty()) {
         Some(subdomain) => {
-            text.push_str(&format!("{address}\t{hostname}.{subdomain}.{namespace}.svc.{domain}\t{hostname}\n"));
+            text.push_str(&format!(
+                "{address}\t{hostname}.{subdomain}.{namespace}.svc.{domain}\t{hostname}\n"
+            ));
         }
         None => text.push_str(&format!("{address}\t{hostname}\n")),
     }

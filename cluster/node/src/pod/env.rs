@@ -54,7 +54,9 @@ pub(crate) fn service_links(services: &[Service]) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for service in services {
         let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec.cluster_ip.as_ref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
+        let Some(ip) = spec.cluster_ip.as_ref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+            continue;
+        };
         let Some(name) = &service.metadata.name else { continue };
         let Some(first) = spec.ports.iter().flatten().next() else { continue };
         let base = name.to_uppercase().replace('-', "_");
@@ -94,18 +96,19 @@ pub(crate) struct Facts {
 /// The value of a downward API field reference, as in `metadata.labels['app']`. None for a field that there is not.
 pub(crate) fn field(pod: &Pod, facts: &Facts, path: &str) -> Option<String> {
     let map = |values: Option<&BTreeMap<String, String>>| {
-        values.map(|values| {
-            values.iter().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
-        }).unwrap_or_default()
+        values
+            .map(|values| values.iter().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n"))
+            .unwrap_or_default()
     };
-    let keyed = |prefix: &str| {
-        path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']").map(str::to_owned)
-    };
+    let keyed =
+        |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']").map(str::to_owned);
     if let Some(key) = keyed("metadata.labels") {
         return Some(pod.metadata.labels.as_ref().and_then(|l| l.get(&key)).cloned().unwrap_or_default());
     }
     if let Some(key) = keyed("metadata.annotations") {
-        return Some(pod.metadata.annotations.as_ref().and_then(|l| l.get(&key)).cloned().unwrap_or_default());
+        return Some(
+            pod.metadata.annotations.as_ref().and_then(|l| l.get(&key)).cloned().unwrap_or_default(),
+        );
     }
     let spec = pod.spec.as_ref();
     Some(match path {
@@ -125,7 +128,12 @@ pub(crate) fn field(pod: &Pod, facts: &Facts, path: &str) -> Option<String> {
 }
 
 /// The value of a resource reference such as `limits.cpu`, divided and rounded up.
-pub(crate) fn resource(container: &Container, facts: &Facts, name: &str, divisor: Option<&str>) -> Option<String> {
+pub(crate) fn resource(
+    container: &Container,
+    facts: &Facts,
+    name: &str,
+    divisor: Option<&str>,
+) -> Option<String> {
     let (kind, resource) = name.split_once('.')?;
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref());
@@ -177,7 +185,8 @@ pub(crate) fn environment(
             match lookup.secret(&reference.name) {
                 Some(secret) => {
                     for (key, value) in secret.data.into_iter().flatten() {
-                        variables.insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        variables
+                            .insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
                     }
                 }
                 None if reference.optional == Some(true) => {}
@@ -235,7 +244,10 @@ fn value_from(
             Some(map) => match map.data.as_ref().and_then(|data| data.get(&reference.key)) {
                 Some(value) => Ok(Some(value.clone())),
                 None if optional => Ok(None),
-                None => Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", reference.key, reference.name)),
+                None => Err(format!(
+                    "couldn't find key {} in ConfigMap {namespace}/{}",
+                    reference.key, reference.name
+                )),
             },
             None if optional => Ok(None),
             None => Err(format!("configmap \"{namespace}/{}\" not found", reference.name)),
@@ -247,7 +259,10 @@ fn value_from(
             Some(secret) => match secret.data.as_ref().and_then(|data| data.get(&reference.key)) {
                 Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
                 None if optional => Ok(None),
-                None => Err(format!("couldn't find key {} in Secret {namespace}/{}", reference.key, reference.name)),
+                None => Err(format!(
+                    "couldn't find key {} in Secret {namespace}/{}",
+                    reference.key, reference.name
+                )),
             },
             None if optional => Ok(None),
             None => Err(format!("secret \"{namespace}/{}\" not found", reference.name)),
@@ -266,7 +281,8 @@ mod tests {
     impl Lookup for Objects {
         fn config_map(&self, name: &str) -> Option<ConfigMap> {
             (name == "settings").then(|| {
-                serde_json::from_value(json!({"metadata": {}, "data": {"COLOR": "blue", "SIZE": "9"}})).unwrap()
+                serde_json::from_value(json!({"metadata": {}, "data": {"COLOR": "blue", "SIZE": "9"}}))
+                    .unwrap()
             })
         }
         fn secret(&self, _: &str) -> Option<Secret> {
@@ -281,7 +297,14 @@ mod tests {
         .unwrap();
         let container: Container = serde_json::from_value(container).unwrap();
         let facts = Facts { pod_ip: "10.0.0.9".into(), node_cpu_milli: 2000, ..Facts::default() };
-        environment(&pod, &container, &["PATH=/bin".into(), "COLOR=red".into()], &BTreeMap::new(), &facts, &Objects)
+        environment(
+            &pod,
+            &container,
+            &["PATH=/bin".into(), "COLOR=red".into()],
+            &BTreeMap::new(),
+            &facts,
+            &Objects,
+        )
     }
 
     #[test]

@@ -50,7 +50,9 @@ pub(crate) struct Timing {
 impl Timing {
     pub(crate) fn of(probe: &Probe) -> Self {
         let seconds = |value: Option<i32>, default: u64| {
-            Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
+            Duration::from_secs(
+                value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default),
+            )
         };
         let count = |value: Option<i32>, default: u32| {
             value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
@@ -145,7 +147,9 @@ impl Judge {
 
 fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
     match port {
-        IntOrString::Int(number) => u16::try_from(*number).map_err(|_| format!("invalid port number: {number}")),
+        IntOrString::Int(number) => {
+            u16::try_from(*number).map_err(|_| format!("invalid port number: {number}"))
+        }
         IntOrString::String(name) => {
             let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
             match named {
@@ -188,7 +192,11 @@ pub(crate) fn of_probe(container: &Container, probe: &Probe, address: Ipv4Addr) 
 }
 
 /// The check of a lifecycle hook.
-pub(crate) fn of_hook(container: &Container, hook: &LifecycleHandler, address: Ipv4Addr) -> Result<Check, String> {
+pub(crate) fn of_hook(
+    container: &Container,
+    hook: &LifecycleHandler,
+    address: Ipv4Addr,
+) -> Result<Check, String> {
     if let Some(exec) = &hook.exec {
         return Ok(Check::Exec(exec.command.clone().unwrap_or_default()));
     }
@@ -206,7 +214,12 @@ pub(crate) fn of_hook(container: &Container, hook: &LifecycleHandler, address: I
 }
 
 /// Looks once. The error is what an Unhealthy event says.
-pub(crate) async fn perform(context: &Context, live: &Live, check: &Check, timeout: Duration) -> Result<(), String> {
+pub(crate) async fn perform(
+    context: &Context,
+    live: &Live,
+    check: &Check,
+    timeout: Duration,
+) -> Result<(), String> {
     let look = async {
         match check {
             Check::Exec(command) => {
@@ -245,7 +258,8 @@ async fn http(tls: bool, target: &Target, path: &str, headers: &[(String, String
     let url = format!("{scheme}://{}:{}{path}", target.host, target.port);
     let describe = |error: &dyn std::fmt::Display| format!("Get {url:?}: {error}");
     let stream = connect(target).await.map_err(|error| describe(&error))?;
-    let mut request = http::Request::get(path).header("user-agent", "kube-probe/1.35").header("accept", "*/*");
+    let mut request =
+        http::Request::get(path).header("user-agent", "kube-probe/1.35").header("accept", "*/*");
     let mut host = format!("{}:{}", target.host, target.port);
     for (name, value) in headers {
         if name.eq_ignore_ascii_case("host") {
@@ -260,7 +274,8 @@ async fn http(tls: bool, target: &Target, path: &str, headers: &[(String, String
         .body(Empty::<Bytes>::new())
         .map_err(|error| describe(&error))?;
     let response = if tls {
-        let name = rustls::pki_types::ServerName::try_from(target.host.clone()).map_err(|error| describe(&error))?;
+        let name =
+            rustls::pki_types::ServerName::try_from(target.host.clone()).map_err(|error| describe(&error))?;
         let connector = tokio_rustls::TlsConnector::from(insecure());
         let stream = connector.connect(name, stream).await.map_err(|error| describe(&error))?;
         send(TokioIo::new(stream), request).await
@@ -289,7 +304,8 @@ where
 
 /// `grpc.health.v1.Health/Check`; its two messages are small enough to write by hand.
 async fn grpc(target: &Target, service: &str) -> Result<(), String> {
-    let describe = |error: &dyn std::fmt::Display| format!("gRPC probe of {}:{}: {error}", target.host, target.port);
+    let describe =
+        |error: &dyn std::fmt::Display| format!("gRPC probe of {}:{}: {error}", target.host, target.port);
     let stream = connect(target).await.map_err(|error| describe(&error))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -312,12 +328,13 @@ async fn grpc(target: &Target, service: &str) -> Result<(), String> {
     body.put_u8(0);
     body.put_u32(u32::try_from(message.len()).unwrap_or(0));
     body.extend_from_slice(&message);
-    let request = http::Request::post(format!("http://{}:{}/grpc.health.v1.Health/Check", target.host, target.port))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.35")
-        .body(Full::new(body.freeze()))
-        .map_err(|error| describe(&error))?;
+    let request =
+        http::Request::post(format!("http://{}:{}/grpc.health.v1.Health/Check", target.host, target.port))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("user-agent", "kube-probe/1.35")
+            .body(Full::new(body.freeze()))
+            .map_err(|error| describe(&error))?;
     let result = async {
         let response = sender.send_request(request).await?;
         response.into_body().collect().await
@@ -326,12 +343,19 @@ async fn grpc(target: &Target, service: &str) -> Result<(), String> {
     .map_err(|error| describe(&error));
     connection.abort();
     let collected = result?;
-    let status = collected.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let status = collected
+        .trailers()
+        .and_then(|t| t.get("grpc-status"))
+        .and_then(|v| v.to_str().ok())
+        .map(str::to_owned);
     let bytes = collected.to_bytes();
     match bytes.get(5..) {
         Some([0x08, 1, ..]) => Ok(()),
         Some([0x08, other, ..]) => Err(format!("service unhealthy (responded with status {other})")),
-        _ => Err(format!("no health status in the answer (grpc-status {})", status.unwrap_or_else(|| "absent".to_owned()))),
+        _ => Err(format!(
+            "no health status in the answer (grpc-status {})",
+            status.unwrap_or_else(|| "absent".to_owned())
+        )),
     }
 }
 
@@ -443,8 +467,9 @@ mod tests {
     #[test]
     fn thresholds() {
         let mut judge = Judge::new(timing(0, 1, 2, 3));
-        let verdicts: Vec<_> =
-            [true, true, false, false, true, false, false, false, true, true].map(|good| judge.result(good)).to_vec();
+        let verdicts: Vec<_> = [true, true, false, false, true, false, false, false, true, true]
+            .map(|good| judge.result(good))
+            .to_vec();
         assert_eq!(
             verdicts,
             [None, Some(true), None, None, None, None, None, Some(false), None, Some(true)],
@@ -464,7 +489,10 @@ mod tests {
                 let mut buffer = vec![0; 1024];
                 let length = stream.read(&mut buffer).await.unwrap();
                 requests.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-                stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+                stream
+                    .write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
             }
             requests
         });
@@ -473,7 +501,13 @@ mod tests {
         http(false, &target, "/", &[]).await.unwrap();
         assert!(http(false, &target, "/", &[]).await.unwrap_err().contains("statuscode: 503"));
         let requests = server.await.unwrap();
-        assert!(requests[0].starts_with("GET /z HTTP/1.1\r\n") && requests[0].contains("host: me\r\n"), "{requests:?}");
-        assert!(http(false, &target, "/", &[]).await.unwrap_err().contains("refused"), "nobody listens any more");
+        assert!(
+            requests[0].starts_with("GET /z HTTP/1.1\r\n") && requests[0].contains("host: me\r\n"),
+            "{requests:?}"
+        );
+        assert!(
+            http(false, &target, "/", &[]).await.unwrap_err().contains("refused"),
+            "nobody listens any more"
+        );
     }
 }

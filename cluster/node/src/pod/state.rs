@@ -180,7 +180,12 @@ impl PodState {
         let mut containers = Vec::new();
         for container in spec.init_containers.iter().flatten() {
             let sidecar = container.restart_policy.as_deref() == Some("Always");
-            containers.push(ContainerState::new(container, if sidecar { Kind::Sidecar } else { Kind::Init }, &known, now));
+            containers.push(ContainerState::new(
+                container,
+                if sidecar { Kind::Sidecar } else { Kind::Init },
+                &known,
+                now,
+            ));
         }
         for container in &spec.containers {
             containers.push(ContainerState::new(container, Kind::Main, &known, now));
@@ -357,7 +362,8 @@ impl PodState {
     }
 
     fn exited(&mut self, index: usize, id: &str, facts: ExitFacts, now: Timestamp) {
-        let always = self.spec_of(index).is_some_and(|spec| spec.image_pull_policy.as_deref() == Some("Always"));
+        let always =
+            self.spec_of(index).is_some_and(|spec| spec.image_pull_policy.as_deref() == Some("Always"));
         let container = &mut self.containers[index];
         let since = match &container.run {
             Run::Running(running) if running.id == id => running.since,
@@ -394,7 +400,14 @@ impl ContainerState {
         let mut run = Run::Waiting;
         let mut last = None;
         let ended = |terminated: &k8s_openapi::api::core::v1::ContainerStateTerminated| Ended {
-            id: terminated.container_id.clone().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned(),
+            id: terminated
+                .container_id
+                .clone()
+                .unwrap_or_default()
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
             code: terminated.exit_code,
             signal: terminated.signal,
             reason: terminated.reason.clone().unwrap_or_default(),

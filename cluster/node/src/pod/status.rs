@@ -20,7 +20,8 @@ pub(crate) const ID_SCHEME: &str = "oci";
 /// Builds the status. `previous` gives the conditions' transition times and conditions that others own.
 pub(crate) fn build(state: &PodState, previous: &PodStatus, host_ip: Ipv4Addr, now: Timestamp) -> PodStatus {
     let host_network = state.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-    let address = state.sandbox.address().or((host_network && state.sandbox != Sandbox::Absent).then_some(host_ip));
+    let address =
+        state.sandbox.address().or((host_network && state.sandbox != Sandbox::Absent).then_some(host_ip));
     let statuses = |init: bool| -> Vec<ContainerStatus> {
         state
             .containers
@@ -63,9 +64,11 @@ fn finished(state: &PodState) -> bool {
 }
 
 fn ever_ran(state: &PodState) -> bool {
-    state.containers.iter().filter(|c| c.kind == Kind::Main).any(|container| {
-        matches!(container.run, Run::Running(_) | Run::Ended(_)) || container.last.is_some()
-    })
+    state
+        .containers
+        .iter()
+        .filter(|c| c.kind == Kind::Main)
+        .any(|container| matches!(container.run, Run::Running(_) | Run::Ended(_)) || container.last.is_some())
 }
 
 fn is_ready(container: &ContainerState) -> bool {
@@ -76,7 +79,12 @@ fn is_ready(container: &ContainerState) -> bool {
     }
 }
 
-fn container_status(state: &PodState, index: usize, container: &ContainerState, now: Timestamp) -> ContainerStatus {
+fn container_status(
+    state: &PodState,
+    index: usize,
+    container: &ContainerState,
+    now: Timestamp,
+) -> ContainerStatus {
     let spec = state.spec_of(index);
     let id = match &container.run {
         Run::Running(running) => Some(running.id.as_str()),
@@ -220,7 +228,11 @@ fn conditions(state: &PodState, previous: &PodStatus, phase: &str, now: Timestam
     let ready = if containers_ready.0 == "True" && !closed.is_empty() {
         let message = closed
             .iter()
-            .map(|gate| format!("corresponding condition of pod readiness gate \"{gate}\" does not exist or is not True."))
+            .map(|gate| {
+                format!(
+                    "corresponding condition of pod readiness gate \"{gate}\" does not exist or is not True."
+                )
+            })
             .collect::<Vec<_>>()
             .join(" ");
         ("False", Some("ReadinessGatesNotReady".to_owned()), Some(message))
@@ -257,4 +269,5 @@ fn conditions(state: &PodState, previous: &PodStatus, phase: &str, now: Timestam
     conditions
 }
 
-const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];

@@ -95,7 +95,11 @@ fn everything_is_begun_at_once() {
     assert_eq!(world.step(), [], "what is under way is not begun again");
     world.state.apply(Event::VolumesReady, world.now);
     assert_eq!(world.event(Event::SandboxReady(None)), []);
-    assert_eq!(world.event(Event::ImageReady(1, "j".into())), [Action::Start(1)], "b does not wait for a's image");
+    assert_eq!(
+        world.event(Event::ImageReady(1, "j".into())),
+        [Action::Start(1)],
+        "b does not wait for a's image"
+    );
     assert_eq!(world.status()["phase"], "Pending");
     assert_eq!(world.event(Event::ImageReady(0, "i".into())), [Action::Start(0)]);
 }
@@ -224,8 +228,7 @@ fn deletion_is_graceful_then_forceful_then_final() {
 fn a_pod_deleted_before_it_started_leaves_at_once() {
     let mut world = one("Always");
     let mut pod = world.state.pod.clone();
-    pod.metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
+    pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
     assert_eq!(world.event(Event::Changed(Box::new(pod))), [Action::Delete]);
 }
 
@@ -250,7 +253,11 @@ fn pull_errors_show_then_back_off() {
 fn a_missing_config_map_is_waited_for() {
     let mut world = one("Never");
     world.prepare();
-    world.event(Event::StartFailed(0, "CreateContainerConfigError".into(), "configmap \"ns/x\" not found".into()));
+    world.event(Event::StartFailed(
+        0,
+        "CreateContainerConfigError".into(),
+        "configmap \"ns/x\" not found".into(),
+    ));
     let status = world.status();
     assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "CreateContainerConfigError");
     assert_eq!(status["phase"], "Pending");
@@ -264,7 +271,7 @@ fn an_unhealthy_container_is_stopped_and_restarted() {
     world.prepare();
     world.started(0);
     let actions = world.event(Event::Unhealthy(0, "c1".into()));
-    assert!(matches!(actions[..], [] ), "the worker stops it, the state has the deadline: {actions:?}");
+    assert!(matches!(actions[..], []), "the worker stops it, the state has the deadline: {actions:?}");
     assert_eq!(world.condition("Ready"), "False");
     assert_eq!(world.wake(), Some(30));
     world.event(Event::Unhealthy(0, "c0".into()));
@@ -286,7 +293,10 @@ fn active_deadline() {
     assert!(matches!(actions[..], [Action::Stop(0, _)]), "{actions:?}");
     world.exit(0, 143);
     let status = world.status();
-    assert_eq!((status["phase"].as_str(), status["reason"].as_str()), (Some("Failed"), Some("DeadlineExceeded")));
+    assert_eq!(
+        (status["phase"].as_str(), status["reason"].as_str()),
+        (Some("Failed"), Some("DeadlineExceeded"))
+    );
 }
 
 #[test]
@@ -324,9 +334,13 @@ fn readiness_gates_hold_the_pod_back() {
     }));
     world.prepare();
     world.started(0);
-    assert_eq!((world.condition("ContainersReady").as_str(), world.condition("Ready").as_str()), ("True", "False"));
+    assert_eq!(
+        (world.condition("ContainersReady").as_str(), world.condition("Ready").as_str()),
+        ("True", "False")
+    );
     let mut pod = world.state.pod.clone();
-    pod.status = serde_json::from_value(json!({"conditions": [{"type": "lb/ready", "status": "True"}]})).unwrap();
+    pod.status =
+        serde_json::from_value(json!({"conditions": [{"type": "lb/ready", "status": "True"}]})).unwrap();
     world.event(Event::Changed(Box::new(pod)));
     assert_eq!(world.condition("Ready"), "True");
 }

@@ -96,8 +96,11 @@ pub(crate) fn source(
     }
     let mut files = Files::new();
     if let Some(source) = &volume.config_map {
-        let projection =
-            ConfigMapProjection { name: source.name.clone(), items: source.items.clone(), optional: source.optional };
+        let projection = ConfigMapProjection {
+            name: source.name.clone(),
+            items: source.items.clone(),
+            optional: source.optional,
+        };
         config_map_files(&mut files, &projection, mode(source.default_mode), lookup)?;
     } else if let Some(source) = &volume.secret {
         let projection = SecretProjection {
@@ -127,7 +130,10 @@ pub(crate) fn source(
                 insert(&mut files, &source.path, token.text.clone().into_bytes(), default)?;
             }
             if source.cluster_trust_bundle.is_some() {
-                return Err(format!("volume {:?}: clusterTrustBundle is not supported by this node", volume.name));
+                return Err(format!(
+                    "volume {:?}: clusterTrustBundle is not supported by this node",
+                    volume.name
+                ));
             }
         }
     } else {
@@ -265,7 +271,11 @@ fn host_path(path: &str, kind: &str) -> Result<PathBuf, String> {
         "BlockDevice" => file_type.is_block_device(),
         _ => false,
     };
-    if fits { Ok(path) } else { Err(format!("hostPath type check failed: {} is not a {kind}", path.display())) }
+    if fits {
+        Ok(path)
+    } else {
+        Err(format!("hostPath type check failed: {} is not a {kind}", path.display()))
+    }
 }
 
 /// Makes an empty volume's folder; `group` is the pod's fsGroup.
@@ -367,7 +377,8 @@ mod tests {
 
     fn files(volume: serde_json::Value) -> Result<Files, String> {
         let pod: Pod =
-            serde_json::from_value(json!({"metadata": {"labels": {"x": "y"}}, "spec": {"containers": []}})).unwrap();
+            serde_json::from_value(json!({"metadata": {"labels": {"x": "y"}}, "spec": {"containers": []}}))
+                .unwrap();
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let tokens = Tokens::from([(
             ("v".to_owned(), "token".to_owned()),
@@ -395,7 +406,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_leads_out_is_refused() {
-        assert!(files(json!({"name": "v", "secret": {"secretName": "s"}})).unwrap_err().contains("not found"));
+        assert!(
+            files(json!({"name": "v", "secret": {"secretName": "s"}})).unwrap_err().contains("not found")
+        );
         let key = json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}});
         assert!(files(key).unwrap_err().contains("non-existent key: z"));
         let up = json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "a", "path": "../a"}]}});

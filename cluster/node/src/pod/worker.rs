@@ -116,22 +116,26 @@ impl Worker {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) {
         loop {
             let now = Timestamp::now();
-            let plan = decide(&self.state, now);
-            for action in &plan.actions {
-                begin(&mut self.state, action, now);
-            }
+            // What is begun changes what is to be waited for: decided again until nothing is left to begin.
             let mut over = false;
-            for action in plan.actions {
-                debug!(pod = self.state.pod.metadata.name, ?action, "decided");
-                over |= action == Action::Delete;
-                self.perform(action);
-            }
+            let wake_at = loop {
+                let plan = decide(&self.state, now);
+                if plan.actions.is_empty() {
+                    break plan.wake;
+                }
+                for action in plan.actions {
+                    debug!(pod = self.state.pod.metadata.name, ?action, "decided");
+                    begin(&mut self.state, &action, now);
+                    over |= action == Action::Delete;
+                    self.perform(action);
+                }
+            };
             self.publish(now);
             if over {
                 return self.leave().await;
             }
             let wake = async {
-                match plan.wake {
+                match wake_at {
                     Some(at) => {
                         let wait = at.duration_since(Timestamp::now());
                         tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
@@ -142,6 +146,7 @@ impl Worker {
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(Event::Tick),
                 () = wake => Event::Tick,
+                () = self.context.closing.cancelled() => return,
             };
             self.take(event);
             while let Ok(event) = inbox.try_recv() {
@@ -173,7 +178,8 @@ impl Worker {
                 && self.state.restarts(self.state.containers[index].kind, ended.code)
             {
                 let container = name(index).unwrap_or_default();
-                let message = format!("Back-off restarting failed container {container} in pod {}", self.state.label());
+                let message =
+                    format!("Back-off restarting failed container {container} in pod {}", self.state.label());
                 self.context.events.warning(&self.state.pod, Some(&container), "BackOff", message);
             }
         }
@@ -231,7 +237,7 @@ impl Worker {
             let claimed = if host_network {
                 context.network.claim_host().await
             } else {
-                context.network.claim().await
+                context.network.claim(&dns::hostname(&pod)).await
             };
             let network = match claimed {
                 Ok(network) => network,
@@ -312,7 +318,12 @@ impl Worker {
                 Err(failure) => {
                     let message = format!("Failed to pull image {image:?}: {}", failure.message);
                     context.events.warning(&pod, Some(&spec.name), "Failed", message);
-                    context.events.warning(&pod, Some(&spec.name), "Failed", format!("Error: {}", failure.reason));
+                    context.events.warning(
+                        &pod,
+                        Some(&spec.name),
+                        "Failed",
+                        format!("Error: {}", failure.reason),
+                    );
                     let _ = events.send(Event::ImageFailed(index, failure.reason, failure.message));
                 }
             }
@@ -320,7 +331,8 @@ impl Worker {
     }
 
     fn start(&self, index: usize) {
-        let (Some(spec), Some(network)) = (self.state.spec_of(index).cloned(), self.network.lock().clone()) else {
+        let (Some(spec), Some(network)) = (self.state.spec_of(index).cloned(), self.network.lock().clone())
+        else {
             return;
         };
         let Some(image) = self.images.lock().get(&index).cloned() else { return };
@@ -373,8 +385,10 @@ impl Worker {
     async fn leave(mut self) {
         self.volumes.cancel();
         let pod = &self.state.pod;
-        let (namespace, name) =
-            (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
+        let (namespace, name) = (
+            pod.metadata.namespace.clone().unwrap_or_default(),
+            pod.metadata.name.clone().unwrap_or_default(),
+        );
         let key = (namespace.clone(), name.clone());
         self.context.pods.remove_if(&key, |_, view| view.uid == self.view.uid);
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
@@ -484,7 +498,8 @@ async fn fill_volumes(
     }
     let found = context.objects.find(pod).await;
     let facts = container::facts(context, None);
-    let group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|gid| u32::try_from(gid).ok());
+    let group =
+        spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|gid| u32::try_from(gid).ok());
     for volume in spec.volumes.iter().flatten() {
         let folder = volume_dir(pod_dir, &volume.name);
         let fail = |error: std::io::Error| format!("volume {:?}: {error}", volume.name);
@@ -523,7 +538,8 @@ async fn keep_volumes(
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     loop {
         let renew = tokens.values().map(|token| token.renew_at).min();
-        let wait = renew.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        let wait =
+            renew.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         tokio::select! {
             () = ended.cancelled() => return,
             () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(86_400))) => {}
@@ -543,8 +559,11 @@ async fn keep_volumes(
 
 async fn request_token(context: &Context, pod: &Pod, wish: &volumes::TokenWish) -> Result<Token, String> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let account =
-        pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned());
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.clone())
+        .unwrap_or_else(|| "default".to_owned());
     let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), &namespace);
     let request = TokenRequest {
         spec: TokenRequestSpec {

@@ -31,7 +31,8 @@ pub(super) fn run(socket: OwnedFd, root: PathBuf) -> i32 {
     #[allow(unsafe_code)]
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     let hierarchies = Hierarchies::detect().unwrap_or_default();
-    let mut helper = Helper { socket, root, hierarchies, children: HashMap::new(), containers: HashMap::new() };
+    let mut helper =
+        Helper { socket, root, hierarchies, children: HashMap::new(), containers: HashMap::new() };
     helper.serve();
     helper.end();
     0
@@ -64,7 +65,8 @@ impl Helper {
         loop {
             let ids: Vec<String> = self.children.keys().cloned().collect();
             let mut polled = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            polled.extend(ids.iter().map(|id| PollFd::new(self.children[id].pidfd.as_fd(), PollFlags::POLLIN)));
+            polled
+                .extend(ids.iter().map(|id| PollFd::new(self.children[id].pidfd.as_fd(), PollFlags::POLLIN)));
             match poll(&mut polled, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(_) => return,
@@ -83,7 +85,9 @@ impl Helper {
                 match seqpacket::receive(self.socket.as_fd(), &mut buffer) {
                     Ok((0, _)) | Err(_) => return,
                     Ok((length, fds)) => {
-                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else { return };
+                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else {
+                            return;
+                        };
                         let result = self.perform(envelope.request, fds);
                         self.send(&Message::Done { seq: envelope.seq, result });
                     }
@@ -131,7 +135,8 @@ impl Helper {
             }
             Request::Remove { id } => self.remove(&id).map(|()| Started::default()),
             Request::MountTmpfs { target, size } => {
-                let options = size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
+                let options =
+                    size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
                 mount(
                     Some("tmpfs"),
                     &target,
@@ -149,7 +154,13 @@ impl Helper {
         }
     }
 
-    fn builder(&self, id: &str, fds: Vec<OwnedFd>, stdin: bool, console: Option<PathBuf>) -> Result<ContainerBuilder, String> {
+    fn builder(
+        &self,
+        id: &str,
+        fds: Vec<OwnedFd>,
+        stdin: bool,
+        console: Option<PathBuf>,
+    ) -> Result<ContainerBuilder, String> {
         let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(&self.root)
             .map_err(|error| chain(&error))?;
@@ -202,7 +213,8 @@ impl Helper {
 
     fn exec(&mut self, exec: Exec, fds: Vec<OwnedFd>) -> Result<Started, String> {
         let mut begun = Instant::now();
-        let cgroup = self.containers.get(&exec.container).ok_or("the container is not running")?.cgroup.clone();
+        let cgroup =
+            self.containers.get(&exec.container).ok_or("the container is not running")?.cgroup.clone();
         let pid = self
             .builder(&exec.container, fds, exec.stdin, exec.console)?
             .as_tenant()
@@ -286,7 +298,8 @@ fn mount_overlay(overlay: &Overlay) -> Result<(), String> {
         return Err(fail("too many layers for one mount", &overlay.lower.len()));
     }
     std::env::set_current_dir(&parent).map_err(|error| fail(&parent.display().to_string(), &error))?;
-    let mounted = mount(Some("overlay"), &overlay.target, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
+    let mounted =
+        mount(Some("overlay"), &overlay.target, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
     let _ = std::env::set_current_dir("/");
     mounted.map_err(|error| fail("overlay", &error))
 }

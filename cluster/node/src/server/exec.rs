@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::socket::{Socket, upgrade};
 use super::{Refusal, find};
@@ -65,7 +67,9 @@ impl Wanted {
 fn live(context: &Context, namespace: &str, pod: &str, container: &str) -> Result<Arc<Live>, Refusal> {
     let view = find(context, namespace, pod)?;
     let found = view.live.lock().get(container).cloned();
-    found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("container {container} of pod {pod} is not running\n")))
+    found.ok_or_else(|| {
+        (StatusCode::NOT_FOUND, format!("container {container} of pod {pod} is not running\n"))
+    })
 }
 
 pub(crate) async fn exec(
@@ -77,7 +81,10 @@ pub(crate) async fn exec(
     let live = live(&context, &namespace, &pod, &container)?;
     let wanted = Wanted::parse(&query.unwrap_or_default());
     if wanted.command.is_empty() {
-        return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 command for the container\n".to_owned()));
+        return Err((
+            StatusCode::BAD_REQUEST,
+            "you must specify at least 1 command for the container\n".to_owned(),
+        ));
     }
     upgrade(request, &PROTOCOLS, move |socket, _| async move {
         let (session, socket) = Session::new(socket);
@@ -199,7 +206,9 @@ fn verdict(result: &Result<Exit, String>) -> Value {
 async fn finish(moving: Moving, result: Result<Exit, String>) {
     let text = verdict(&result).to_string();
     let _ = moving.output.send(framed(ERROR, text.as_bytes())).await;
-    let _ = moving.output.send(Message::Close(None)).await;
+    // Without the code 1000 client-go takes the end for a failure.
+    let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    let _ = moving.output.send(Message::Close(Some(normal))).await;
     drop(moving.output);
     let _ = tokio::time::timeout(Duration::from_secs(5), moving.writer).await;
     moving.reader.abort();
@@ -254,7 +263,8 @@ async fn run(context: &Context, live: &Live, wanted: Wanted, session: Session) -
         terminal = Some(file);
     }
     let output = session.output.clone();
-    let pumps: Vec<_> = outputs.into_iter().map(|(channel, from)| pump(channel, from, output.clone())).collect();
+    let pumps: Vec<_> =
+        outputs.into_iter().map(|(channel, from)| pump(channel, from, output.clone())).collect();
     let exit = {
         let mut typing = std::pin::pin!(typed(session.input, input, terminal));
         let mut exited = exited;
@@ -302,7 +312,12 @@ async fn typed(mut input: mpsc::Receiver<Input>, mut to: Option<Writer>, termina
             Input::End => to = None,
             Input::Resize(columns, rows) => {
                 if let Some(terminal) = &terminal {
-                    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                    let size = rustix::termios::Winsize {
+                        ws_row: rows,
+                        ws_col: columns,
+                        ws_xpixel: 0,
+                        ws_ypixel: 0,
+                    };
                     let _ = rustix::termios::tcsetwinsize(terminal, size);
                 }
             }
@@ -312,7 +327,8 @@ async fn typed(mut input: mpsc::Receiver<Input>, mut to: Option<Writer>, termina
 
 async fn follow(live: &Live, wanted: &Wanted, session: Session) {
     let mut chunks = live.output.subscribe();
-    let stdin = if wanted.stdin { live.stdin.lock().as_ref().and_then(|fd| fd.try_clone().ok()) } else { None };
+    let stdin =
+        if wanted.stdin { live.stdin.lock().as_ref().and_then(|fd| fd.try_clone().ok()) } else { None };
     let once = live.spec.stdin_once == Some(true);
     if once && wanted.stdin {
         live.stdin.lock().take();

@@ -17,7 +17,11 @@ use super::Refusal;
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Accepts an upgrade with the first of `known` subprotocols that the client offers, and runs `serve` on it.
-pub(crate) fn upgrade<F, S>(mut request: Request, known: &[&'static str], serve: S) -> Result<Response, Refusal>
+pub(crate) fn upgrade<F, S>(
+    mut request: Request,
+    known: &[&'static str],
+    serve: S,
+) -> Result<Response, Refusal>
 where
     S: FnOnce(Socket, &'static str) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
@@ -48,7 +52,8 @@ where
     tokio::spawn(async move {
         match upgraded.await {
             Ok(upgraded) => {
-                let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+                let socket =
+                    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
                 serve(socket, chosen).await;
             }
             Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
