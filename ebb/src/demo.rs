@@ -29,7 +29,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     }
     let rows = outcome?;
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(["step", "result"]);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["step", "result"]);
     for row in rows {
         table.add_row([row.step.to_string(), row.result]);
     }

@@ -38,7 +38,7 @@ pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
                 }
                 Output::Text => {
                     let mut table = Table::new();
-                    table.load_preset(presets::NOTHING).set_header(["IMAGE", "DIGEST", "SIZE"]);
+                    table.load_style(presets::NOTHING).set_header(["IMAGE", "DIGEST", "SIZE"]);
                     for image in images {
                         let digest = image.digest.get(..19).unwrap_or(&image.digest).to_string();
                         table.add_row([image.name, digest, size(image.size)]);

@@ -113,7 +113,7 @@ async fn start_components(
 ) -> anyhow::Result<()> {
     let plan = cluster.network();
     let address = |index| plan.system_ip(index).context("the network plan has too few addresses for the components");
-    let at = Addresses { controller: address(0)?, autoscaler: address(1)?, activator: address(2)?, gateway: address(3)? };
+    let at = Addresses { controller: address(2)?, autoscaler: address(3)?, activator: address(4)?, gateway: address(5)? };
     let options = manifests::Options {
         domain: Some("localhost".into()),
         queue_sidecar_image: import_sidecar(cluster).await?,
@@ -124,9 +124,9 @@ async fn start_components(
     };
     let client = cluster.client("system:serviceaccount:ebb-system:controller");
     ebb_controller::install::install(&client, &options).await.context("applying the platform's own objects")?;
-    let namespace = &options.namespace;
+    let (namespace, leads) = (&options.namespace, components::leads(&at));
     tokio::try_join!(
-        install::lead(&client, namespace, &components::leads(&at)),
+        install::lead(&client, namespace, &leads),
         install::publish_gateway(&client, namespace, ports.gateway),
     )?;
     tracing::info!("the platform's own objects are there");

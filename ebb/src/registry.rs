@@ -1,22 +1,15 @@
 //! A client of the embedded registry: what `ebb build` and `ebb image` say to the running platform.
-//!
-//! Blobs are streamed from files, never held whole in memory, and only those that the registry lacks are sent.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use cluster::images::{Reference, Store};
-use futures::TryStreamExt;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::body::Frame;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_util::io::ReaderStream;
-
-type Body = BoxBody<Bytes, std::io::Error>;
 
 /// The registry of a platform on this machine.
 pub(crate) struct Registry {
@@ -42,61 +35,11 @@ impl Registry {
     }
 
     /// Copies an image of a store into the registry, under the same name. Gives its digest.
-    pub(crate) async fn push(&self, store: &Store, name: &str) -> anyhow::Result<String> {
-        let reference = Reference::parse(name)?;
-        let repository = reference.local_repository();
-        let listed = store.list();
-        let found = listed.iter().find(|image| {
-            Reference::parse(&format!("{}:{}", image.repository, image.tag)).is_ok_and(|r| r.to_string() == reference.to_string())
-        });
-        let digest = &found.with_context(|| format!("{name} is not in the store it was built into"))?.digest;
-        let blobs = store.root().join("blobs").join("sha256");
+    pub(crate) async fn push(&self, store: &Arc<Store>, name: &str) -> anyhow::Result<String> {
+        let repository = Reference::parse(name)?.local_repository();
         let tag = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or("latest", |(_, tag)| tag);
-        self.push_manifest(&blobs, &repository, digest, tag).await?;
-        Ok(digest.clone())
-    }
-
-    /// A manifest after what it refers to; an index after its manifests.
-    async fn push_manifest(&self, blobs: &Path, repository: &str, digest: &str, name: &str) -> anyhow::Result<()> {
-        let text = std::fs::read(blob(blobs, digest)).with_context(|| format!("reading manifest {digest}"))?;
-        let manifest: Value = serde_json::from_slice(&text).with_context(|| format!("manifest {digest}"))?;
-        for child in manifest["manifests"].as_array().into_iter().flatten() {
-            let child = child["digest"].as_str().context("an index entry has no digest")?;
-            // Archives may leave out the platforms that nobody asked for.
-            if blob(blobs, child).exists() {
-                Box::pin(self.push_manifest(blobs, repository, child, child)).await?;
-            }
-        }
-        let config = manifest.get("config").into_iter();
-        for part in config.chain(manifest["layers"].as_array().into_iter().flatten()) {
-            let digest = part["digest"].as_str().context("a part of the manifest has no digest")?;
-            self.push_blob(blobs, repository, digest).await?;
-        }
-        let media_type = manifest["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json");
-        let request = Request::put(format!("/v2/{repository}/manifests/{name}")).header("content-type", media_type);
-        let answer = self.ask(request.body(full(text))?).await?;
-        ensure!(answer.status == StatusCode::CREATED, "the registry refused manifest {digest}: {}", answer.why());
-        Ok(())
-    }
-
-    async fn push_blob(&self, blobs: &Path, repository: &str, digest: &str) -> anyhow::Result<()> {
-        let head = Request::head(format!("/v2/{repository}/blobs/{digest}")).body(full(Vec::new()))?;
-        if self.ask(head).await?.status == StatusCode::OK {
-            return Ok(());
-        }
-        let path = blob(blobs, digest);
-        let file = tokio::fs::File::open(&path).await.with_context(|| format!("opening {}", path.display()))?;
-        let length = file.metadata().await?.len();
-        let stream = StreamBody::new(ReaderStream::with_capacity(file, 256 * 1024).map_ok(Frame::data));
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("/v2/{repository}/blobs/uploads/?digest={digest}"))
-            .header("content-type", "application/octet-stream")
-            .header("content-length", length)
-            .body(BoxBody::new(stream))?;
-        let answer = self.ask(request).await?;
-        ensure!(answer.status == StatusCode::CREATED, "the registry refused blob {digest}: {}", answer.why());
-        Ok(())
+        let target = format!("127.0.0.1:{}/{repository}:{tag}", self.port);
+        store.push(name, &target, &[]).await.context("pushing into the platform's registry; is `ebb up` still running?")
     }
 
     /// Everything that has a tag.
@@ -108,7 +51,7 @@ impl Registry {
                               application/vnd.docker.distribution.manifest.v2+json, \
                               application/vnd.docker.distribution.manifest.list.v2+json";
                 let request = Request::get(format!("/v2/{repository}/manifests/{tag}")).header("accept", accept);
-                let answer = self.ask(request.body(full(Vec::new()))?).await?;
+                let answer = self.ask(request.body(Empty::new())?).await?;
                 let digest = answer.headers.get("docker-content-digest").and_then(|v| v.to_str().ok()).unwrap_or_default();
                 let manifest: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
                 let parts = manifest.get("config").into_iter().chain(manifest["layers"].as_array().into_iter().flatten());
@@ -120,7 +63,7 @@ impl Registry {
     }
 
     async fn names(&self, path: &str, field: &str) -> anyhow::Result<Vec<String>> {
-        let answer = self.ask(Request::get(path).body(full(Vec::new()))?).await?;
+        let answer = self.ask(Request::get(path).body(Empty::new())?).await?;
         if answer.status != StatusCode::OK {
             bail!("the registry refused {path}: {}", answer.why());
         }
@@ -129,7 +72,7 @@ impl Registry {
         Ok(names.iter().filter_map(|n| n.as_str().map(str::to_string)).collect())
     }
 
-    async fn ask(&self, mut request: Request<Body>) -> anyhow::Result<Answer> {
+    async fn ask(&self, mut request: Request<Empty<Bytes>>) -> anyhow::Result<Answer> {
         let host = format!("localhost:{}", self.port);
         let stream = TcpStream::connect(("127.0.0.1", self.port))
             .await
@@ -148,12 +91,4 @@ impl Answer {
     fn why(&self) -> String {
         format!("{} {}", self.status, String::from_utf8_lossy(&self.body))
     }
-}
-
-fn blob(blobs: &Path, digest: &str) -> PathBuf {
-    blobs.join(digest.strip_prefix("sha256:").unwrap_or(digest))
-}
-
-fn full(bytes: Vec<u8>) -> Body {
-    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
 }

@@ -8,7 +8,6 @@ use anyhow::{Context, anyhow};
 use cluster::Cluster;
 use ebb_mesh::ca::Authority;
 use ebb_mesh::{Identity, SpiffeId};
-use kube::Client;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,4 +46,93 @@ pub(super) fn leads(at: &Addresses) -> [Lead; 5] {
         Lead { service: "gateway", address: at.gateway, ports: &[("http", 8080)] },
         Lead { service: "gateway-internal", address: at.gateway, ports: &[("http", 8082)] },
     ]
+}
+
+impl Components {
+    pub(super) fn new() -> Self {
+        let (report, failed) = mpsc::channel(4);
+        Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), report, failed: Mutex::new(failed) }
+    }
+
+    /// Starts all of them, and waits until each can do its work.
+    pub(super) async fn start(
+        &self,
+        cluster: &Cluster,
+        namespace: &str,
+        at: &Addresses,
+        listeners: Vec<TcpListener>,
+    ) -> anyhow::Result<()> {
+        let client = |account: &str| cluster.client(&format!("system:serviceaccount:{namespace}:{account}"));
+        let config = ebb_controller::Config {
+            bind_address: IpAddr::V4(at.controller),
+            ..ebb_controller::Config::in_namespace(namespace)
+        };
+        let authority = ebb_controller::ensure_authority(&client("controller"), &config).await?;
+        self.spawn(
+            "controller",
+            ebb_controller::run_with_authority(config, client("controller"), authority.clone(), self.stop.child_token()),
+        );
+        let autoscaler = identity(&authority, namespace, "autoscaler").await?;
+        let config =
+            ebb_autoscaler::Config { namespace: namespace.into(), bind: IpAddr::V4(at.autoscaler), ..Default::default() };
+        self.spawn("autoscaler", ebb_autoscaler::run(config, client("autoscaler"), autoscaler, self.stop.child_token()));
+        let activator = identity(&authority, namespace, "activator").await?;
+        let config =
+            ebb_activator::Config { namespace: namespace.into(), bind: IpAddr::V4(at.activator), ..Default::default() };
+        self.spawn("activator", ebb_activator::run(config, client("activator"), activator, self.stop.child_token()));
+        let gateway = identity(&authority, namespace, "gateway").await?;
+        let config =
+            ebb_gateway::Config { namespace: namespace.into(), bind: IpAddr::V4(at.gateway), ..Default::default() };
+        let mut http = listeners;
+        http.push(listen(at.gateway, config.http_port)?);
+        let listeners = ebb_gateway::Listeners { http, ..Default::default() };
+        let run = ebb_gateway::run(config, listeners, client("gateway"), gateway, self.stop.child_token());
+        self.spawn("gateway", run);
+        Ok(())
+    }
+
+    fn spawn<E>(&self, name: &'static str, component: impl Future<Output = Result<(), E>> + Send + 'static)
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let (stop, report) = (self.stop.clone(), self.report.clone());
+        self.tasks.spawn(async move {
+            let ended = component.await;
+            if !stop.is_cancelled() {
+                let error = match ended {
+                    Ok(()) => anyhow!("it ended unasked"),
+                    Err(error) => anyhow::Error::new(error),
+                };
+                let _ = report.send(error.context(format!("the {name} has failed"))).await;
+            }
+        });
+    }
+
+    /// The first failure; normally waits for ever.
+    pub(super) async fn failed(&self) -> anyhow::Error {
+        let failed = self.failed.lock().await.recv().await;
+        failed.unwrap_or_else(|| anyhow!("the components are gone"))
+    }
+
+    /// Lets what is under way end, and waits for it.
+    pub(super) async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some components did not end within {} s", DRAIN.as_secs());
+        }
+    }
+}
+
+/// The gateway's listener for pods, besides those for users on loopback.
+fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((address, port)).with_context(|| format!("the gateway cannot listen on {address}:{port}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Certificates straight from the authority, which is in this process.
+async fn identity(authority: &Arc<Authority>, namespace: &str, account: &str) -> anyhow::Result<Identity> {
+    let id = SpiffeId::new(authority.trust_domain(), namespace, account).context(account.to_string())?;
+    Identity::from_authority(authority.clone(), id).await.with_context(|| format!("the identity of {account}"))
 }

@@ -58,7 +58,8 @@ impl Process {
         // Whatever it prints later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let running: Value = serde_json::from_slice(&std::fs::read(self.data_dir().join("platform.json"))?)?;
-        let port = |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());
+        let port =
+            |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());
         self.ports = [port("api_port")?, port("gateway_port")?, port("registry_port")?];
         Ok(self)
     }
