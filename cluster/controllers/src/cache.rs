@@ -139,6 +139,11 @@ impl<K: Cached> Cache<K> {
         self.inner.read().objects.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
+    /// The objects of a namespace that no owner controls, by name.
+    pub(crate) fn orphans(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.controlled_by(&orphanage(namespace))
+    }
+
     /// The objects whose controlling owner has this uid, by name.
     pub(crate) fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
         let inner = self.inner.read();
@@ -262,9 +267,7 @@ impl<K: Cached> Cache<K> {
 impl<K: Cached> Inner<K> {
     fn insert(&mut self, key: Key, object: Arc<K>) {
         self.remove(&key);
-        if let Some(owner) = meta::controller_of(object.as_ref()) {
-            self.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
-        }
+        self.by_owner.entry(owner_of(object.as_ref())).or_default().insert(key.clone());
         self.objects.entry(key.namespace).or_default().insert(key.name, object);
     }
 
@@ -274,12 +277,11 @@ impl<K: Cached> Inner<K> {
         if names.is_empty() {
             self.objects.remove(&key.namespace);
         }
-        if let Some(owner) = meta::controller_of(old.as_ref())
-            && let Some(keys) = self.by_owner.get_mut(&owner.uid)
-        {
+        let owner = owner_of(old.as_ref());
+        if let Some(keys) = self.by_owner.get_mut(&owner) {
             keys.remove(key);
             if keys.is_empty() {
-                self.by_owner.remove(&owner.uid);
+                self.by_owner.remove(&owner);
             }
         }
         Some(old)
@@ -295,6 +297,16 @@ impl<K: Cached> Inner<K> {
             self.gone.remove(&oldest);
         }
     }
+}
+
+/// Where objects of a namespace without a controlling owner are indexed; no uid looks like this.
+fn orphanage(namespace: &str) -> String {
+    format!("/{namespace}")
+}
+
+fn owner_of(object: &impl Resource) -> String {
+    let controller = meta::controller_of(object).map(|owner| owner.uid.clone());
+    controller.unwrap_or_else(|| orphanage(object.meta().namespace.as_deref().unwrap_or_default()))
 }
 
 /// Whether `candidate` is newer than `held`. Versions that are no numbers count as newer: the watch is then the only order there is.
@@ -368,5 +380,6 @@ mod tests {
         cache.take(Event::InitDone, &mut listed);
         assert_eq!(cache.all().len(), 1);
         assert!(cache.controlled_by("boss").is_empty());
+        assert_eq!((cache.orphans("ns").len(), cache.orphans("other").len()), (1, 0));
     }
 }

@@ -95,12 +95,12 @@ fn observe(world: &World, deployment: Arc<Deployment>) -> Observed {
     let namespace = Key::of(deployment.as_ref()).namespace;
     let mut sets = world.replica_sets.controlled_by(meta::uid(deployment.as_ref()));
     if deployment.metadata.deletion_timestamp.is_none() {
-        let others = world.replica_sets.in_namespace(&namespace);
-        sets.extend(others.into_iter().filter(|set| {
-            meta::controller_of(set.as_ref()).is_none()
-                && set.metadata.deletion_timestamp.is_none()
-                && selected(&deployment, set)
-        }));
+        let orphans = world.replica_sets.orphans(&namespace);
+        sets.extend(
+            orphans
+                .into_iter()
+                .filter(|set| set.metadata.deletion_timestamp.is_none() && selected(&deployment, set)),
+        );
     }
     let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
     let recreate = strategy.is_some_and(|strategy| strategy.type_.as_deref() == Some("Recreate"));

@@ -70,12 +70,9 @@ fn selected(set: &ReplicaSet, pod: &Pod) -> bool {
 async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Error> {
     let Some(set) = world.replica_sets.get(&key) else { return Ok(None) };
     let mut pods = world.pods.controlled_by(meta::uid(set.as_ref()));
-    // Orphans are looked for among all pods of the namespace only when the set is not content, or its pods are many: a namespace may hold thousands.
     if set.metadata.deletion_timestamp.is_none() {
-        let others = world.pods.in_namespace(&key.namespace);
-        pods.extend(others.into_iter().filter(|pod| {
-            meta::controller_of(pod.as_ref()).is_none() && meta::is_active(pod) && selected(&set, pod)
-        }));
+        let orphans = world.pods.orphans(&key.namespace);
+        pods.extend(orphans.into_iter().filter(|pod| meta::is_active(pod) && selected(&set, pod)));
     }
     let observed = Observed { set: Arc::clone(&set), pods };
     let plan = plan::plan(&observed);

@@ -1,4 +1,6 @@
 //! All controllers against the real API server in one process; a stand-in for the node agent says that pods run.
+// Lint exceptions for tests do not reach the helpers of an integration test.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
     fmt::Debug,
