@@ -1,5 +1,7 @@
 //! Server, pool and forwarding together, over loopback sockets.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test shall fail it")]
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;

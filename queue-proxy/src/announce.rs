@@ -94,7 +94,7 @@ impl Announcer {
             match self.backends().await {
                 Ok(found) => backends = found,
                 Err(error) => {
-                    tracing::debug!(activator = self.activator, %error, "cannot resolve the activator")
+                    tracing::debug!(activator = self.activator, %error, "cannot resolve the activator");
                 }
             }
         }

@@ -162,7 +162,7 @@ impl RequestBody {
         match &self.0 {
             Kind::Empty | Kind::Sent => Trace::Empty,
             Kind::Full(bytes) => Trace::Full(bytes.clone()),
-            Kind::Stream(s) => Trace::Stream(s.slot.clone(), s.hint.clone()),
+            Kind::Stream(s) => Trace::Stream(s.slot.clone(), s.hint),
         }
     }
 }
@@ -245,7 +245,7 @@ impl Body for RequestBody {
         match &self.0 {
             Kind::Empty | Kind::Sent => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(s) => s.taken.as_ref().map_or_else(|| s.hint.clone(), Body::size_hint),
+            Kind::Stream(s) => s.taken.as_ref().map_or_else(|| s.hint, Body::size_hint),
         }
     }
 }

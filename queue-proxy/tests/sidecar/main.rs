@@ -1,5 +1,7 @@
 //! The sidecar as a whole, over loopback sockets, with an app, an authority and an activator of the test's own.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test shall fail it")]
+
 mod support;
 
 use std::sync::Arc;

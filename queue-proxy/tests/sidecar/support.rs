@@ -24,25 +24,25 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-pub const TD: &str = "cluster.local";
+pub(crate) const TD: &str = "cluster.local";
 
 /// An app whose requests can be held.
 #[derive(Default)]
-pub struct App {
-    pub seen: AtomicUsize,
-    pub running: AtomicUsize,
-    pub most: AtomicUsize,
-    pub release: Notify,
+pub(crate) struct App {
+    pub(crate) seen: AtomicUsize,
+    pub(crate) running: AtomicUsize,
+    pub(crate) most: AtomicUsize,
+    pub(crate) release: Notify,
 }
 
 impl App {
     /// Waits until `n` requests are inside.
-    pub async fn inside(&self, n: usize) {
+    pub(crate) async fn inside(&self, n: usize) {
         until(|| self.running.load(Ordering::SeqCst) == n).await;
     }
 }
 
-pub async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -65,26 +65,26 @@ async fn answer(app: Arc<App>, request: Request<Incoming>) -> Response<Full<Byte
 }
 
 /// Serves `app` on `listener` for the rest of the test.
-pub fn serve_app(app: &Arc<App>, listener: TcpListener) {
+pub(crate) fn serve_app(app: &Arc<App>, listener: TcpListener) {
     let app = app.clone();
     let handler = handler_fn(move |request, _| answer(app.clone(), request));
     tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), CancellationToken::new()));
 }
 
-pub async fn listener() -> (TcpListener, SocketAddr) {
+pub(crate) async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
 /// An authority with its endpoint; every token is a service account's name of namespace `default`.
-pub struct Mesh {
-    pub authority: Arc<Authority>,
+pub(crate) struct Mesh {
+    pub(crate) authority: Arc<Authority>,
     endpoint: SocketAddr,
 }
 
 impl Mesh {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let root = MaterialPem::generate_root(TD, SystemTime::now()).unwrap();
         let authority = Arc::new(Authority::new(TD, DEFAULT_TTL, &root).unwrap());
         let (listener, endpoint) = listener().await;
@@ -115,7 +115,7 @@ impl Mesh {
         Self { authority, endpoint }
     }
 
-    pub async fn identity(&self, namespace: &str, account: &str) -> Identity {
+    pub(crate) async fn identity(&self, namespace: &str, account: &str) -> Identity {
         let id = SpiffeId::new(TD, namespace, account).unwrap();
         Identity::from_authority(self.authority.clone(), id).await.unwrap()
     }
@@ -132,18 +132,18 @@ impl Mesh {
 }
 
 /// The sidecar, running.
-pub struct Pod {
-    pub http1: SocketAddr,
-    pub mtls: SocketAddr,
-    pub admin: SocketAddr,
-    pub stats: SocketAddr,
-    pub metrics: SocketAddr,
-    pub stop: CancellationToken,
-    pub ended: tokio::task::JoinHandle<Result<(), Error>>,
+pub(crate) struct Pod {
+    pub(crate) http1: SocketAddr,
+    pub(crate) mtls: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) stats: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) ended: tokio::task::JoinHandle<Result<(), Error>>,
 }
 
 /// Starts a sidecar for the app at `app`. `vars` override the environment.
-pub async fn pod(app: SocketAddr, mesh: &Mesh, vars: &[(&str, &str)]) -> Pod {
+pub(crate) async fn pod(app: SocketAddr, mesh: &Mesh, vars: &[(&str, &str)]) -> Pod {
     let port = app.port().to_string();
     let mut config = Config::parse(|name| {
         if let Some((_, value)) = vars.iter().find(|(n, _)| *n == name) {
@@ -176,16 +176,16 @@ pub async fn pod(app: SocketAddr, mesh: &Mesh, vars: &[(&str, &str)]) -> Pod {
     Pod { http1, mtls, admin, stats, metrics, stop, ended }
 }
 
-pub fn plain(at: SocketAddr) -> Arc<Backend> {
+pub(crate) fn plain(at: SocketAddr) -> Arc<Backend> {
     // The pool may go: a backend lives by itself.
     client(PlainConnector).backend(&Target::plain(at, Protocol::Http1))
 }
 
-pub fn client(connector: impl Connector) -> Pool {
+pub(crate) fn client(connector: impl Connector) -> Pool {
     Pool::new(connector, PoolConfig::default())
 }
 
-pub async fn mesh_client(
+pub(crate) async fn mesh_client(
     mesh: &Mesh,
     namespace: &str,
     account: &str,
@@ -196,7 +196,7 @@ pub async fn mesh_client(
     client(identity).backend(&Target::tls(at, p, "spiffe://cluster.local/ns/default/*"))
 }
 
-pub async fn ask(
+pub(crate) async fn ask(
     backend: &Arc<Backend>,
     path: &str,
     headers: &[(&str, &str)],
@@ -209,7 +209,7 @@ pub async fn ask(
 }
 
 /// Status and body.
-pub async fn got(backend: &Arc<Backend>, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+pub(crate) async fn got(backend: &Arc<Backend>, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let response = ask(backend, path, headers).await.unwrap();
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -217,7 +217,7 @@ pub async fn got(backend: &Arc<Backend>, path: &str, headers: &[(&str, &str)]) -
 }
 
 /// Waits until the sidecar answers kubelet's probe with yes.
-pub async fn ready(at: SocketAddr) {
+pub(crate) async fn ready(at: SocketAddr) {
     let backend = plain(at);
     tokio::time::timeout(Duration::from_secs(20), async {
         while got(&backend, "/", &[("k-network-probe", "queue")]).await.0 != 200 {
