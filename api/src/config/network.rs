@@ -112,7 +112,7 @@ impl Network {
         match u64::try_from(seconds) {
             Ok(seconds) => c.rollout_duration = Duration::from_secs(seconds),
             Err(_) => {
-                r.fail("rollout-duration", format!("must be a number of seconds from 0, was: {seconds}"))
+                r.fail("rollout-duration", format!("must be a number of seconds from 0, was: {seconds}"));
             }
         }
         r.bool("autocreate-cluster-domain-claims", &mut c.autocreate_cluster_domain_claims);

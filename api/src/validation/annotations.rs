@@ -115,7 +115,7 @@ fn numbers(found: Annotations<'_>) -> FieldErrors {
         match value.parse::<f64>() {
             Ok(n) if n >= 0.01 => {}
             Ok(n) if !n.is_nan() => {
-                errors.add(FieldErrors::new(format!("target {value} should be at least 0.01"), &[key]))
+                errors.add(FieldErrors::new(format!("target {value} should be at least 0.01"), &[key]));
             }
             _ => errors.add(FieldErrors::invalid(value, key)),
         }
