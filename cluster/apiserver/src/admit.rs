@@ -1,7 +1,7 @@
 //! Admission by the server itself: what Kubernetes' built-in plugins and strategies do to a write.
 
 pub(crate) mod crds;
-mod serviceaccount;
+pub(crate) mod serviceaccount;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

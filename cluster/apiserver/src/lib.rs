@@ -5,7 +5,7 @@
 //! no pods: it stores what they should do, tells them of changes, and hands logs and terminals to the node agent it was
 //! given ([`ApiServer::set_kubelet`]).
 //!
-//! One generic path serves every resource type; what differs is a row in [`registry`]'s table, a schema from
+//! One generic path serves every resource type; what differs is a row in `registry`'s table, a schema from
 //! `cluster-schema`, and the few hooks in `admit`.
 
 mod accept;

@@ -1,5 +1,7 @@
 //! The server seen through kube's client: in this process, and over TLS.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests, which clippy does not know as such.
+
 mod common;
 
 use std::time::Duration;

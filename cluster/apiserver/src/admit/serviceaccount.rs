@@ -1,5 +1,8 @@
 //! The ServiceAccount plugin: a pod runs as an account, whose token it finds mounted.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::random_suffix;
@@ -7,10 +10,37 @@ use crate::error::ApiError;
 use crate::handlers::Ctx;
 use crate::meta;
 
+const KIND: &str = "/serviceaccounts";
+/// How long a pod's creation waits for its account.
+const PATIENCE: Duration = Duration::from_secs(1);
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
 /// As upstream: an hour and seven seconds, by which such tokens can be told.
 const TOKEN_SECONDS: i64 = 3607;
+
+fn account_name(spec: &Value) -> &str {
+    let given = |field: &str| spec[field].as_str().filter(|name| !name.is_empty());
+    given("serviceAccountName").or_else(|| given("serviceAccount")).unwrap_or("default")
+}
+
+/// Waits a moment for the account: that of a namespace just made is made by a controller.
+pub(crate) async fn expect(ctx: &Ctx, pod: &Value) {
+    let store = &ctx.server.store;
+    let kind: Arc<str> = KIND.into();
+    let name = account_name(&pod["spec"]).to_owned();
+    if store.get(KIND, &ctx.namespace, &name).is_some() {
+        return;
+    }
+    let Ok(mut watch) = store.watch(&kind, store.revision()) else { return };
+    let appears = async {
+        while store.get(KIND, &ctx.namespace, &name).is_none() {
+            if watch.next().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, appears).await;
+}
 
 /// Sets the account's name and mounts its token.
 pub(super) fn admit(ctx: &Ctx, pod: &mut Value) -> Result<(), ApiError> {
@@ -18,15 +48,10 @@ pub(super) fn admit(ctx: &Ctx, pod: &mut Value) -> Result<(), ApiError> {
     if pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string() {
         return Ok(());
     }
-    let spec = &mut pod["spec"];
-    if spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
-        let name =
-            spec["serviceAccount"].as_str().filter(|name| !name.is_empty()).unwrap_or("default").to_owned();
-        spec["serviceAccountName"] = name.into();
-    }
-    let name = spec["serviceAccountName"].as_str().unwrap_or_default().to_owned();
-    spec["serviceAccount"] = name.clone().into();
-    let Some(account) = ctx.server.store.get("/serviceaccounts", &ctx.namespace, &name) else {
+    let name = account_name(&pod["spec"]).to_owned();
+    pod["spec"]["serviceAccountName"] = name.clone().into();
+    pod["spec"]["serviceAccount"] = name.clone().into();
+    let Some(account) = ctx.server.store.get(KIND, &ctx.namespace, &name) else {
         let cause = format!(
             "error looking up service account {}/{name}: serviceaccount \"{name}\" not found",
             ctx.namespace

@@ -267,6 +267,9 @@ pub(crate) async fn create_object(
     }
     admit::prepare(resource, &mut object, None);
     resource.schema().default(&mut object);
+    if resource.builtin && resource.kind == "Pod" {
+        admit::serviceaccount::expect(ctx, &object).await;
+    }
     let reserved = admit::create(ctx, &mut object, options.dry_run)?;
     if ctx.server.hooks.mutate(ctx, Operation::Create, None, &mut object, options.dry_run).await? {
         resource.schema().prune(&mut object);
