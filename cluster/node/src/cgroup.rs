@@ -133,8 +133,16 @@ impl Hierarchies {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        for root in self.roots() {
-            remove(&root.join(relative));
+        // A process that has just ended keeps its cgroup busy until its parent has noticed.
+        for _ in 0..100 {
+            let left = self.roots().map(|root| root.join(relative)).filter(|folder| {
+                remove(folder);
+                folder.exists()
+            });
+            if left.count() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
         killed
     }

@@ -527,7 +527,7 @@ async fn watch_health(
     }
     let health = Health { context, pod, index, live: Arc::clone(&live), events };
     if let Some(startup) = live.spec.startup_probe.clone() {
-        let passed = health.probe("Startup", &startup, |verdict| Some(verdict)).await;
+        let passed = health.probe("Startup", &startup, Some).await;
         if passed != Some(true) {
             health.unhealthy("startup");
             return;

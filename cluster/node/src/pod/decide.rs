@@ -43,16 +43,16 @@ pub(crate) fn decide(state: &PodState, now: Timestamp) -> Plan {
     if state.delete_sent {
         return plan;
     }
-    if let Some(deadline) = active_deadline(state) {
-        if state.failed.is_none() && state.outcome().is_none() {
-            if now >= deadline {
-                let message = "Pod was active on the node longer than the specified deadline".to_owned();
-                plan.actions.push(Action::Fail("DeadlineExceeded".to_owned(), message));
-                plan.wake_at(now);
-                return plan;
-            }
-            plan.wake_at(deadline);
+    if let Some(deadline) = active_deadline(state)
+        && state.failed.is_none()
+        && state.outcome().is_none()
+    {
+        if now >= deadline {
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            plan.actions.push(Action::Fail("DeadlineExceeded".to_owned(), message));
+            return plan;
         }
+        plan.wake_at(deadline);
     }
     escalate(state, now, &mut plan);
     let deleted = state.pod.metadata.deletion_timestamp.is_some() || state.gone;

@@ -89,6 +89,8 @@ pub(crate) struct ContainerState {
     pub(crate) restarts: i32,
     /// Whether this process has started it before: then the next start is a restart.
     pub(crate) tried: bool,
+    /// It was past its startup once: a sidecar then no longer holds the others back.
+    pub(crate) passed: bool,
     pub(crate) backoff: Backoff,
 }
 
@@ -308,8 +310,10 @@ impl PodState {
             Event::StartFailed(index, reason, message) => self.start_failed(index, reason, message, now),
             Event::Exited(index, id, facts) => self.exited(index, &id, facts, now),
             Event::StartedUp(index, id) => {
-                if let Some(running) = self.containers[index].running(&id) {
+                let container = &mut self.containers[index];
+                if let Some(running) = container.running(&id) {
                     running.started = true;
+                    container.passed = true;
                 }
             }
             Event::Readiness(index, id, ready) => {
@@ -447,6 +451,7 @@ impl ContainerState {
             image_backoff: Backoff::default(),
             image_id: before.map(|status| status.image_id.clone()).filter(|id| !id.is_empty()),
             tried: matches!(run, Run::Ended(_)),
+            passed: false,
             run,
             last,
             restarts,
@@ -466,7 +471,7 @@ impl ContainerState {
         match self.kind {
             Kind::Main => true,
             Kind::Init => matches!(&self.run, Run::Ended(ended) if ended.code == 0),
-            Kind::Sidecar => self.is_started() || (self.tried && !matches!(self.run, Run::Running(_))),
+            Kind::Sidecar => self.passed,
         }
     }
 

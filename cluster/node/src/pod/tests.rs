@@ -170,6 +170,7 @@ fn init_containers_and_sidecars_go_in_order() {
     assert_eq!(world.condition("Initialized"), "False");
     world.started(0);
     assert_eq!(world.exit(0, 0), [Action::Start(1)]);
+    assert_eq!(world.step(), [], "the next one waits until the sidecar has started");
     assert_eq!(world.started(1), [Action::Start(2)]);
     assert_eq!(world.status()["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
     world.started(2);
