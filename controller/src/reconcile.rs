@@ -112,13 +112,16 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
+/// Is told of an object as it was and as it is.
+type Changed<K> = fn(&World, Option<&Arc<K>>, Option<&Arc<K>>);
+
 fn follow<K>(
     tasks: &mut JoinSet<()>,
     world: &Arc<World>,
     api: Api<K>,
     config: watcher::Config,
     cache: fn(&World) -> &Cache<K>,
-    changed: fn(&World, Option<&Arc<K>>, Option<&Arc<K>>),
+    changed: Changed<K>,
 ) where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -163,7 +166,7 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
         &o.namespace().unwrap_or_default(),
         &o.name_any()
     ));
-    watch!(images, all(), |_w, _o| ());
+    follow(tasks, world, Api::all(client.clone()), all(), |w| &w.images, |_, _, _| {});
     let of_revisions = || watcher::Config::default().labels(keys::REVISION);
     watch!(pods, of_revisions(), |w, o| w.belongs_to_revision(&**o));
     watch!(core_services, all(), |w, o| w.core_service_changed(o));

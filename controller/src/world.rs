@@ -181,14 +181,10 @@ impl World {
             self.want(Kind::Route, &namespace, &route.name_any());
         }
         // Which revision is the latest decides about the labels of the one before and of the new one.
-        for revision in object
-            .status
-            .iter()
-            .flat_map(|s| [&s.latest_created_revision_name, &s.latest_ready_revision_name])
-        {
-            if let Some(revision) = revision {
-                self.want(Kind::Revision, &namespace, revision);
-            }
+        let status = object.status.iter();
+        let latest = status.flat_map(|s| [&s.latest_created_revision_name, &s.latest_ready_revision_name]);
+        for revision in latest.flatten() {
+            self.want(Kind::Revision, &namespace, revision);
         }
     }
 

@@ -1,6 +1,8 @@
 //! The controller against the real API server in one process: webhooks over TLS, the children of a Service, and how readiness is
 //! carried up. What pods, autoscaler and gateway would say is written by the test.
 
+#![allow(clippy::panic)] // a test ends that way
+
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 

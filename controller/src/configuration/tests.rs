@@ -56,7 +56,7 @@ fn a_failed_newest_leaves_the_ready_one() {
     status["latestCreatedRevisionName"] = json!("hello-00001");
     let configuration: Configuration = with_status(&configuration, status);
     let old = with_status(&revision(1), ready("True", None));
-    let plan = run(&configuration, &[old.clone()]);
+    let plan = run(&configuration, std::slice::from_ref(&old));
     assert_eq!(summary(&plan), ["create Revision/hello-00002"]);
     assert_eq!(condition(&plan, "Ready").0, "Unknown");
     let bad = with_status(&revision(2), ready("False", Some("ExitCode1")));

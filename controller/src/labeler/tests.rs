@@ -26,11 +26,15 @@ fn what_routes_lead_to() {
 
     let active = Some(("active".to_owned(), json!("hello")));
     assert_eq!(
-        state(&second, &[follows.clone()], "hello-00002"),
+        state(&second, std::slice::from_ref(&follows), "hello-00002"),
         active,
         "the latest of a followed Configuration"
     );
-    assert_eq!(state(&first, &[follows.clone()], "hello-00002"), None, "not seen by any Route yet: pending");
+    assert_eq!(
+        state(&first, std::slice::from_ref(&follows), "hello-00002"),
+        None,
+        "not seen by any Route yet: pending"
+    );
     assert_eq!(state(&first, &[pinned], "hello-00002"), active, "named");
     assert_eq!(state(&first, &[moving], "hello-00002"), active, "still served");
 }

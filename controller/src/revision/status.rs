@@ -64,13 +64,9 @@ pub(super) fn of_deployment(
     let available = found.and_then(|s| s.available_replicas).unwrap_or_default();
     if wanted > 0 && available == 0 {
         let mut manager = status.manage(now);
-        for problem in pods
-            .iter()
-            .filter(|p| p.metadata.deletion_timestamp.is_none())
-            .filter_map(|p| problem(p, configs))
-        {
+        let mut alive = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
+        if let Some(problem) = alive.find_map(|p| problem(p, configs)) {
             manager.mark_false(problem.condition, &problem.reason, &problem.message);
-            break;
         }
     }
     if found.and_then(|s| s.ready_replicas).unwrap_or_default() > 0 {

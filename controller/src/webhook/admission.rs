@@ -90,7 +90,7 @@ pub fn defaulting(request: &Value, configs: &Configs) -> Verdict {
     let request = &normalise(request);
     let result = match request["kind"]["kind"].as_str().unwrap_or_default() {
         "Service" => fill::<Service>(request, |a| {
-            defaults::service(&mut a.object, a.old.as_ref(), configs, a.user.as_deref())
+            defaults::service(&mut a.object, a.old.as_ref(), configs, a.user.as_deref());
         }),
         "Configuration" => fill::<Configuration>(request, |a| {
             defaults::configuration(&mut a.object, a.old.as_ref(), configs, a.user.as_deref());
