@@ -126,6 +126,13 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
         ("REVISION_RESPONSE_START_TIMEOUT_SECONDS", number(spec.response_start_timeout_seconds)),
         ("REVISION_IDLE_TIMEOUT_SECONDS", number(spec.idle_timeout_seconds)),
         ("USER_PORT", user_port.to_string()),
+        (
+            "USER_PORT_PROTOCOL",
+            match spec.user_port().protocol {
+                ProtocolType::Http1 => "http1".into(),
+                ProtocolType::H2c => "h2c".into(),
+            },
+        ),
         ("SYSTEM_NAMESPACE", platform.system_namespace.clone()),
         ("SERVING_READINESS_PROBE", probe),
         ("ENABLE_HTTP2_AUTO_DETECTION", configs.features.enabled("autodetect-http2").to_string()),
