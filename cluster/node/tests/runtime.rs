@@ -199,7 +199,7 @@ async fn serves_in_its_own_network() {
         match std::net::TcpStream::connect((address, 80)) {
             Ok(stream) => break stream,
             Err(_) if begun.elapsed() < Duration::from_secs(5) => {
-                tokio::time::sleep(Duration::from_millis(2)).await
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err(error) => panic!("{error}"),
         }
