@@ -49,7 +49,10 @@ impl Config {
         let default = Self::default();
         let permissive = match std::env::var("EBB_MTLS") {
             Err(_) => false,
-            Ok(mode) => mode.parse::<ebb_mesh::Mode>().map_err(|error| format!("EBB_MTLS: {error}"))? == ebb_mesh::Mode::Permissive,
+            Ok(mode) => {
+                mode.parse::<ebb_mesh::Mode>().map_err(|error| format!("EBB_MTLS: {error}"))?
+                    == ebb_mesh::Mode::Permissive
+            }
         };
         Ok(Self {
             namespace: std::env::var("SYSTEM_NAMESPACE").unwrap_or(default.namespace),

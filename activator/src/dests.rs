@@ -95,7 +95,11 @@ impl Dests {
     fn good(&mut self, address: SocketAddr) -> Vec<Change> {
         let dest = self.known.entry(address).or_default();
         dest.suspect = false;
-        if std::mem::replace(&mut dest.usable, true) { Vec::new() } else { vec![Change::Usable(address, true)] }
+        if std::mem::replace(&mut dest.usable, true) {
+            Vec::new()
+        } else {
+            vec![Change::Usable(address, true)]
+        }
     }
 
     /// A connection could not be made.
@@ -106,7 +110,11 @@ impl Dests {
             return vec![Change::Gone(address)];
         }
         dest.suspect = true;
-        if std::mem::replace(&mut dest.usable, false) { vec![Change::Usable(address, false)] } else { Vec::new() }
+        if std::mem::replace(&mut dest.usable, false) {
+            vec![Change::Usable(address, false)]
+        } else {
+            Vec::new()
+        }
     }
 
     /// The pods that are worth a probe: listed, not usable.
@@ -145,7 +153,11 @@ mod tests {
         assert_eq!(dests.listed(&slices(&[(1, true), (2, false)]), NOW), [Change::Usable(pod(1), true)]);
         assert_eq!(dests.to_probe().collect::<Vec<_>>(), [pod(2)]);
         assert_eq!(dests.probed(pod(2)), [Change::Usable(pod(2), true)]);
-        assert_eq!(dests.listed(&slices(&[(1, true), (2, false)]), NOW), [], "our probe is ahead of Kubernetes'");
+        assert_eq!(
+            dests.listed(&slices(&[(1, true), (2, false)]), NOW),
+            [],
+            "our probe is ahead of Kubernetes'"
+        );
         assert_eq!(dests.probed(pod(9)), [], "nobody knows it any more");
     }
 

@@ -72,7 +72,7 @@ impl Meter {
         }
         self.advance(now);
         let elapsed = now.saturating_sub(self.since).as_secs_f64().max(1e-3);
-        let silent = self.current == 0 && self.arrived == 0;
+        let silent = self.current == 0 && self.arrived == 0 && self.area == 0.0;
         let told = f64::from(self.told);
         let report = Report {
             concurrency: (self.area / elapsed - told).max(0.0),
@@ -110,7 +110,11 @@ mod tests {
         assert_eq!(meter.cut(1, ms(2000)), Some(Report { concurrency: 1.0, rps: 0.0 }));
         meter.leave(ms(2500));
         assert_eq!(meter.cut(0, ms(3000)), Some(Report { concurrency: 0.5, rps: 0.0 }));
-        assert_eq!(meter.cut(0, ms(4000)), Some(Report { concurrency: 0.0, rps: 0.0 }), "the last word is zero");
+        assert_eq!(
+            meter.cut(0, ms(4000)),
+            Some(Report { concurrency: 0.0, rps: 0.0 }),
+            "the last word is zero"
+        );
         assert_eq!(meter.cut(0, ms(5000)), None);
         assert!(!meter.is_active());
         assert!(meter.arrive(0, ms(9000)).is_some(), "and then it is the first again");

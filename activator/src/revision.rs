@@ -96,7 +96,9 @@ struct Backends {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Too many wait already.
-    #[error("too many requests wait for this revision; it has no capacity left, raise max-scale or its limits")]
+    #[error(
+        "too many requests wait for this revision; it has no capacity left, raise max-scale or its limits"
+    )]
     Full,
     /// It waited as long as the revision's timeout allows.
     #[error("no pod of this revision became available in time; see its Revision for the reason")]
@@ -363,7 +365,7 @@ impl Revision {
                         grants.extend(core.throttle.set(address, usable, balance::random()));
                     }
                     Change::Gone(address) => {
-                        core.throttle.remove(address);
+                        grants.extend(core.throttle.remove(address, balance::random()));
                         core.backends.remove(&address);
                         core.announced.remove(&address);
                     }
@@ -383,6 +385,9 @@ impl Revision {
 
 impl fmt::Debug for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Revision").field("key", &self.key).field("waiting", &self.waiting()).finish_non_exhaustive()
+        f.debug_struct("Revision")
+            .field("key", &self.key)
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
     }
 }

@@ -126,12 +126,13 @@ impl<W> Throttle<W> {
         self.grant(draw)
     }
 
-    /// Forgets a pod. Requests on it finish without effect.
-    pub fn remove(&mut self, address: SocketAddr) {
-        if let Ok(at) = self.pods.binary_search_by_key(&address, |pod| pod.address) {
-            self.pods.remove(at);
-            self.arrange();
-        }
+    /// Forgets a pod. Requests on it finish without effect. The slices shift, which may give this activator others.
+    #[must_use]
+    pub fn remove(&mut self, address: SocketAddr, draw: u64) -> Vec<Grant<W>> {
+        let Ok(at) = self.pods.binary_search_by_key(&address, |pod| pod.address) else { return Vec::new() };
+        self.pods.remove(at);
+        self.arrange();
+        self.grant(draw)
     }
 
     /// Says which part of the pods is this activator's; none for all of them.
@@ -194,7 +195,9 @@ impl<W> Throttle<W> {
         let at = match count {
             0 => return None,
             _ if self.limit == 0 => self.less_busy_of_two(draw),
-            _ if self.limit <= FIRST_AVAILABLE_UP_TO => *self.eligible.iter().find(|&&at| self.has_room(at))?,
+            _ if self.limit <= FIRST_AVAILABLE_UP_TO => {
+                *self.eligible.iter().find(|&&at| self.has_room(at))?
+            }
             _ => {
                 let start = self.turn % count;
                 let offset = (0..count).find(|step| self.has_room(self.eligible[(start + step) % count]))?;
@@ -214,12 +217,12 @@ impl<W> Throttle<W> {
 
     fn less_busy_of_two(&self, draw: u64) -> usize {
         let count = self.eligible.len() as u64;
-        let first = (draw & 0xFFFF_FFFF) * count >> 32;
+        let first = ((draw & 0xFFFF_FFFF) * count) >> 32;
         if count == 1 {
             return self.eligible[0];
         }
         // The second is another one than the first.
-        let second = (first + 1 + ((draw >> 32) * (count - 1) >> 32)) % count;
+        let second = (first + 1 + (((draw >> 32) * (count - 1)) >> 32)) % count;
         let (first, second) = (self.eligible[first as usize], self.eligible[second as usize]);
         if self.pods[second].in_flight < self.pods[first].in_flight { second } else { first }
     }

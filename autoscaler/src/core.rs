@@ -110,7 +110,11 @@ impl Spec {
 
     /// Excess burst capacity before anything was measured: whether the initial scale could take the burst.
     pub fn initial_burst(&self) -> i64 {
-        if self.burst <= 0.0 { self.burst as i64 } else { (f64::from(self.initial) * self.total - self.burst) as i64 }
+        if self.burst <= 0.0 {
+            self.burst as i64
+        } else {
+            (f64::from(self.initial) * self.total - self.burst) as i64
+        }
     }
 
     /// How many activators stand before `ready` pods.
@@ -146,7 +150,10 @@ impl State {
     /// The state of an autoscaler that meets a revision with `ready` pods. With more than one it starts in panic:
     /// it has no history, and must not take the pods away before it has one.
     pub fn starting(ready: u32, now: Duration) -> Self {
-        Self { panic: (ready > 1).then_some(Panic { since: now, most: ready }), delay: WindowedMax::default() }
+        Self {
+            panic: (ready > 1).then_some(Panic { since: now, most: ready }),
+            delay: WindowedMax::default(),
+        }
     }
 }
 

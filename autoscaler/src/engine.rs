@@ -22,8 +22,8 @@ mod revision;
 mod status;
 
 pub use explain::{Entry, Explanation};
-pub(crate) use status::since_epoch;
 use revision::Revision;
+pub(crate) use status::since_epoch;
 
 /// The time between two looks at a revision with pods or load.
 pub const TICK: Duration = Duration::from_secs(2);
@@ -288,15 +288,20 @@ impl Engine {
     /// Takes load reports of an activator in. A revision without ready pods is decided at once; the effects hold its
     /// scale, so that the caller starts the write before it answers.
     pub fn report(&mut self, batch: &StatBatch, now: Duration) -> (PokeResponse, Vec<Effect>) {
-        let mut answer =
-            PokeResponse { decided_at_us: micros(now), desired: None, reason: "nothing had to be decided".to_owned() };
+        let mut answer = PokeResponse {
+            decided_at_us: micros(now),
+            desired: None,
+            reason: "nothing had to be decided".to_owned(),
+        };
         let mut touched = HashSet::new();
         for stat in &batch.stats {
             let key = Key::new(stat.namespace.as_str(), stat.revision.as_str());
             let Some(revision) = self.revisions.get_mut(&key) else { continue };
             revision.reported(
                 Load {
-                    concurrency: (stat.average_concurrent_requests - stat.average_proxied_concurrent_requests).max(0.0),
+                    concurrency: (stat.average_concurrent_requests
+                        - stat.average_proxied_concurrent_requests)
+                        .max(0.0),
                     rps: (stat.request_count - stat.proxied_request_count).max(0.0),
                 },
                 now,
@@ -345,7 +350,10 @@ impl Engine {
 
     /// Why a revision has as many pods as it has.
     pub fn explain(&self, key: &Key) -> Option<Explanation> {
-        self.revisions.get(key).filter(|revision| revision.pa().is_some()).map(|revision| revision.explain(key))
+        self.revisions
+            .get(key)
+            .filter(|revision| revision.pa().is_some())
+            .map(|revision| revision.explain(key))
     }
 
     /// How many revisions are scaled, and how many of them are at rest.

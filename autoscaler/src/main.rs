@@ -51,7 +51,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .unwrap_or_else(|_| format!("controller.{}.svc:{}", config.namespace, ebb_http::ports::CA));
     let trust_domain =
         std::env::var("EBB_TRUST_DOMAIN").unwrap_or_else(|_| ebb_mesh::DEFAULT_TRUST_DOMAIN.to_owned());
-    let identity = Identity::obtain(IdentityConfig::in_pod(ca, trust_domain)).await.context("a mesh identity")?;
+    let identity =
+        Identity::obtain(IdentityConfig::in_pod(ca, trust_domain)).await.context("a mesh identity")?;
     let client = kube::Client::try_default().await.context("a connection to the Kubernetes API")?;
     let run = ebb_autoscaler::run(config, client, identity, shutdown.clone());
     let late = async {

@@ -18,7 +18,8 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let expected = [(0, 0), (1, 1), (3, 3), (4, 4), (10, 7), (15, 8), (100, 14), (1000, 16), (100_000, 16)];
+        let expected =
+            [(0, 0), (1, 1), (3, 3), (4, 4), (10, 7), (15, 8), (100, 14), (1000, 16), (100_000, 16)];
         for (population, size) in expected {
             assert_eq!(sample_size(population), size, "{population}");
             assert!(sample_size(population) <= population);

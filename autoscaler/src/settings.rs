@@ -177,12 +177,20 @@ mod tests {
             (json!({"autoscaling.knative.dev/target": "50"}), 10, 10.0, 7.0),
             (json!({"autoscaling.knative.dev/target": "50"}), 0, 50.0, 35.0),
             (json!({"autoscaling.knative.dev/metric": "rps"}), 10, 200.0, 140.0),
-            (json!({"autoscaling.knative.dev/metric": "rps", "autoscaling.knative.dev/target": "50"}), 10, 50.0, 35.0),
+            (
+                json!({"autoscaling.knative.dev/metric": "rps", "autoscaling.knative.dev/target": "50"}),
+                10,
+                50.0,
+                35.0,
+            ),
             (json!({"autoscaling.knative.dev/target-utilization-percentage": "100"}), 0, 100.0, 100.0),
             (json!({"autoscaling.knative.dev/target": "0.01"}), 0, 0.01, 0.01),
         ] {
             let spec = spec(annotations.clone(), concurrency);
-            assert!((spec.total - total).abs() < 1e-9 && (spec.target - target).abs() < 1e-9, "{annotations} {spec:?}");
+            assert!(
+                (spec.total - total).abs() < 1e-9 && (spec.target - target).abs() < 1e-9,
+                "{annotations} {spec:?}"
+            );
         }
     }
 

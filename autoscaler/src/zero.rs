@@ -137,7 +137,13 @@ pub enum Stage {
 const SOON: Duration = Duration::from_secs(1);
 
 /// Decides how far the way to zero may be gone. `desired` is within the bounds already.
-pub fn step(protocol: &Protocol, desired: Option<u32>, activity: Activity, path: Path, now: Duration) -> Step {
+pub fn step(
+    protocol: &Protocol,
+    desired: Option<u32>,
+    activity: Activity,
+    path: Path,
+    now: Duration,
+) -> Step {
     let hold = |want, stage, recheck| Step { want, apply: false, probe: false, recheck, stage };
     let apply = |want, stage| Step { want: Some(want), apply: true, probe: false, recheck: None, stage };
     match desired {
@@ -222,7 +228,11 @@ pub fn activity(before: Activity, scene: Scene, now: Duration) -> Standing {
         timed_out = before.is_activating() && threshold > 0;
         Activity::Inactive(now)
     } else if ready < threshold {
-        if want > Some(0) || !before.is_inactive() { Activity::Activating(now) } else { Activity::Inactive(now) }
+        if want > Some(0) || !before.is_inactive() {
+            Activity::Activating(now)
+        } else {
+            Activity::Inactive(now)
+        }
     } else if want > Some(0) || !before.is_inactive() {
         Activity::Active(now)
     } else {
@@ -293,8 +303,14 @@ mod tests {
     #[test]
     fn retention_longer_than_grace() {
         let protocol = Protocol { retention: Duration::from_secs(120), ..Protocol::default() };
-        assert_eq!(step(&protocol, Some(0), Activity::Inactive(ago(119)), confirmed(), NOW).stage, Stage::Retention);
-        assert_eq!(step(&protocol, Some(0), Activity::Inactive(ago(120)), confirmed(), NOW).stage, Stage::Zero);
+        assert_eq!(
+            step(&protocol, Some(0), Activity::Inactive(ago(119)), confirmed(), NOW).stage,
+            Stage::Retention
+        );
+        assert_eq!(
+            step(&protocol, Some(0), Activity::Inactive(ago(120)), confirmed(), NOW).stage,
+            Stage::Zero
+        );
     }
 
     #[test]
@@ -351,7 +367,11 @@ mod tests {
             (None, 1, 1, Active(t), Active(t)),
         ] {
             let scene = Scene { want, ready, threshold, has_service: true, initialized: true };
-            assert_eq!(activity(before, scene, NOW).activity, after, "{want:?} {ready} {threshold} {before:?}");
+            assert_eq!(
+                activity(before, scene, NOW).activity,
+                after,
+                "{want:?} {ready} {threshold} {before:?}"
+            );
         }
     }
 

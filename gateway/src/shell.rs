@@ -67,7 +67,8 @@ pub async fn run(
     let synced = CancellationToken::new();
     let tasks = TaskTracker::new();
 
-    let own: Vec<SocketAddr> = local.iter().filter_map(|listener| listener.local_addr().ok()).map(reachable).collect();
+    let own: Vec<SocketAddr> =
+        local.iter().filter_map(|listener| listener.local_addr().ok()).map(reachable).collect();
     let settler = settle::Settler::new(client.clone(), &config, own);
     let inbox = sources::spawn(&tasks, &client, &config, &background);
     let programmer = programmer::Programmer::new(
@@ -109,7 +110,8 @@ pub async fn run(
 
 async fn bound(handed: Vec<std::net::TcpListener>, address: SocketAddr) -> Result<Vec<TcpListener>, Error> {
     if handed.is_empty() {
-        let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
         return Ok(vec![listener]);
     }
     handed

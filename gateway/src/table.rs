@@ -207,19 +207,25 @@ impl<B> Table<B> {
 
     /// All backends.
     pub fn backends(&self) -> impl Iterator<Item = &B> {
-        self.local.values().flat_map(|rules| rules.iter()).flat_map(|rule| rule.splits.iter().map(|split| &split.backend))
+        self.local
+            .values()
+            .flat_map(|rules| rules.iter())
+            .flat_map(|rule| rule.splits.iter().map(|split| &split.backend))
     }
 }
 
 impl<B> Rule<B> {
     fn matches(&self, request: &RequestParts<'_>) -> bool {
         request.path.starts_with(self.prefix.as_str())
-            && self.headers.iter().all(|(name, value)| request.headers.get_all(name).iter().any(|got| got == value))
+            && self
+                .headers
+                .iter()
+                .all(|(name, value)| request.headers.get_all(name).iter().any(|got| got == value))
     }
 
     fn draw(&self, random: u32) -> Option<&Split<B>> {
         // Multiply and shift maps 2^32 draws on `total` shares evenly to one in 40 million.
-        let drawn = (u64::from(random) * u64::from(self.total) >> 32) as u32;
+        let drawn = ((u64::from(random) * u64::from(self.total)) >> 32) as u32;
         self.splits.iter().find(|split| drawn < split.upto)
     }
 

@@ -132,7 +132,8 @@ impl Upstream {
         let now = self.now();
         let all = &current.endpoints;
         // The usual case costs no list.
-        if tried.is_empty() && all.iter().all(|endpoint| endpoint.avoid_until.load(Ordering::Relaxed) <= now) {
+        if tried.is_empty() && all.iter().all(|endpoint| endpoint.avoid_until.load(Ordering::Relaxed) <= now)
+        {
             let at = balance::p2c(all.len(), balance::random(), |n| all[n].in_flight())?;
             return Some(all[at].clone());
         }
@@ -188,7 +189,10 @@ impl Endpoint {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("key", &self.key).field("endpoints", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Upstream")
+            .field("key", &self.key)
+            .field("endpoints", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ebb_http::forward::{Forwarded, error_response, host_of};
-use ebb_http::wire::{ANNOUNCE_PATH, Announcement, now_us};
+use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
 use ebb_http::{Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Tunnels, Via, headers, timing};
 use ebb_mesh::{Mode, Policy, SpiffeId};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -31,12 +31,11 @@ pub struct Handler {
     registry: Arc<Registry>,
     policy: Policy,
     tunnels: Tunnels,
-    control_authority: String,
     cluster_suffix: String,
 }
 
 /// What lives as long as a response: the place at the pod and the count in the load.
-pub type Held = Option<(Counted, Place)>;
+pub(super) type Held = Option<(Counted, Place)>;
 
 impl Handler {
     /// A handler over these revisions.
@@ -46,7 +45,6 @@ impl Handler {
             registry,
             policy: Policy { mode, allow: Vec::new() },
             tunnels: Tunnels::default(),
-            control_authority: format!("activator.{}", config.namespace),
             cluster_suffix: format!(".svc.{}", config.cluster_domain),
         })
     }
@@ -56,12 +54,16 @@ impl Handler {
         &self.tunnels
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Guarded<Body, Held>> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> Response<Guarded<Body, Held>> {
         if let Err(refusal) = self.policy.check(peer.secure, peer.identity.as_deref()) {
             tracing::warn!(remote = %peer.remote, %refusal, "a request was refused");
             return own(StatusCode::FORBIDDEN, format!("{refusal}\n"));
         }
-        if self.is_control(&request) {
+        if Self::is_control(&request) {
             return self.announce(request, &peer).await;
         }
         if let Some(answer) = probe(request.headers()) {
@@ -70,7 +72,8 @@ impl Handler {
         let Some(key) = self.key_of(&request) else {
             return own(
                 StatusCode::NOT_FOUND,
-                "the request names no revision: the gateway sets Knative-Serving-Revision and -Namespace\n".to_owned(),
+                "the request names no revision: the gateway sets Knative-Serving-Revision and -Namespace\n"
+                    .to_owned(),
             );
         };
         let Some(revision) = self.registry.get(&key) else {
@@ -91,8 +94,12 @@ impl Handler {
         if let Some(report) = report {
             self.registry.load(&revision, report);
         }
-        let via =
-            Via { client: peer.remote.ip(), secure: peer.secure, forwarded: Forwarded::Keep, tunnels: &self.tunnels };
+        let via = Via {
+            client: peer.remote.ip(),
+            secure: peer.secure,
+            forwarded: Forwarded::Keep,
+            tunnels: &self.tunnels,
+        };
         let mut outgoing = match Outgoing::new(request, &via) {
             Ok(outgoing) => outgoing,
             Err(error) => return held(error_response(&error), None),
@@ -129,12 +136,18 @@ impl Handler {
                 Ok(mut response) => {
                     if let Some(breakdown) = breakdown {
                         let (poked, announced) = revision.story(address);
-                        breakdown.finish(response.headers_mut(), poked.as_ref(), announced.as_ref(), now_us());
+                        breakdown.finish(
+                            response.headers_mut(),
+                            poked.as_ref(),
+                            announced.as_ref(),
+                            now_us(),
+                        );
                     }
                     return held(response, held_place);
                 }
                 Err(error) => {
-                    let connecting = matches!(error, HttpError::Connect { .. } | HttpError::ConnectTimeout { .. });
+                    let connecting =
+                        matches!(error, HttpError::Connect { .. } | HttpError::ConnectTimeout { .. });
                     if connecting {
                         tracing::debug!(revision = %revision.key, %address, %error, "a pod cannot be reached");
                         revision.failed(address);
@@ -155,12 +168,15 @@ impl Handler {
                 }
             }
         }
-        own(StatusCode::BAD_GATEWAY, format!("no pod of {} took the request in {ATTEMPTS} attempts\n", revision.key))
+        own(
+            StatusCode::BAD_GATEWAY,
+            format!("no pod of {} took the request in {ATTEMPTS} attempts\n", revision.key),
+        )
     }
 
-    fn is_control(&self, request: &Request<Incoming>) -> bool {
+    fn is_control(request: &Request<Incoming>) -> bool {
         request.headers().get(headers::EBB_CONTROL).is_some_and(|value| value == headers::CONTROL_ANNOUNCE)
-            && host_of(request).is_some_and(|host| host.split(':').next() == Some(self.control_authority.as_str()))
+            && host_of(request).is_some_and(|host| host.split(':').next() == Some(ANNOUNCE_AUTHORITY))
     }
 
     /// A queue-proxy says that its pod takes requests.
@@ -174,7 +190,9 @@ impl Handler {
         };
         let announcement: Announcement = match serde_json::from_slice(&body) {
             Ok(announcement) => announcement,
-            Err(error) => return own(StatusCode::BAD_REQUEST, format!("it is not an Announcement: {error}\n")),
+            Err(error) => {
+                return own(StatusCode::BAD_REQUEST, format!("it is not an Announcement: {error}\n"));
+            }
         };
         match vouched(&announcement, peer) {
             Ok(address) => {
@@ -232,7 +250,8 @@ fn vouched(announcement: &Announcement, peer: &Peer) -> Result<SocketAddr, Strin
     if id.namespace() != announcement.namespace {
         return Err(format!("{id} cannot speak for the namespace {}", announcement.namespace));
     }
-    let ip = announcement.address.parse().map_err(|_| format!("{:?} is not an address", announcement.address))?;
+    let ip =
+        announcement.address.parse().map_err(|_| format!("{:?} is not an address", announcement.address))?;
     if peer.remote.ip().to_canonical() != ip {
         return Err(format!("{} cannot speak for the address {ip}", peer.remote.ip()));
     }
@@ -248,13 +267,19 @@ fn probe(headers: &HeaderMap) -> Option<Response<Guarded<Body, Held>>> {
     // The probe of the path as a whole gets back the hash that the gateway put in.
     if value == "probe" {
         let Some(hash) = headers.get(headers::K_NETWORK_HASH) else {
-            return Some(own(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned()));
+            return Some(own(
+                StatusCode::BAD_REQUEST,
+                "a probe needs the header K-Network-Hash\n".to_owned(),
+            ));
         };
         let mut response = own(StatusCode::OK, String::new());
         response.headers_mut().insert(headers::K_NETWORK_HASH, hash.clone());
         return Some(response);
     }
-    Some(own(StatusCode::BAD_REQUEST, "the activator does not answer this value of K-Network-Probe\n".to_owned()))
+    Some(own(
+        StatusCode::BAD_REQUEST,
+        "the activator does not answer this value of K-Network-Probe\n".to_owned(),
+    ))
 }
 
 fn status_of(refused: Refused) -> StatusCode {

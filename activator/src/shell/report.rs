@@ -92,7 +92,10 @@ impl MeshReporter {
         let mut outgoing = Outgoing::own(request).map_err(|error| error.to_string())?;
         let response = outgoing.send(backend).await.map_err(|error| error.to_string())?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), 64 << 10).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(response.into_body(), 64 << 10)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
         if status != StatusCode::OK {
             return Err(format!("{status}: {}", String::from_utf8_lossy(&body.to_bytes()).trim_end()));
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ebb_api::meta::networking::SERVICE_TYPE;
 use ebb_api::meta::serving::REVISION;
 use ebb_api::serving::Revision as ApiRevision;
 use ebb_http::ports;
@@ -92,7 +93,9 @@ fn settings(revision: &ApiRevision) -> Settings {
     });
     Settings {
         limit: number("containerConcurrency").and_then(|limit| u32::try_from(limit).ok()).unwrap_or(0),
-        timeout: Duration::from_secs(number("timeoutSeconds").filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)),
+        timeout: Duration::from_secs(
+            number("timeoutSeconds").filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT),
+        ),
         h2c,
     }
 }
@@ -157,7 +160,8 @@ impl Endpoints {
             return Some(Of::Autoscaler);
         }
         let named = slice.labels().get(REVISION);
-        if let Some(private) = service.strip_suffix("-private") {
+        let public = slice.labels().get(SERVICE_TYPE).is_some_and(|kind| kind == "Public");
+        if !public && let Some(private) = service.strip_suffix("-private") {
             // A long name is shortened with a checksum; then only the label tells.
             return Some(Of::Private(Key::new(namespace.as_str(), named.map_or(private, String::as_str))));
         }
@@ -168,7 +172,8 @@ impl Endpoints {
     fn merged(&self, of: &Of) -> BTreeMap<SocketAddr, Listed> {
         let mut all: BTreeMap<SocketAddr, Listed> = BTreeMap::new();
         for id in self.by_owner.get(of).into_iter().flatten() {
-            for (address, listed) in self.slices.get(id).map(|(_, addresses)| addresses).into_iter().flatten() {
+            for (address, listed) in self.slices.get(id).map(|(_, addresses)| addresses).into_iter().flatten()
+            {
                 let entry = all.entry(*address).or_insert(*listed);
                 entry.ready |= listed.ready;
                 entry.terminating &= listed.terminating;
@@ -188,7 +193,11 @@ impl Endpoints {
     }
 
     fn autoscalers(&self) -> Vec<SocketAddr> {
-        self.merged(&Of::Autoscaler).into_iter().filter(|(_, listed)| listed.ready).map(|(address, _)| address).collect()
+        self.merged(&Of::Autoscaler)
+            .into_iter()
+            .filter(|(_, listed)| listed.ready)
+            .map(|(address, _)| address)
+            .collect()
     }
 }
 

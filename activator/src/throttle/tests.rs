@@ -112,7 +112,7 @@ fn an_unusable_pod_gets_nothing_and_a_removed_one_counts_nothing() {
     assert!(throttle.finish(slot, 0).is_empty());
     assert_eq!(throttle.take(0), None);
     assert!(!throttle.has_pods());
-    throttle.remove(pod(1));
+    assert!(throttle.remove(pod(1), 0).is_empty());
     let _ = throttle.set(pod(1), true, 0);
     let again = throttle.take(0).expect("room");
     assert_ne!(again, slot);
@@ -179,9 +179,8 @@ proptest! {
                 }
                 Op::Set(n, usable) => throttle.set(pod(n), usable, draw),
                 Op::Remove(n) => {
-                    throttle.remove(pod(n));
                     running.retain(|slot| slot.address != pod(n));
-                    Vec::new()
+                    throttle.remove(pod(n), draw)
                 }
                 Op::Assign(index, count) => throttle.assign(Some(Slice { index: index % count, count }), draw),
                 _ => Vec::new(),

@@ -25,16 +25,27 @@ fn nothing_observed_changes_nothing() {
 #[test]
 fn stable_wants() {
     let spec = Spec { target: 10.0, total: 10.0, ..Spec::default() };
-    for (ready, load, want) in
-        [(1, 0.0, 0), (1, 0.001, 1), (1, 10.0, 1), (1, 10.1, 2), (10, 100.0, 10), (10, 95.0, 10), (4, 30.0, 3)]
-    {
-        assert_eq!(desired(&spec, &State::default(), samples(ready, load, load)), want, "{ready} ready, load {load}");
+    for (ready, load, want) in [
+        (1, 0.0, 0),
+        (1, 0.001, 1),
+        (1, 10.0, 1),
+        (1, 10.1, 2),
+        (10, 100.0, 10),
+        (10, 95.0, 10),
+        (4, 30.0, 3),
+    ] {
+        assert_eq!(
+            desired(&spec, &State::default(), samples(ready, load, load)),
+            want,
+            "{ready} ready, load {load}"
+        );
     }
 }
 
 #[test]
 fn the_rates_bound_both_ways() {
-    let spec = Spec { target: 1.0, max_up_rate: 2.0, max_down_rate: 2.0, panic_threshold: 100.0, ..Spec::default() };
+    let spec =
+        Spec { target: 1.0, max_up_rate: 2.0, max_down_rate: 2.0, panic_threshold: 100.0, ..Spec::default() };
     assert_eq!(desired(&spec, &State::default(), samples(4, 100.0, 0.0)), 8);
     assert_eq!(desired(&spec, &State::default(), samples(10, 1.0, 0.0)), 5);
     assert_eq!(desired(&spec, &State::default(), samples(1, 0.0, 0.0)), 0, "half of one pod is none");
@@ -42,7 +53,11 @@ fn the_rates_bound_both_ways() {
     let slow = Spec { max_up_rate: 1.1, ..spec.clone() };
     assert_eq!(desired(&slow, &State::default(), samples(2, 3.0, 0.0)), 3, "one more pod is always allowed");
     let unreachable = Spec { reachable: false, ..spec };
-    assert_eq!(desired(&unreachable, &State::default(), samples(10, 1.0, 0.0)), 1, "unreachable shrinks at once");
+    assert_eq!(
+        desired(&unreachable, &State::default(), samples(10, 1.0, 0.0)),
+        1,
+        "unreachable shrinks at once"
+    );
 }
 
 #[test]

@@ -380,7 +380,8 @@ impl Revision {
 
     fn schedule(&mut self, recheck: Option<Duration>, now: Duration) {
         if let Some(at) = recheck {
-            self.recheck = Some(self.recheck.filter(|before| *before > now).map_or(at, |before| before.min(at)));
+            self.recheck =
+                Some(self.recheck.filter(|before| *before > now).map_or(at, |before| before.min(at)));
         }
         if self.is_resting() {
             self.next_tick = None;
@@ -398,7 +399,13 @@ impl Revision {
         }
     }
 
-    fn want_sks(&mut self, pa: &Arc<PodAutoscaler>, mode: Mode, num_activators: u32, effects: &mut Vec<Effect>) {
+    fn want_sks(
+        &mut self,
+        pa: &Arc<PodAutoscaler>,
+        mode: Mode,
+        num_activators: u32,
+        effects: &mut Vec<Effect>,
+    ) {
         self.mode = mode;
         let there = self.sks.as_ref().map(|sks| (sks.mode, sks.num_activators));
         if there == Some((mode, num_activators)) || self.under_way.sks.is_some() {

@@ -100,7 +100,8 @@ pub(super) fn activity_of(status: &PodAutoscalerStatus) -> Option<Activity> {
 
 /// A duration since the Unix epoch as a timestamp.
 pub(super) fn timestamp(at: Duration) -> Timestamp {
-    Timestamp::from_millisecond(i64::try_from(at.as_millis()).unwrap_or(i64::MAX)).unwrap_or(Timestamp::UNIX_EPOCH)
+    Timestamp::from_millisecond(i64::try_from(at.as_millis()).unwrap_or(i64::MAX))
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// A timestamp as a duration since the Unix epoch.

@@ -23,12 +23,15 @@ const MAX_BODY: usize = 64 << 10;
 /// Connections to pods of a revision that is not asked any more are kept this long.
 const KEEP: Duration = Duration::from_secs(60);
 
+/// One for each pod of a revision.
+type Connections = HashMap<IpAddr, Arc<Backend>>;
+
 /// Asks pods, keeping their connections from one second to the next.
 pub(crate) struct Collector {
     pool: Pool,
     port: u16,
     trust_domain: Arc<str>,
-    kept: Mutex<HashMap<Key, (Instant, HashMap<IpAddr, Arc<Backend>>)>>,
+    kept: Mutex<HashMap<Key, (Instant, Connections)>>,
 }
 
 impl Collector {
@@ -45,13 +48,18 @@ impl Collector {
         let offset = usize::try_from(balance::random() % old.max(1) as u64).unwrap_or(0);
         let mut order = (0..old).map(|n| pods[(n + offset) % old]).chain(pods[old..].iter().copied());
         let backends = self.backends(key, pods);
-        let mut asking: FuturesUnordered<_> =
-            order.by_ref().take(wanted).filter_map(|ip| backends.get(&ip).cloned()).map(|b| ask(key, b)).collect();
+        let mut asking: FuturesUnordered<_> = order
+            .by_ref()
+            .take(wanted)
+            .filter_map(|ip| backends.get(&ip).cloned())
+            .map(|b| ask(key, b))
+            .collect();
         let (mut concurrency, mut rps, mut answered) = (0.0, 0.0, 0);
         while let Some(answer) = asking.next().await {
             match answer {
                 Ok(stat) => {
-                    concurrency += stat.average_concurrent_requests - stat.average_proxied_concurrent_requests;
+                    concurrency +=
+                        stat.average_concurrent_requests - stat.average_proxied_concurrent_requests;
                     rps += stat.request_count - stat.proxied_request_count;
                     answered += 1;
                 }
@@ -73,7 +81,7 @@ impl Collector {
         })
     }
 
-    fn backends(&self, key: &Key, pods: &[IpAddr]) -> HashMap<IpAddr, Arc<Backend>> {
+    fn backends(&self, key: &Key, pods: &[IpAddr]) -> Connections {
         let peer: Arc<str> = format!("spiffe://{}/ns/{}/*", self.trust_domain, key.namespace).into();
         let now = Instant::now();
         let mut kept = self.kept.lock();
@@ -83,7 +91,11 @@ impl Collector {
         backends.retain(|ip, _| pods.contains(ip));
         for ip in pods {
             backends.entry(*ip).or_insert_with(|| {
-                self.pool.backend(&Target::tls(SocketAddr::new(*ip, self.port), Protocol::Http1, peer.clone()))
+                self.pool.backend(&Target::tls(
+                    SocketAddr::new(*ip, self.port),
+                    Protocol::Http1,
+                    peer.clone(),
+                ))
             });
         }
         backends.clone()
@@ -101,7 +113,10 @@ async fn ask(key: &Key, backend: Arc<Backend>) -> Result<Stat, String> {
         if response.status() != StatusCode::OK {
             return Err(format!("status {}", response.status()));
         }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(response.into_body(), MAX_BODY)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
         serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
     };
     tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| format!("no answer within {TIMEOUT:?}"))?

@@ -105,7 +105,8 @@ impl Executor {
     }
 
     async fn sks(&self, pa: &PodAutoscaler, mode: Mode, activators: u32, exists: bool) -> kube::Result<()> {
-        let api: Api<ServerlessService> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
+        let api: Api<ServerlessService> =
+            Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
         let spec = ServerlessServiceSpec {
             mode: match mode {
                 Mode::Serve => SksMode::Serve,
@@ -156,7 +157,8 @@ impl Executor {
         let mut outgoing = Outgoing::own(request).map_err(|error| error.to_string())?;
         let response = outgoing.send(&backend).await.map_err(|error| error.to_string())?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), 1024).collect().await.map_err(|error| error.to_string())?;
+        let body =
+            Limited::new(response.into_body(), 1024).collect().await.map_err(|error| error.to_string())?;
         if status == StatusCode::OK && body.to_bytes() == headers::PROBE_ACTIVATOR {
             Ok(())
         } else {
@@ -169,14 +171,21 @@ fn public_addresses(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
     for slice in slices {
         let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some("https"));
-        let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else { continue };
+        let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else {
+            continue;
+        };
         let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
         addresses.extend(ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)));
     }
     addresses
 }
 
-async fn create_or_patch<K>(api: &Api<K>, object: &K, exists: bool, patch: serde_json::Value) -> kube::Result<()>
+async fn create_or_patch<K>(
+    api: &Api<K>,
+    object: &K,
+    exists: bool,
+    patch: serde_json::Value,
+) -> kube::Result<()>
 where
     K: Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
 {

@@ -43,7 +43,10 @@ pub(crate) fn reports(
                 return plain(StatusCode::FORBIDDEN, format!("{refusal}\n"));
             }
             if request.method() != Method::POST || request.uri().path() != STAT_BATCH_PATH {
-                return plain(StatusCode::NOT_FOUND, format!("the autoscaler takes POST {STAT_BATCH_PATH} here\n"));
+                return plain(
+                    StatusCode::NOT_FOUND,
+                    format!("the autoscaler takes POST {STAT_BATCH_PATH} here\n"),
+                );
             }
             report(request, &mailbox).await
         }
@@ -58,7 +61,9 @@ async fn report(request: Request<Incoming>, mailbox: &Mailbox) -> Response<Body>
     };
     let batch: StatBatch = match serde_json::from_slice(&body) {
         Ok(batch) => batch,
-        Err(error) => return plain(StatusCode::BAD_REQUEST, format!("the report is not a StatBatch: {error}\n")),
+        Err(error) => {
+            return plain(StatusCode::BAD_REQUEST, format!("the report is not a StatBatch: {error}\n"));
+        }
     };
     let (answer, decided) = oneshot::channel();
     let sent = mailbox.send(Message::Report(batch, answer)).is_ok();

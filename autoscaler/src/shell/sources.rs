@@ -37,11 +37,7 @@ pub(crate) fn spawn(
     shutdown: &CancellationToken,
 ) {
     let waiting = Arc::new(AtomicUsize::new(SOURCES));
-    let start = || Source {
-        mailbox: mailbox.clone(),
-        waiting: Some(waiting.clone()),
-        all: synced.clone(),
-    };
+    let start = || Source { mailbox: mailbox.clone(), waiting: Some(waiting.clone()), all: synced.clone() };
     let of_revisions = || watcher::Config::default().labels(REVISION);
 
     let mut source = start();
@@ -144,9 +140,9 @@ impl Source {
 
 fn seen(pod: &KubePod) -> Pod {
     let status = pod.status.as_ref();
-    let ready = status
-        .and_then(|status| status.conditions.as_ref())
-        .is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"));
+    let ready = status.and_then(|status| status.conditions.as_ref()).is_some_and(|all| {
+        all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    });
     Pod {
         ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
         ready: ready && pod.metadata.deletion_timestamp.is_none(),

@@ -85,12 +85,18 @@ impl Endpoints {
             let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
             let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
             addresses.extend(
-                endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).map(|ip| (ip, ready && !terminating)),
+                endpoint
+                    .addresses
+                    .iter()
+                    .filter_map(|ip| ip.parse().ok())
+                    .map(|ip| (ip, ready && !terminating)),
             );
         }
         let ports = slice.ports.iter().flatten();
         let view = SliceView {
-            ports: ports.filter_map(|port| Some((port.name.clone(), u16::try_from(port.port?).ok()?))).collect(),
+            ports: ports
+                .filter_map(|port| Some((port.name.clone(), u16::try_from(port.port?).ok()?)))
+                .collect(),
             addresses,
         };
         let entry = (service.clone(), view);
@@ -123,8 +129,14 @@ impl Endpoints {
     pub(crate) fn sockets(&self, service: &Key, name: &str, fallback: u16) -> Vec<SocketAddr> {
         let mut all = BTreeSet::new();
         for slice in self.slices_of(service) {
-            let port = slice.ports.iter().find(|port| port.0.as_deref() == Some(name)).map_or(fallback, |port| port.1);
-            all.extend(slice.addresses.iter().filter(|entry| entry.1).map(|entry| SocketAddr::new(entry.0, port)));
+            let port = slice
+                .ports
+                .iter()
+                .find(|port| port.0.as_deref() == Some(name))
+                .map_or(fallback, |port| port.1);
+            all.extend(
+                slice.addresses.iter().filter(|entry| entry.1).map(|entry| SocketAddr::new(entry.0, port)),
+            );
         }
         all.into_iter().collect()
     }
@@ -146,9 +158,12 @@ impl Endpoints {
                 .and_then(|service| service.ports.iter().find(|port| port.1 == *number))
                 .and_then(|port| port.0.clone()),
         };
-        let activators: HashSet<IpAddr> =
-            self.slices_of(&self.activators).flat_map(|slice| slice.addresses.iter().map(|entry| entry.0)).collect();
-        let pods: Arc<str> = format!("spiffe://{}/ns/{}/*", self.trust_domain, backend.service.namespace).into();
+        let activators: HashSet<IpAddr> = self
+            .slices_of(&self.activators)
+            .flat_map(|slice| slice.addresses.iter().map(|entry| entry.0))
+            .collect();
+        let pods: Arc<str> =
+            format!("spiffe://{}/ns/{}/*", self.trust_domain, backend.service.namespace).into();
         let mut all = BTreeSet::new();
         for slice in self.slices_of(&backend.service) {
             let Some((port, mesh)) = choose(slice, name.as_deref()) else { continue };
@@ -165,7 +180,12 @@ impl Endpoints {
     }
 
     fn slices_of(&self, service: &Key) -> impl Iterator<Item = &SliceView> {
-        self.by_service.get(service).into_iter().flatten().filter_map(|id| self.slices.get(id)).map(|entry| &entry.1)
+        self.by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.slices.get(id))
+            .map(|entry| &entry.1)
     }
 }
 
@@ -175,7 +195,8 @@ fn choose(slice: &SliceView, name: Option<&str>) -> Option<(u16, bool)> {
     if let Some(port) = mesh {
         return Some((port.1, true));
     }
-    let named = slice.ports.iter().find(|port| port.0.as_deref().unwrap_or_default() == name.unwrap_or_default());
+    let named =
+        slice.ports.iter().find(|port| port.0.as_deref().unwrap_or_default() == name.unwrap_or_default());
     match named {
         Some(port) => Some((port.1, false)),
         None if slice.ports.len() == 1 => Some((slice.ports[0].1, false)),
@@ -190,7 +211,8 @@ mod tests {
     use super::*;
 
     fn service(name: &str, spec: Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec})).expect("a service")
+        serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec}))
+            .expect("a service")
     }
 
     fn slice(namespace: &str, name: &str, service: &str, ports: Value, endpoints: Value) -> EndpointSlice {
@@ -205,7 +227,11 @@ mod tests {
     }
 
     fn endpoints() -> Endpoints {
-        Endpoints::new("gateway-internal.ebb-system.svc.cluster.local".to_owned(), "ebb-system", "cluster.local")
+        Endpoints::new(
+            "gateway-internal.ebb-system.svc.cluster.local".to_owned(),
+            "ebb-system",
+            "cluster.local",
+        )
     }
 
     fn key(service: &str) -> BackendKey {
@@ -228,11 +254,20 @@ mod tests {
         let pod = json!([{"addresses": ["10.0.0.7"]}, {"addresses": ["10.0.0.4"]}]);
         assert!(all.set_slice(&slice("default", "r-1", "r", mesh_ports(), pod.clone())).is_some());
         assert!(all.set_slice(&slice("default", "r-1", "r", mesh_ports(), pod)).is_none(), "nothing new");
-        all.set_slice(&slice("ebb-system", "activator-1", "activator", mesh_ports(), json!([{"addresses": ["10.0.0.4"]}])));
+        all.set_slice(&slice(
+            "ebb-system",
+            "activator-1",
+            "activator",
+            mesh_ports(),
+            json!([{"addresses": ["10.0.0.4"]}]),
+        ));
         assert_eq!(
             found(all.content(&key("r"))),
             [
-                ("10.0.0.4:8112".to_owned(), Some("spiffe://cluster.local/ns/ebb-system/sa/activator".to_owned())),
+                (
+                    "10.0.0.4:8112".to_owned(),
+                    Some("spiffe://cluster.local/ns/ebb-system/sa/activator".to_owned())
+                ),
                 ("10.0.0.7:8112".to_owned(), Some("spiffe://cluster.local/ns/default/*".to_owned())),
             ]
         );
@@ -241,7 +276,10 @@ mod tests {
     #[test]
     fn a_plain_service_by_the_port_asked_for() {
         let mut all = endpoints();
-        all.set_service(&service("plain", json!({"ports": [{"name": "web", "port": 80}, {"name": "admin", "port": 81}]})));
+        all.set_service(&service(
+            "plain",
+            json!({"ports": [{"name": "web", "port": 80}, {"name": "admin", "port": 81}]}),
+        ));
         let ports = json!([{"name": "admin", "port": 9001}, {"name": "web", "port": 9000}]);
         all.set_slice(&slice("default", "p-1", "plain", ports, json!([{"addresses": ["10.0.0.9"]}])));
         assert_eq!(found(all.content(&key("plain"))), [("10.0.0.9:9000".to_owned(), None)]);

@@ -129,15 +129,25 @@ impl Handler {
         }
         Err(Box::new(text(
             StatusCode::LOOP_DETECTED,
-            format!("host {asked} leads back to this gateway again and again; check rewriteHost and ExternalName\n"),
+            format!(
+                "host {asked} leads back to this gateway again and again; check rewriteHost and ExternalName\n"
+            ),
         )))
     }
 
     /// Probes of the configuration, and the redirect to https.
-    fn own_answer(&self, request: &Request<Incoming>, peer: &Peer, rule: &Rule<Arc<Upstream>>) -> Option<Response<Body>> {
+    fn own_answer(
+        &self,
+        request: &Request<Incoming>,
+        peer: &Peer,
+        rule: &Rule<Arc<Upstream>>,
+    ) -> Option<Response<Body>> {
         if request.headers().get(headers::K_NETWORK_PROBE).is_some_and(|probe| probe == "probe") {
             let Some(asked) = request.headers().get(headers::K_NETWORK_HASH) else {
-                return Some(text(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned()));
+                return Some(text(
+                    StatusCode::BAD_REQUEST,
+                    "a probe needs the header K-Network-Hash\n".to_owned(),
+                ));
             };
             let hash = if asked == headers::HASH_OVERRIDE { rule.hash.clone() } else { asked.clone() };
             return Some(hash_answer(hash));
@@ -200,7 +210,8 @@ impl Handler {
                 // Subscribed before looking again, so that no change in between is missed.
                 let mut seen = upstream.watch();
                 if upstream.pick(&tried).is_none() {
-                    let again = if upstream.is_empty() { deadline } else { (Instant::now() + AGAIN).min(deadline) };
+                    let again =
+                        if upstream.is_empty() { deadline } else { (Instant::now() + AGAIN).min(deadline) };
                     tokio::select! {
                         () = upstream.changed(&mut seen) => {}
                         () = tokio::time::sleep_until(again) => {}
@@ -247,9 +258,13 @@ fn not_found(
     outcome: &Outcome<'_, Arc<Upstream>>,
 ) -> Response<Body> {
     let mut body = match outcome {
-        Outcome::OnlyLocal => format!("host {host} is cluster-local: it is served to clients inside the cluster only\n"),
+        Outcome::OnlyLocal => {
+            format!("host {host} is cluster-local: it is served to clients inside the cluster only\n")
+        }
         Outcome::UnknownPath => format!("host {host} has no route for the path {}\n", parts.path),
-        Outcome::NoBackend(rule) => format!("the Ingress {} gives no backend a share of this path\n", rule.ingress),
+        Outcome::NoBackend(rule) => {
+            format!("the Ingress {} gives no backend a share of this path\n", rule.ingress)
+        }
         _ => format!("no Route has the host {host:?}; check the URL with `kubectl get ksvc -A`\n"),
     };
     if side == Side::Local && matches!(outcome, Outcome::UnknownHost) {
@@ -258,7 +273,11 @@ fn not_found(
             let _ = writeln!(body, "known hosts, among others: {}", known.join(", "));
         }
     }
-    let status = if matches!(outcome, Outcome::NoBackend(_)) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NOT_FOUND };
+    let status = if matches!(outcome, Outcome::NoBackend(_)) {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::NOT_FOUND
+    };
     text(status, body)
 }
 

@@ -10,11 +10,11 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::Snapshot;
 use super::endpoints::Endpoints;
 use super::settle::Settler;
 use super::sources::{Inbox, Message, SOURCES, secrets};
 use super::tls::{Certificates, certified};
-use super::Snapshot;
 use crate::config::Config;
 use crate::table::{BackendKey, Builder, Key, Table};
 use crate::upstream::Upstream;
@@ -194,7 +194,8 @@ impl Programmer {
             by_service.entry(key.service.clone()).or_default().push(key.clone());
             upstream
         });
-        let table: Arc<Table<Arc<Upstream>>> = Arc::new(builder.build(self.ingresses.values().map(AsRef::as_ref)));
+        let table: Arc<Table<Arc<Upstream>>> =
+            Arc::new(builder.build(self.ingresses.values().map(AsRef::as_ref)));
         let before = self.snapshot.swap(table.clone());
         if before.certificates != table.certificates {
             self.certificates_changed = true;

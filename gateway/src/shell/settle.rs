@@ -61,7 +61,11 @@ impl Settler {
         let at = |name: String| LoadBalancerStatus {
             ingress: vec![LoadBalancerIngressStatus { domain_internal: Some(name), ..Default::default() }],
         };
-        let pool = PoolConfig { connect_timeout: PROBE_TIMEOUT, idle_timeout: Duration::from_secs(10), ..PoolConfig::default() };
+        let pool = PoolConfig {
+            connect_timeout: PROBE_TIMEOUT,
+            idle_timeout: Duration::from_secs(10),
+            ..PoolConfig::default()
+        };
         Self {
             io: Arc::new(Io {
                 client,
@@ -144,7 +148,9 @@ impl Io {
             match api.patch_status(&key.name, &params, &patch).await {
                 Ok(_) => return,
                 Err(kube::Error::Api(answer)) if answer.code == 404 => return,
-                Err(error) => tracing::warn!(ingress = %key, %error, "the status could not be written, trying again"),
+                Err(error) => {
+                    tracing::warn!(ingress = %key, %error, "the status could not be written, trying again");
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -184,7 +190,11 @@ impl Io {
             .map_err(|_| format!("no answer within {PROBE_TIMEOUT:?}"))?
             .map_err(|error| error.to_string())?;
         let got = response.headers().get(headers::K_NETWORK_HASH);
-        if got.is_some_and(|got| got == hash) { Ok(()) } else { Err(format!("{} with another hash", response.status())) }
+        if got.is_some_and(|got| got == hash) {
+            Ok(())
+        } else {
+            Err(format!("{} with another hash", response.status()))
+        }
     }
 }
 

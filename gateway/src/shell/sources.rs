@@ -48,13 +48,16 @@ pub(crate) fn spawn(
     let api: Api<Ingress> = Api::all(client.clone());
     tasks.spawn(follow(api, all(), shutdown.clone(), move |change| {
         let _ = match change {
-            Change::Apply(ingress) if INGRESS_CLASS.value(ingress.metadata.annotations.as_ref()) == Some(class.as_str()) => {
+            Change::Apply(ingress)
+                if INGRESS_CLASS.value(ingress.metadata.annotations.as_ref()) == Some(class.as_str()) =>
+            {
                 to.send(Message::Ingress(Box::new(ingress)))
             }
             // Another gateway's, now.
-            Change::Apply(other) => {
-                to.send(Message::IngressGone(Key::new(other.namespace().unwrap_or_default(), other.name_any())))
-            }
+            Change::Apply(other) => to.send(Message::IngressGone(Key::new(
+                other.namespace().unwrap_or_default(),
+                other.name_any(),
+            ))),
             Change::Gone { namespace, name } => to.send(Message::IngressGone(Key::new(namespace, name))),
             Change::Synced => once.synced(&to),
         };
@@ -85,7 +88,11 @@ pub(crate) fn spawn(
 }
 
 /// Follows Secrets with certificates; started only when an Ingress names one.
-pub(crate) async fn secrets(client: kube::Client, to: mpsc::UnboundedSender<Message>, shutdown: CancellationToken) {
+pub(crate) async fn secrets(
+    client: kube::Client,
+    to: mpsc::UnboundedSender<Message>,
+    shutdown: CancellationToken,
+) {
     let api: Api<Secret> = Api::all(client);
     let of_tls = watcher::Config::default().fields("type=kubernetes.io/tls");
     follow(api, of_tls, shutdown, move |change| {

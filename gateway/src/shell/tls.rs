@@ -53,7 +53,8 @@ pub(crate) fn certified(secret: &Secret) -> Result<Arc<CertifiedKey>, String> {
     if chain.is_empty() {
         return Err("tls.crt holds no certificate".to_owned());
     }
-    let key = PrivateKeyDer::from_pem_slice(data("tls.key")?).map_err(|error| format!("tls.key is not PEM: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(data("tls.key")?)
+        .map_err(|error| format!("tls.key is not PEM: {error}"))?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
         .map_err(|error| format!("tls.key is of a kind that is not supported: {error}"))?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))

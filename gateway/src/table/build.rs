@@ -42,13 +42,23 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::NoPaths { rule } => write!(f, "spec.rules[{rule}].http has no paths: nothing could match"),
-            Problem::BadHeader { name } => write!(f, "header {name:?} has a name or value that HTTP does not allow"),
+            Problem::NoPaths { rule } => {
+                write!(f, "spec.rules[{rule}].http has no paths: nothing could match")
+            }
+            Problem::BadHeader { name } => {
+                write!(f, "header {name:?} has a name or value that HTTP does not allow")
+            }
             Problem::BadSplit { service } => {
-                write!(f, "the split to {service} needs a port from 1 to 65535 and a percentage from 0 to 100")
+                write!(
+                    f,
+                    "the split to {service} needs a port from 1 to 65535 and a percentage from 0 to 100"
+                )
             }
             Problem::HostTaken { host, by } => {
-                write!(f, "host {host} belongs to the older Ingress {by}; remove it there or use another host")
+                write!(
+                    f,
+                    "host {host} belongs to the older Ingress {by}; remove it there or use another host"
+                )
             }
         }
     }
@@ -113,13 +123,17 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
             rules.sort_by_key(|rule| std::cmp::Reverse((rule.prefix.len(), rule.headers.len())));
             prepared.push((rule, Arc::new(rules)));
         }
-        let mut served = Served { generation: ingress.metadata.generation.unwrap_or(0), hash, hosts: Vec::new() };
+        let mut served =
+            Served { generation: ingress.metadata.generation.unwrap_or(0), hash, hosts: Vec::new() };
         for (rule, rules) in prepared {
             self.claim(rule, &rules, &owner, &mut served);
         }
         for tls in &ingress.spec.tls {
             let secret = Key::new(
-                tls.secret_namespace.clone().filter(|ns| !ns.is_empty()).unwrap_or_else(|| key.namespace.clone()),
+                tls.secret_namespace
+                    .clone()
+                    .filter(|ns| !ns.is_empty())
+                    .unwrap_or_else(|| key.namespace.clone()),
                 tls.secret_name.clone(),
             );
             for host in &tls.hosts {
@@ -130,7 +144,13 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
         Ok(())
     }
 
-    fn claim(&mut self, rule: &IngressRule, rules: &Arc<Vec<Rule<B>>>, owner: &Arc<Key>, served: &mut Served) {
+    fn claim(
+        &mut self,
+        rule: &IngressRule,
+        rules: &Arc<Vec<Rule<B>>>,
+        owner: &Arc<Key>,
+        served: &mut Served,
+    ) {
         let external = rule.visibility == IngressVisibility::ExternalIP;
         for host in self.expanded(&rule.hosts) {
             let mut taken = false;
@@ -138,7 +158,8 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
                 if on_external && !external {
                     continue;
                 }
-                let holder = self.owners.entry((on_external, host.as_str().into())).or_insert_with(|| owner.clone());
+                let holder =
+                    self.owners.entry((on_external, host.as_str().into())).or_insert_with(|| owner.clone());
                 if **holder != **owner {
                     let by = (**holder).clone();
                     self.table
@@ -185,7 +206,8 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
         let single = path.splits.len() == 1;
         for split in &path.splits {
             let bad = || Problem::BadSplit { service: split.service_name.clone() };
-            let percent = u32::try_from(split.percent).ok().filter(|percent| *percent <= 100).ok_or_else(bad)?;
+            let percent =
+                u32::try_from(split.percent).ok().filter(|percent| *percent <= 100).ok_or_else(bad)?;
             // A single split may leave its percentage out.
             let percent = if single && percent == 0 { 100 } else { percent };
             let backend = self.backend(split).ok_or_else(bad)?;
@@ -195,9 +217,10 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
         }
         let rewrite_host = match path.rewrite_host.as_deref().filter(|host| !host.is_empty()) {
             None => None,
-            Some(host) => {
-                Some(HeaderValue::from_str(host).map_err(|_| Problem::BadHeader { name: "rewriteHost".to_owned() })?)
-            }
+            Some(host) => Some(
+                HeaderValue::from_str(host)
+                    .map_err(|_| Problem::BadHeader { name: "rewriteHost".to_owned() })?,
+            ),
         };
         Ok(Rule {
             prefix: path.path.clone().unwrap_or_default(),
@@ -214,7 +237,9 @@ impl<B: Clone, F: FnMut(&BackendKey) -> B> Builder<B, F> {
 
     fn backend(&mut self, split: &IngressBackendSplit) -> Option<B> {
         let port = match &split.service_port {
-            IntOrString::Int(number) => Port::Number(u16::try_from(*number).ok().filter(|number| *number > 0)?),
+            IntOrString::Int(number) => {
+                Port::Number(u16::try_from(*number).ok().filter(|number| *number > 0)?)
+            }
             IntOrString::String(name) => match name.parse() {
                 Ok(number) => Port::Number(number),
                 Err(_) => Port::Name(name.clone()),

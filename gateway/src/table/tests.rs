@@ -39,7 +39,14 @@ fn hello() -> Table<String> {
     )])
 }
 
-fn to<'a>(table: &'a Table<String>, side: Side, host: &str, path: &str, headers: &HeaderMap, random: u32) -> &'a str {
+fn to<'a>(
+    table: &'a Table<String>,
+    side: Side,
+    host: &str,
+    path: &str,
+    headers: &HeaderMap,
+    random: u32,
+) -> &'a str {
     match route(table, &RequestParts { side, host, path, headers }, random) {
         Outcome::Forward(_, split) => &split.backend,
         Outcome::UnknownHost => "unknown host",
@@ -56,7 +63,8 @@ fn simple<'a>(table: &'a Table<String>, side: Side, host: &str) -> &'a str {
 #[test]
 fn hosts_with_and_without_port_case_and_dot() {
     let table = hello();
-    for host in ["hello.default.example.com", "HELLO.default.example.com:8080", "hello.default.example.com."] {
+    for host in ["hello.default.example.com", "HELLO.default.example.com:8080", "hello.default.example.com."]
+    {
         assert_eq!(simple(&table, Side::External, host), "one", "{host}");
     }
     for host in ["other.example.com", "", "[::1]:80", "hello.default.example.com.evil"] {

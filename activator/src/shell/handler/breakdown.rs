@@ -44,7 +44,10 @@ impl Breakdown {
             }
             entries.push(("pod", between(from, pod.started_at_us)));
             entries.push(("certified", between(pod.started_at_us, pod.certified_at_us)));
-            entries.push(("listening", between(pod.certified_at_us.max(pod.started_at_us), pod.listening_at_us)));
+            entries.push((
+                "listening",
+                between(pod.certified_at_us.max(pod.started_at_us), pod.listening_at_us),
+            ));
             entries.push(("announced", between(pod.listening_at_us.max(pod.certified_at_us), self.placed)));
         }
         entries.push(("proxied", between(self.placed, now)));

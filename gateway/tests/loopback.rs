@@ -1,0 +1,377 @@
+//! The gateway's handler between real sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use ebb_api::networking::Ingress;
+use ebb_gateway::table::{BackendKey, Builder, Side};
+use ebb_gateway::upstream::{Address, Content, Upstream};
+use ebb_gateway::{Config, Handler, Snapshot};
+use ebb_http::{
+    Body, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig, Protocol, RequestBody,
+    ServerConfig, Target, handler_fn, headers, serve,
+};
+use ebb_mesh::ca::{Authority, MaterialPem};
+use ebb_mesh::{Identity, MeshAcceptor};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const TRUST_DOMAIN: &str = "cluster.local";
+
+struct Stage {
+    authority: Arc<Authority>,
+    pool: Pool,
+    upstreams: Arc<Mutex<Vec<Arc<Upstream>>>>,
+    snapshot: Snapshot,
+    external: SocketAddr,
+    local: SocketAddr,
+    stop: CancellationToken,
+    _stop: DropGuard,
+}
+
+async fn identity(authority: &Arc<Authority>, namespace: &str, account: &str) -> Identity {
+    let id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}").parse().expect("an id");
+    Identity::from_authority(authority.clone(), id).await.expect("an identity")
+}
+
+async fn stage(spec: Value) -> Stage {
+    let root = MaterialPem::generate_root(TRUST_DOMAIN, SystemTime::now()).expect("a root");
+    let authority =
+        Arc::new(Authority::new(TRUST_DOMAIN, Duration::from_secs(3600), &root).expect("an authority"));
+    let own = identity(&authority, "ebb-system", "gateway").await;
+    let stop = CancellationToken::new();
+    let pool = Pool::new(own, PoolConfig::default());
+    let snapshot = Snapshot::default();
+    let config = Config { endpoint_wait: Duration::from_secs(5), ..Config::default() };
+    let mut bound = Vec::new();
+    for side in [Side::External, Side::Local] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        bound.push(listener.local_addr().expect("bound"));
+        let handler = Handler::new(snapshot.clone(), side, &config);
+        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
+    }
+    let _stop = stop.clone().drop_guard();
+    let stage = Stage {
+        authority,
+        pool,
+        upstreams: Arc::default(),
+        snapshot,
+        external: bound[0],
+        local: bound[1],
+        stop,
+        _stop,
+    };
+    stage.program(spec);
+    stage
+}
+
+impl Stage {
+    fn program(&self, spec: Value) {
+        let ingress: Ingress = serde_json::from_value(json!({
+            "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
+            "metadata": {"namespace": "default", "name": "hello", "generation": 1}, "spec": spec}))
+        .expect("an ingress");
+        let resolve = |key: &BackendKey| {
+            let mut all = self.upstreams.lock();
+            if let Some(known) = all.iter().find(|upstream| upstream.key == *key) {
+                return known.clone();
+            }
+            let upstream = Upstream::new(key.clone(), self.pool.clone());
+            all.push(upstream.clone());
+            upstream
+        };
+        self.snapshot.store(Arc::new(Builder::new("cluster.local", resolve).build([&ingress])));
+    }
+
+    fn set(&self, service: &str, endpoints: &[SocketAddr]) {
+        let peer: Arc<str> = format!("spiffe://{TRUST_DOMAIN}/ns/default/*").into();
+        let content = endpoints
+            .iter()
+            .map(|socket| Address { socket: *socket, peer: Some(peer.clone()), h2: false })
+            .collect();
+        let all = self.upstreams.lock();
+        let upstream = all.iter().find(|upstream| upstream.key.service.name == service).expect("known");
+        upstream.set(Content::Endpoints(content));
+    }
+
+    /// A pod behind mutual TLS that answers with its name; stops taking connections when the token is cancelled.
+    async fn pod(&self, name: &'static str) -> (SocketAddr, CancellationToken, Arc<AtomicUsize>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        let handler = handler_fn(move |request: Request<Incoming>, _: Arc<Peer>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let mut response = Response::new(Body::from(name));
+                for seen in ["host", "knative-serving-revision", "x-request-id", "x-forwarded-for", "x-level"]
+                {
+                    if let (Some(value), Ok(name)) =
+                        (request.headers().get(seen), http::HeaderName::try_from(format!("saw-{seen}")))
+                    {
+                        response.headers_mut().insert(name, value.clone());
+                    }
+                }
+                response
+            }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let own = identity(&self.authority, "default", "default").await;
+        let stop = self.stop.child_token();
+        tokio::spawn(serve(listener, MeshAcceptor(own), handler, ServerConfig::default(), stop.clone()));
+        (address, stop, count)
+    }
+}
+
+struct Client(Pool);
+
+impl Client {
+    fn new() -> Self {
+        Self(Pool::new(PlainConnector, PoolConfig::default()))
+    }
+
+    async fn get(
+        &self,
+        at: SocketAddr,
+        host: &str,
+        more: &[(&str, &str)],
+    ) -> (StatusCode, HeaderMap, String) {
+        let mut request = Request::get("/").header("host", host);
+        for (name, value) in more {
+            request = request.header(*name, *value);
+        }
+        let mut outgoing =
+            Outgoing::own(request.body(RequestBody::empty()).expect("a request")).expect("has a host");
+        let backend = self.0.backend(&Target::plain(at, Protocol::Http1));
+        let response = outgoing.send(&backend).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let text = body.collect().await.expect("a body").to_bytes();
+        (parts.status, parts.headers, String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+fn split(service: &str, percent: u32) -> Value {
+    json!({"serviceNamespace": "default", "serviceName": service, "servicePort": 80, "percent": percent,
+           "appendHeaders": {"Knative-Serving-Revision": service, "X-Level": "split"}})
+}
+
+fn both_sides() -> Value {
+    json!({"rules": [
+        {"hosts": ["hello.example.com"], "visibility": "ExternalIP",
+         "http": {"paths": [{"appendHeaders": {"X-Level": "path"}, "splits": [split("one", 100)]}]}},
+        {"hosts": ["hello.default.svc.cluster.local"], "visibility": "ClusterLocal",
+         "http": {"paths": [{"splits": [split("one", 100)]}]}}]})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forwards_with_headers_and_keeps_what_is_inside_inside() {
+    let stage = stage(both_sides()).await;
+    let (pod, _, _) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    let client = Client::new();
+    let forged = [("Knative-Serving-Revision", "forged"), ("X-Forwarded-For", "6.6.6.6")];
+    let (status, headers, body) = client.get(stage.external, "hello.example.com:8080", &forged).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "one"));
+    assert_eq!(headers["saw-knative-serving-revision"], "one");
+    assert_eq!(headers["saw-x-level"], "split");
+    assert_eq!(headers["saw-x-forwarded-for"], "127.0.0.1", "the edge trusts nobody");
+    assert!(headers.contains_key("saw-x-request-id"));
+    assert_eq!(headers["saw-host"], "hello.example.com:8080");
+
+    assert_eq!(client.get(stage.local, "hello.default", &[]).await.0, StatusCode::OK);
+    let (status, _, body) = client.get(stage.external, "hello.default", &[]).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(body.contains("cluster-local"), "{body}");
+    let (status, _, body) = client.get(stage.external, "nobody.example.com", &[]).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(body.contains("nobody.example.com"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_probes_with_the_hash_of_what_it_serves() {
+    let stage = stage(both_sides()).await;
+    let client = Client::new();
+    let probe = [("K-Network-Probe", "probe"), ("K-Network-Hash", "override")];
+    let (status, headers, _) = client.get(stage.external, "hello.example.com", &probe).await;
+    assert_eq!(status, StatusCode::OK);
+    let served = stage.snapshot.load().served.values().next().expect("one").hash.clone();
+    assert_eq!(headers[headers::K_NETWORK_HASH], served.as_str());
+    let own = [("K-Network-Probe", "probe"), ("K-Network-Hash", "mine")];
+    let (_, headers, _) = client.get(stage.external, "hello.example.com", &own).await;
+    assert_eq!(headers[headers::K_NETWORK_HASH], "mine");
+    stage.program(json!({"rules": [{"hosts": ["hello.example.com"], "http": {"paths": [{"splits": [split("two", 100)]}]}}]}));
+    let (_, headers, _) = client.get(stage.external, "hello.example.com", &probe).await;
+    assert_ne!(headers[headers::K_NETWORK_HASH], served.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn switching_endpoints_under_load_loses_nothing() {
+    let stage = Arc::new(stage(both_sides()).await);
+    let (first, _, _) = stage.pod("first").await;
+    stage.set("one", &[first]);
+    let done = Arc::new(AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let (at, done) = (stage.external, done.clone());
+        clients.push(tokio::spawn(async move {
+            let client = Client::new();
+            let mut count = 0;
+            while !done.load(Ordering::SeqCst) {
+                let (status, _, body) = client.get(at, "hello.example.com", &[]).await;
+                assert_eq!(status, StatusCode::OK, "{body}");
+                count += 1;
+            }
+            count
+        }));
+    }
+    // Serve and Proxy change places: old endpoints stop taking connections before, at, and after the switch, and the
+    // list is empty in between.
+    let mut before: Option<CancellationToken> = None;
+    for round in 0..15 {
+        let (pod, stop, count) = stage.pod("next").await;
+        if round % 3 == 0 {
+            if let Some(before) = before.take() {
+                before.cancel();
+            }
+            stage.set("one", &[]);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        stage.set("one", &[pod]);
+        while count.load(Ordering::SeqCst) < 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if let Some(before) = before.replace(stop) {
+            before.cancel();
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    let mut all = 0;
+    for client in clients {
+        all += client.await.expect("no request failed");
+    }
+    assert!(all > 300, "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_waits_for_the_next_list_of_endpoints() {
+    let stage = Arc::new(stage(both_sides()).await);
+    let (pod, _, _) = stage.pod("late").await;
+    let at = stage.external;
+    let asked = tokio::spawn(async move { Client::new().get(at, "hello.example.com", &[]).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!asked.is_finished());
+    stage.set("one", &[pod]);
+    assert_eq!(asked.await.expect("no panic").2, "late");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_with_a_foreign_identity_gets_nothing() {
+    let stage = stage(both_sides()).await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let handler = handler_fn(move |_: Request<Incoming>, _: Arc<Peer>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Response::new(Body::from("stolen")) }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let foreign = listener.local_addr().expect("bound");
+    let thief = identity(&stage.authority, "elsewhere", "default").await;
+    tokio::spawn(serve(listener, MeshAcceptor(thief), handler, ServerConfig::default(), stage.stop.clone()));
+    let (pod, _, _) = stage.pod("right").await;
+    stage.set("one", &[foreign, pod]);
+    let client = Client::new();
+    for _ in 0..20 {
+        assert_eq!(client.get(stage.external, "hello.example.com", &[]).await.2, "right");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_hold_through_the_wire() {
+    let stage = stage(json!({"rules": [{"hosts": ["h"], "http": {"paths":
+        [{"splits": [split("one", 90), split("two", 10), split("never", 0)]}]}}]}))
+    .await;
+    let (one, _, ones) = stage.pod("one").await;
+    let (two, _, twos) = stage.pod("two").await;
+    let (never, _, nevers) = stage.pod("never").await;
+    stage.set("one", &[one]);
+    stage.set("two", &[two]);
+    stage.set("never", &[never]);
+    let client = Client::new();
+    for _ in 0..1000 {
+        client.get(stage.external, "h", &[]).await;
+    }
+    let twos = twos.load(Ordering::SeqCst);
+    assert!((55..=150).contains(&twos), "{twos} of 1000 at 10 %");
+    assert_eq!(ones.load(Ordering::SeqCst) + twos, 1000);
+    assert_eq!(nevers.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_of_the_gateway_itself_is_looked_up_again() {
+    let stage = stage(json!({"rules": [
+        {"hosts": ["mapped.example.com"], "http": {"paths": [{"rewriteHost": "hello.default.svc.cluster.local",
+            "splits": [{"serviceNamespace": "default", "serviceName": "hello", "servicePort": 80, "percent": 100}]}]}},
+        {"hosts": ["hello.default.svc.cluster.local"], "visibility": "ClusterLocal",
+            "http": {"paths": [{"splits": [split("one", 100)]}]}}]}))
+    .await;
+    let (pod, _, _) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    stage
+        .upstreams
+        .lock()
+        .iter()
+        .find(|u| u.key.service.name == "hello")
+        .expect("known")
+        .set(Content::Gateway);
+    let client = Client::new();
+    let (status, headers, body) = client.get(stage.external, "mapped.example.com", &[]).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "one"));
+    assert_eq!(headers["saw-host"], "hello.default.svc.cluster.local");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn web_sockets_pass() {
+    let stage = stage(both_sides()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pod = listener.local_addr().expect("bound");
+    let own = identity(&stage.authority, "default", "default").await;
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.expect("a connection");
+        let (mut tls, _) = own.accept(tcp).await.expect("a handshake");
+        let mut head = vec![0; 4096];
+        let n = tls.read(&mut head).await.expect("a request");
+        assert!(String::from_utf8_lossy(&head[..n]).to_lowercase().contains("upgrade: websocket"));
+        tls.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await
+        .expect("written");
+        let n = tls.read(&mut head).await.expect("bytes");
+        let echo = head[..n].to_vec();
+        tls.write_all(&echo).await.expect("written");
+        tls.flush().await.expect("flushed");
+        let _ = tls.read(&mut head).await;
+    });
+    stage.set("one", &[pod]);
+    let mut tcp = TcpStream::connect(stage.external).await.expect("connected");
+    tcp.write_all(b"GET /ws HTTP/1.1\r\nhost: hello.example.com\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n")
+        .await
+        .expect("written");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tcp.read_u8().await.expect("a byte"));
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    tcp.write_all(b"ping").await.expect("written");
+    let mut echo = [0; 4];
+    tcp.read_exact(&mut echo).await.expect("an echo");
+    assert_eq!(&echo, b"ping");
+}
