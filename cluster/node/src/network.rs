@@ -168,7 +168,7 @@ impl Network {
         answer.await.map_err(io::Error::other)?
     }
 
-    /// Removes the shelf's devices and waits for all earlier releases. The bridge stays: its other addresses are not ours.
+    /// Removes the shelf's devices after all earlier releases, and the bridge if it was made here.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         if self.send(Job::Close(reply)).is_ok() {
@@ -189,6 +189,8 @@ struct Maker {
     host_ipc: File,
     host_uts: File,
     bridge: u32,
+    /// The bridge did not exist before and goes with us.
+    made_bridge: bool,
     ipam: Ipam,
     serial: u32,
     shelf: Vec<PodNetwork>,
@@ -208,8 +210,9 @@ impl Maker {
     fn new(config: NetworkConfig) -> Result<Self, NetworkError> {
         let mut host = Netlink::open().map_err(kernel("cannot open a netlink socket"))?;
         let links = host.links().map_err(kernel("cannot list network devices"))?;
-        let bridge = match links.iter().find(|link| link.name == config.bridge) {
-            Some(link) => link.index,
+        let existing = links.iter().find(|link| link.name == config.bridge).map(|link| link.index);
+        let bridge = match existing {
+            Some(index) => index,
             None => make_bridge(&mut host, &config)?,
         };
         for stale in links.iter().filter(|link| link.controller == Some(bridge)) {
@@ -225,6 +228,7 @@ impl Maker {
             host_ipc: own("ipc")?,
             host_uts: own("uts")?,
             bridge,
+            made_bridge: existing.is_none(),
             ipam,
             serial,
             shelf: Vec::new(),
@@ -267,6 +271,9 @@ impl Maker {
                 Some(Job::Close(reply)) => {
                     self.config.pool = 0;
                     self.empty_shelf();
+                    if self.made_bridge {
+                        let _ = self.host.delete(&self.config.bridge);
+                    }
                     let _ = reply.send(());
                 }
                 None => match self.make() {
