@@ -28,7 +28,17 @@ fn build_sidecar() -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&root)
-        .args(["build", "--quiet", "--locked", "--profile", "sidecar", "-p", "ebb-queue-proxy", "--bin", "queue-proxy"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            "sidecar",
+            "-p",
+            "ebb-queue-proxy",
+            "--bin",
+            "queue-proxy",
+        ])
         .args(["--target", &target, "--target-dir"])
         .arg(&out)
         // What the outer build was told (flags, wrappers of clippy) is not meant for this one.

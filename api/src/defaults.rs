@@ -96,13 +96,17 @@ fn template(
     configs: &Configs,
     create: bool,
 ) {
-    // A template that keeps its own revision name must stay as it is, whatever the defaults are by now.
+    let (parent_name, namespace) = parent_names(parent);
+    let fill = |template: &RevisionTemplateSpec| {
+        let mut filled = template.clone();
+        revision_spec(&mut filled.spec, configs, &parent_name, &namespace, create);
+        filled
+    };
+    let filled = fill(template);
+    // A template that keeps its own revision name must stay as it is: clients send what they were given by the user, without the defaults.
     let name = template.metadata.name.as_ref().filter(|n| !n.is_empty());
-    if name.is_some() && old.is_some_and(|o| o.metadata.name.as_ref() == name) {
-        return;
-    }
-    let (name, namespace) = parent_names(parent);
-    revision_spec(&mut template.spec, configs, &name, &namespace, create);
+    let kept = old.filter(|old| name.is_some() && old.metadata.name.as_ref() == name && fill(old) == filled);
+    *template = kept.cloned().unwrap_or(filled);
 }
 
 fn revision_spec(spec: &mut RevisionSpec, configs: &Configs, name: &str, namespace: &str, create: bool) {

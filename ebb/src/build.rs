@@ -17,7 +17,8 @@ use crate::registry::Registry;
 pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let running = args.data_dir.running()?;
     let stage = Stage::begin(format!("build {}", args.path.display()));
-    let scratch = tempfile::Builder::new().prefix("ebb-build-").tempdir().context("cannot make a temporary folder")?;
+    let scratch =
+        tempfile::Builder::new().prefix("ebb-build-").tempdir().context("cannot make a temporary folder")?;
     let store = Store::open(scratch.path())?;
     let request = BuildRequest { path: args.path.clone(), tag: args.tag.clone(), ..BuildRequest::default() };
     build(&store, request, Some(notes(&stage))).await?;

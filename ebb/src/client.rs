@@ -27,7 +27,9 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(gateway: SocketAddr, host: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(gateway).await.with_context(|| format!("connecting to the gateway at {gateway}"))?;
+        let stream = TcpStream::connect(gateway)
+            .await
+            .with_context(|| format!("connecting to the gateway at {gateway}"))?;
         stream.set_nodelay(true)?;
         let (send, driver) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(driver);

@@ -21,7 +21,8 @@ struct Row {
 
 /// Runs every step; the exit code is 0 only when each came out right.
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let folder = tempfile::Builder::new().prefix("ebb-demo-").tempdir().context("cannot make a temporary folder")?;
+    let folder =
+        tempfile::Builder::new().prefix("ebb-demo-").tempdir().context("cannot make a temporary folder")?;
     println!("ebb demo: a platform of its own in {}", folder.path().display());
     let outcome = in_folder(folder.path()).await;
     if args.keep {

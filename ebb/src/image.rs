@@ -16,7 +16,10 @@ pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
         ImageCommand::Load { data_dir, file, tag } => {
             let registry = Registry::new(data_dir.running()?.registry_port);
             let stage = Stage::begin(format!("load {}", file.display()));
-            let scratch = tempfile::Builder::new().prefix("ebb-load-").tempdir().context("cannot make a temporary folder")?;
+            let scratch = tempfile::Builder::new()
+                .prefix("ebb-load-")
+                .tempdir()
+                .context("cannot make a temporary folder")?;
             let store = Store::open(scratch.path())?;
             let names = store.load_archive(&file, tag.as_deref()).await?;
             for name in &names {

@@ -61,7 +61,8 @@ impl Platform {
         config.node_name = "ebb".into();
         let cluster = Cluster::start(config).await?;
         tracing::info!(elapsed = ?start.elapsed(), "cluster is up");
-        let ports = Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
+        let ports =
+            Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
         let components = Components::new();
         match start_components(&cluster, &components, listeners, ports).await {
             Ok(()) => {
@@ -112,8 +113,14 @@ async fn start_components(
     ports: Ports,
 ) -> anyhow::Result<()> {
     let plan = cluster.network();
-    let address = |index| plan.system_ip(index).context("the network plan has too few addresses for the components");
-    let at = Addresses { controller: address(2)?, autoscaler: address(3)?, activator: address(4)?, gateway: address(5)? };
+    let address =
+        |index| plan.system_ip(index).context("the network plan has too few addresses for the components");
+    let at = Addresses {
+        controller: address(2)?,
+        autoscaler: address(3)?,
+        activator: address(4)?,
+        gateway: address(5)?,
+    };
     let options = manifests::Options {
         domain: Some("localhost".into()),
         queue_sidecar_image: import_sidecar(cluster).await?,
@@ -123,7 +130,9 @@ async fn start_components(
         ..manifests::Options::default()
     };
     let client = cluster.client("system:serviceaccount:ebb-system:controller");
-    ebb_controller::install::install(&client, &options).await.context("applying the platform's own objects")?;
+    ebb_controller::install::install(&client, &options)
+        .await
+        .context("applying the platform's own objects")?;
     let (namespace, leads) = (&options.namespace, components::leads(&at));
     tokio::try_join!(
         install::lead(&client, namespace, &leads),
@@ -145,8 +154,9 @@ async fn import_sidecar(cluster: &Cluster) -> anyhow::Result<String> {
 
 /// The gateway's listeners for users: IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
 fn listen(port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .with_context(|| format!("the gateway cannot listen on 127.0.0.1:{port}; choose another with --gateway-port"))?;
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+        format!("the gateway cannot listen on 127.0.0.1:{port}; choose another with --gateway-port")
+    })?;
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
     match TcpListener::bind(SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {

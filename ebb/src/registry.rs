@@ -37,9 +37,13 @@ impl Registry {
     /// Copies an image of a store into the registry, under the same name. Gives its digest.
     pub(crate) async fn push(&self, store: &Arc<Store>, name: &str) -> anyhow::Result<String> {
         let repository = Reference::parse(name)?.local_repository();
-        let tag = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or("latest", |(_, tag)| tag);
+        let tag =
+            name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or("latest", |(_, tag)| tag);
         let target = format!("127.0.0.1:{}/{repository}:{tag}", self.port);
-        store.push(name, &target, &[]).await.context("pushing into the platform's registry; is `ebb up` still running?")
+        store
+            .push(name, &target, &[])
+            .await
+            .context("pushing into the platform's registry; is `ebb up` still running?")
     }
 
     /// Everything that has a tag.
@@ -50,11 +54,19 @@ impl Registry {
                 let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                               application/vnd.docker.distribution.manifest.v2+json, \
                               application/vnd.docker.distribution.manifest.list.v2+json";
-                let request = Request::get(format!("/v2/{repository}/manifests/{tag}")).header("accept", accept);
+                let request =
+                    Request::get(format!("/v2/{repository}/manifests/{tag}")).header("accept", accept);
                 let answer = self.ask(request.body(Empty::new())?).await?;
-                let digest = answer.headers.get("docker-content-digest").and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let digest = answer
+                    .headers
+                    .get("docker-content-digest")
+                    .and_then(|v| v.to_str().ok())
+                    .unwrap_or_default();
                 let manifest: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-                let parts = manifest.get("config").into_iter().chain(manifest["layers"].as_array().into_iter().flatten());
+                let parts = manifest
+                    .get("config")
+                    .into_iter()
+                    .chain(manifest["layers"].as_array().into_iter().flatten());
                 let size = parts.filter_map(|p| p["size"].as_u64()).sum::<u64>() + answer.body.len() as u64;
                 all.push(Listed { name: format!("{repository}:{tag}"), digest: digest.into(), size });
             }
@@ -67,7 +79,8 @@ impl Registry {
         if answer.status != StatusCode::OK {
             bail!("the registry refused {path}: {}", answer.why());
         }
-        let value: Value = serde_json::from_slice(&answer.body).with_context(|| format!("the registry's answer to {path}"))?;
+        let value: Value = serde_json::from_slice(&answer.body)
+            .with_context(|| format!("the registry's answer to {path}"))?;
         let names = value[field].as_array().cloned().unwrap_or_default();
         Ok(names.iter().filter_map(|n| n.as_str().map(str::to_string)).collect())
     }

@@ -26,7 +26,8 @@ impl DataDir {
         let dir = match &self.data_dir {
             Some(dir) => dir.clone(),
             None => {
-                let home = std::env::var_os("HOME").context("HOME is not set; name the folder with --data-dir")?;
+                let home =
+                    std::env::var_os("HOME").context("HOME is not set; name the folder with --data-dir")?;
                 Path::new(&home).join(".ebb")
             }
         };
@@ -49,13 +50,20 @@ impl Running {
         let text = match std::fs::read(&file) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                bail!("no platform runs on {}: start one with `ebb up`, or name its folder with --data-dir", dir.display())
+                bail!(
+                    "no platform runs on {}: start one with `ebb up`, or name its folder with --data-dir",
+                    dir.display()
+                )
             }
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
         };
-        let running: Self = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        let running: Self =
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
         if !Path::new("/proc").join(running.pid.to_string()).exists() {
-            bail!("the platform on {} has ended without cleaning up: start it again with `ebb up`", dir.display());
+            bail!(
+                "the platform on {} has ended without cleaning up: start it again with `ebb up`",
+                dir.display()
+            );
         }
         Ok(running)
     }
@@ -63,7 +71,8 @@ impl Running {
     pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
         let file = dir.join(Self::FILE);
         let new = dir.join(format!("{}.new", Self::FILE));
-        std::fs::write(&new, serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", new.display()))?;
+        std::fs::write(&new, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", new.display()))?;
         std::fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
     }
 

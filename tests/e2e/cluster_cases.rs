@@ -31,8 +31,25 @@ fn objects(p: &Platform) -> Result<()> {
     ensure!(p.get(ns.name(), "cm/m")?["data"]["a"] == "three", "server-side apply");
     p.kubectl(&["label", "-n", ns.name(), "cm/m", "tier=front"])?;
     p.kubectl(&["annotate", "-n", ns.name(), "cm/m", "note=x"])?;
-    p.kubectl(&["patch", "-n", ns.name(), "cm/m", "--type=json", "-p", r#"[{"op":"add","path":"/data/b","value":"y"}]"#])?;
-    let by_label = p.kubectl(&["get", "cm", "-n", ns.name(), "-l", "tier in (front)", "-o", "jsonpath={.items[*].data.b}"])?;
+    p.kubectl(&[
+        "patch",
+        "-n",
+        ns.name(),
+        "cm/m",
+        "--type=json",
+        "-p",
+        r#"[{"op":"add","path":"/data/b","value":"y"}]"#,
+    ])?;
+    let by_label = p.kubectl(&[
+        "get",
+        "cm",
+        "-n",
+        ns.name(),
+        "-l",
+        "tier in (front)",
+        "-o",
+        "jsonpath={.items[*].data.b}",
+    ])?;
     ensure!(by_label == "y", "{by_label}");
     let wide = p.kubectl(&["get", "cm", "-n", ns.name(), "-o", "wide"])?;
     ensure!(wide.contains("DATA") && wide.contains("AGE"), "{wide}");
@@ -46,7 +63,10 @@ fn objects(p: &Platform) -> Result<()> {
         std::io::Write::write_all(&mut stdin, map.replace("one", "four").as_bytes())?;
     }
     let out = child.wait_with_output()?;
-    ensure!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stdout).contains("+  a: four"), "diff: {out:?}");
+    ensure!(
+        out.status.code() == Some(1) && String::from_utf8_lossy(&out.stdout).contains("+  a: four"),
+        "diff: {out:?}"
+    );
     p.kubectl(&["delete", "-n", ns.name(), "cm/m"])?;
     ensure!(p.kubectl_fails(&["get", "-n", ns.name(), "cm/m"], None)?.contains("NotFound"), "deleted");
     Ok(())
@@ -71,7 +91,12 @@ fn deployment(p: &Platform) -> Result<()> {
     p.kubectl(&["rollout", "undo", "deployment/web", "-n", ns.name()])?;
     p.kubectl(&status)?;
     let name = p.kubectl(&[
-        "get", "deploy/web", "-n", ns.name(), "-o", "jsonpath={.spec.template.spec.containers[0].env[0].value}",
+        "get",
+        "deploy/web",
+        "-n",
+        ns.name(),
+        "-o",
+        "jsonpath={.spec.template.spec.containers[0].env[0].value}",
     ])?;
     ensure!(name == "a", "after the undo: {name}");
     p.kubectl(&["scale", "deployment/web", "--replicas=3", "-n", ns.name()])?;
@@ -174,7 +199,9 @@ fn custom_resources(p: &Platform) -> Result<()> {
     p.kubectl_with(&["apply", "-f", "-"], crd)?;
     p.kubectl(&["wait", "crd/boats.e2e.test", "--for=condition=Established", "--timeout=30s"])?;
     let boat = |sails: u32| {
-        format!(r#"{{"apiVersion":"e2e.test/v1","kind":"Boat","metadata":{{"name":"b"}},"spec":{{"sails":{sails}}}}}"#)
+        format!(
+            r#"{{"apiVersion":"e2e.test/v1","kind":"Boat","metadata":{{"name":"b"}},"spec":{{"sails":{sails}}}}}"#
+        )
     };
     let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&boat(0)))?;
     ensure!(said.contains("spec.sails") && said.contains("greater than or equal to 1"), "{said}");

@@ -27,7 +27,10 @@ fn kill_nine(_: &Platform) -> Result<()> {
     ensure!(p.get(ns, "ksvc/survivor")?["metadata"]["uid"] == uid, "another Service came back");
     ensure!(p.get(ns, "configmap/kept")?["data"]["a"] == "b", "the ConfigMap lost its data");
     let left = p.kubectl(&["get", "configmaps", "-o", "name"])?;
-    ensure!(left.lines().filter(|l| l.contains("/last-")).count() == 20, "acknowledged writes are lost: {left}");
+    ensure!(
+        left.lines().filter(|l| l.contains("/last-")).count() == 20,
+        "acknowledged writes are lost: {left}"
+    );
     let url = p.get(ns, "ksvc/survivor")?["status"]["url"].as_str().context("no URL")?.to_string();
     let host = crate::harness::host_of(&url)?;
     let answer = http::get(p.gateway(), &host, "/")?;

@@ -151,7 +151,12 @@ impl Namespace<'_> {
     }
 
     /// A Service of the test app: annotations of its template and environment as given.
-    pub(crate) fn service(&self, name: &str, annotations: &[(&str, &str)], env: &[(&str, &str)]) -> Result<()> {
+    pub(crate) fn service(
+        &self,
+        name: &str,
+        annotations: &[(&str, &str)],
+        env: &[(&str, &str)],
+    ) -> Result<()> {
         let manifest = service_manifest(name, self.platform.image(), annotations, env);
         self.platform.apply(&self.name, &manifest.to_string())?;
         Ok(())
@@ -161,7 +166,8 @@ impl Namespace<'_> {
     pub(crate) fn wait_ready(&self, service: &str) -> Result<()> {
         let seconds = format!("--timeout={}s", PATIENCE.as_secs());
         let ksvc = format!("ksvc/{service}");
-        let waited = self.platform.kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &ksvc, &seconds]);
+        let waited =
+            self.platform.kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &ksvc, &seconds]);
         waited.map(drop).with_context(|| match self.platform.get(&self.name, &ksvc) {
             Ok(v) => format!("conditions: {}", v["status"]["conditions"]),
             Err(e) => format!("{e:#}"),
@@ -190,7 +196,8 @@ impl Namespace<'_> {
         let start = Instant::now();
         while !done()? {
             if start.elapsed() > PATIENCE {
-                let pods = self.platform.kubectl(&["get", "pods,ksvc,deploy", "-n", &self.name, "-o", "wide"])?;
+                let pods =
+                    self.platform.kubectl(&["get", "pods,ksvc,deploy", "-n", &self.name, "-o", "wide"])?;
                 bail!("after {} s still waiting until {what}:\n{pods}", PATIENCE.as_secs());
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -206,7 +213,12 @@ impl Drop for Namespace<'_> {
 }
 
 /// The manifest of a Knative Service of the test app.
-pub(crate) fn service_manifest(name: &str, image: &str, annotations: &[(&str, &str)], env: &[(&str, &str)]) -> Value {
+pub(crate) fn service_manifest(
+    name: &str,
+    image: &str,
+    annotations: &[(&str, &str)],
+    env: &[(&str, &str)],
+) -> Value {
     let annotations: serde_json::Map<String, Value> =
         annotations.iter().map(|(k, v)| (k.to_string(), Value::from(*v))).collect();
     let env: Vec<Value> = env.iter().map(|(k, v)| serde_json::json!({"name": k, "value": v})).collect();
@@ -261,9 +273,19 @@ fn build_app() -> Result<PathBuf> {
 
 fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
     let mut command = Command::new(kubectl_binary()?);
-    command.env("KUBECONFIG", kubeconfig).args(["get", "service", "gateway", "-n", "ebb-system", "-o", "json"]);
+    command.env("KUBECONFIG", kubeconfig).args([
+        "get",
+        "service",
+        "gateway",
+        "-n",
+        "ebb-system",
+        "-o",
+        "json",
+    ]);
     let service: Value = serde_json::from_str(&run(command, None)?)?;
-    let address = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().or(service["spec"]["clusterIP"].as_str());
+    let address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
+        .as_str()
+        .or(service["spec"]["clusterIP"].as_str());
     let address = address.context("Service gateway has no address")?;
     let port = match service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str() {
         Some("127.0.0.1") => service["spec"]["ports"][0]["nodePort"].as_u64(),

@@ -53,7 +53,13 @@ fn cold_start_after_zero(p: &Platform) -> Result<()> {
     let host = ns.host("sleepy")?;
     let cold = http::get_with(p.gateway(), &host, "/", &[("ebb-timing", "1")])?;
     ensure!(cold.status == 200 && cold.body == "awake\n", "{cold:?}");
-    let timing = cold.headers.get_all("server-timing").iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(", ");
+    let timing = cold
+        .headers
+        .get_all("server-timing")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect::<Vec<_>>()
+        .join(", ");
     for part in ["queued", "decided", "listening", "proxied"] {
         ensure!(timing.contains(part), "Server-Timing lacks {part}: {timing}");
     }
@@ -161,7 +167,10 @@ fn bad_image_says_why(p: &Platform) -> Result<()> {
     let object = p.get(ns.name(), "ksvc/bad")?;
     let ready = condition(&object, "Ready").context("no condition Ready")?;
     let message = ready["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("localhost:1/nobody/nothing:v0"), "the condition does not name the image: {ready}");
+    ensure!(
+        message.contains("localhost:1/nobody/nothing:v0"),
+        "the condition does not name the image: {ready}"
+    );
     ensure!(ready["reason"].as_str().is_some_and(|r| !r.is_empty()), "no reason: {ready}");
     Ok(())
 }
@@ -180,7 +189,10 @@ fn bad_manifest_is_refused(p: &Platform) -> Result<()> {
     let manifest = service_manifest("bad", p.image(), &[("autoscaling.knative.dev/window", "1s")], &[]);
     let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&manifest.to_string()))?;
     ensure!(said.contains("autoscaling.knative.dev/window"), "no key in: {said}");
-    ensure!(p.kubectl(&["get", "ksvc", "-n", ns.name(), "-o", "name"])?.is_empty(), "a refused Service exists");
+    ensure!(
+        p.kubectl(&["get", "ksvc", "-n", ns.name(), "-o", "name"])?.is_empty(),
+        "a refused Service exists"
+    );
     Ok(())
 }
 
@@ -207,9 +219,11 @@ fn app_that_ends_is_started_again(p: &Platform) -> Result<()> {
     ns.wait("the app was restarted", || {
         let pods = p.kubectl(&["get", "pods", "-n", ns.name(), "-o", "json"])?;
         let pods: serde_json::Value = serde_json::from_str(&pods)?;
-        let statuses = pods["items"][0]["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let statuses =
+            pods["items"][0]["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
         Ok(statuses.iter().any(|c| {
-            c["restartCount"].as_u64() == Some(1) && c["lastState"]["terminated"]["exitCode"].as_u64() == Some(3)
+            c["restartCount"].as_u64() == Some(1)
+                && c["lastState"]["terminated"]["exitCode"].as_u64() == Some(3)
         }))
     })?;
     ns.wait("it answers again", || Ok(http::get(p.gateway(), &host, "/")?.status == 200))
@@ -244,7 +258,8 @@ fn concurrency_scales_out(p: &Platform) -> Result<()> {
 fn cluster_local_is_refused(p: &Platform) -> Result<()> {
     let ns = p.namespace("e2e-local")?;
     let mut manifest = service_manifest("inner", p.image(), &[], &[]);
-    manifest["metadata"]["labels"] = serde_json::json!({"networking.knative.dev/visibility": "cluster-local"});
+    manifest["metadata"]["labels"] =
+        serde_json::json!({"networking.knative.dev/visibility": "cluster-local"});
     p.apply(ns.name(), &manifest.to_string())?;
     ns.wait_ready("inner")?;
     let host = ns.host("inner")?;
@@ -264,7 +279,10 @@ fn environment_of_the_contract(p: &Platform) -> Result<()> {
     }
     let answer = http::get(p.gateway(), &ns.host("env")?, "/echo")?;
     let head = answer.body.to_ascii_lowercase();
-    ensure!(head.contains(&format!("host: {}", ns.host("env")?.split(':').next().unwrap_or_default())), "{head}");
+    ensure!(
+        head.contains(&format!("host: {}", ns.host("env")?.split(':').next().unwrap_or_default())),
+        "{head}"
+    );
     ensure!(head.contains("forwarded:") && head.contains("x-forwarded-for:"), "{head}");
     ensure!(!head.contains("knative-serving-revision"), "an internal header reached the app: {head}");
     Ok(())

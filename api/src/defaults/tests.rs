@@ -59,6 +59,17 @@ fn a_kept_revision_name_keeps_the_template() {
     let mut object = old.clone();
     service(&mut object, Some(&old), &Configs::default(), None);
     assert_eq!(object.spec.template, old.spec.template);
+    // What kubectl apply sends is the user's manifest again, without what was filled in.
+    let mut stored = old.clone();
+    service(&mut stored, None, &Configs::default(), None);
+    let mut object = old.clone();
+    service(&mut object, Some(&stored), &Configs::default(), None);
+    assert_eq!(object.spec.template, stored.spec.template);
+    // A change is not hidden: validation is to see and refuse it.
+    let mut object = old.clone();
+    object.spec.template.spec.pod.containers[0].image = Some("other".into());
+    service(&mut object, Some(&stored), &Configs::default(), None);
+    assert_ne!(object.spec.template, stored.spec.template);
 }
 
 #[test]

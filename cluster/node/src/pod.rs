@@ -8,6 +8,7 @@ pub(crate) mod env;
 mod probe;
 mod state;
 mod status;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod volumes;

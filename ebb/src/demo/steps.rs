@@ -99,8 +99,15 @@ impl Demo {
             if current && ready.is_some_and(|c| c["status"] == "True") {
                 return Ok(());
             }
-            let why = ready.and_then(|c| c["message"].as_str().or(c["reason"].as_str())).unwrap_or("reconciling").to_string();
-            ensure!(start.elapsed() < PATIENCE, "the Service is not Ready after {}: {why}", duration(PATIENCE));
+            let why = ready
+                .and_then(|c| c["message"].as_str().or(c["reason"].as_str()))
+                .unwrap_or("reconciling")
+                .to_string();
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "the Service is not Ready after {}: {why}",
+                duration(PATIENCE)
+            );
             if why != said {
                 stage.note(&why);
                 said = why;
@@ -113,8 +120,14 @@ impl Demo {
         let stage = Stage::begin("apply the Service");
         self.apply(FIRST, &stage).await?;
         let answer = Connection::open(self.gateway, &self.host).await?.get(false).await?;
-        ensure!(answer.status == 200 && answer.body == "Hello World!\n", "{}: {}", answer.status, answer.body);
-        let took = stage.done(format!("http://{}:{} says {}", self.host, self.gateway.port(), answer.body.trim()));
+        ensure!(
+            answer.status == 200 && answer.body == "Hello World!\n",
+            "{}: {}",
+            answer.status,
+            answer.body
+        );
+        let took =
+            stage.done(format!("http://{}:{} says {}", self.host, self.gateway.port(), answer.body.trim()));
         Ok(Row { step: "create to Ready, and the first answer", result: duration(took) })
     }
 
@@ -163,7 +176,9 @@ impl Demo {
     }
 
     async fn load(&self) -> anyhow::Result<Row> {
-        let stage = Stage::begin("scale under load: 16 connections for 10 s, 200 requests a second for each pod wanted");
+        let stage = Stage::begin(
+            "scale under load: 16 connections for 10 s, 200 requests a second for each pod wanted",
+        );
         let until = Instant::now() + Duration::from_secs(10);
         let mut lanes = JoinSet::new();
         for _ in 0..16 {
@@ -181,7 +196,8 @@ impl Demo {
         }
         let mut most = 0;
         while Instant::now() < until {
-            let ready = self.pods.list(&ListParams::default()).await?.iter().filter(|pod| is_ready(pod)).count();
+            let ready =
+                self.pods.list(&ListParams::default()).await?.iter().filter(|pod| is_ready(pod)).count();
             if ready != most {
                 stage.note(format!("{ready} pods are ready"));
                 most = most.max(ready);

@@ -67,28 +67,53 @@ impl Components {
             bind_address: IpAddr::V4(at.controller),
             ..ebb_controller::Config::in_namespace(namespace)
         };
+        let ready = config.ready.clone();
         let authority = ebb_controller::ensure_authority(&client("controller"), &config).await?;
         self.spawn(
             "controller",
-            ebb_controller::run_with_authority(config, client("controller"), authority.clone(), self.stop.child_token()),
+            ebb_controller::run_with_authority(
+                config,
+                client("controller"),
+                authority.clone(),
+                self.stop.child_token(),
+            ),
         );
         let autoscaler = identity(&authority, namespace, "autoscaler").await?;
-        let config =
-            ebb_autoscaler::Config { namespace: namespace.into(), bind: IpAddr::V4(at.autoscaler), ..Default::default() };
-        self.spawn("autoscaler", ebb_autoscaler::run(config, client("autoscaler"), autoscaler, self.stop.child_token()));
+        let config = ebb_autoscaler::Config {
+            namespace: namespace.into(),
+            bind: IpAddr::V4(at.autoscaler),
+            ..Default::default()
+        };
+        self.spawn(
+            "autoscaler",
+            ebb_autoscaler::run(config, client("autoscaler"), autoscaler, self.stop.child_token()),
+        );
         let activator = identity(&authority, namespace, "activator").await?;
-        let config =
-            ebb_activator::Config { namespace: namespace.into(), bind: IpAddr::V4(at.activator), ..Default::default() };
-        self.spawn("activator", ebb_activator::run(config, client("activator"), activator, self.stop.child_token()));
+        let config = ebb_activator::Config {
+            namespace: namespace.into(),
+            bind: IpAddr::V4(at.activator),
+            ..Default::default()
+        };
+        self.spawn(
+            "activator",
+            ebb_activator::run(config, client("activator"), activator, self.stop.child_token()),
+        );
         let gateway = identity(&authority, namespace, "gateway").await?;
-        let config =
-            ebb_gateway::Config { namespace: namespace.into(), bind: IpAddr::V4(at.gateway), ..Default::default() };
+        let config = ebb_gateway::Config {
+            namespace: namespace.into(),
+            bind: IpAddr::V4(at.gateway),
+            ..Default::default()
+        };
         let mut http = listeners;
         http.push(listen(at.gateway, config.http_port)?);
         let listeners = ebb_gateway::Listeners { http, ..Default::default() };
         let run = ebb_gateway::run(config, listeners, client("gateway"), gateway, self.stop.child_token());
         self.spawn("gateway", run);
-        Ok(())
+        // Before its webhooks are registered, the API would refuse what users apply.
+        tokio::select! {
+            () = ready.wait() => Ok(()),
+            failed = self.failed() => Err(failed),
+        }
     }
 
     fn spawn<E>(&self, name: &'static str, component: impl Future<Output = Result<(), E>> + Send + 'static)
@@ -126,7 +151,8 @@ impl Components {
 
 /// The gateway's listener for pods, besides those for users on loopback.
 fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind((address, port)).with_context(|| format!("the gateway cannot listen on {address}:{port}"))?;
+    let listener = TcpListener::bind((address, port))
+        .with_context(|| format!("the gateway cannot listen on {address}:{port}"))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -134,5 +160,7 @@ fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
 /// Certificates straight from the authority, which is in this process.
 async fn identity(authority: &Arc<Authority>, namespace: &str, account: &str) -> anyhow::Result<Identity> {
     let id = SpiffeId::new(authority.trust_domain(), namespace, account).context(account.to_string())?;
-    Identity::from_authority(authority.clone(), id).await.with_context(|| format!("the identity of {account}"))
+    Identity::from_authority(authority.clone(), id)
+        .await
+        .with_context(|| format!("the identity of {account}"))
 }

@@ -23,8 +23,11 @@ pub(super) struct Lead {
 pub(super) async fn lead(client: &Client, namespace: &str, leads: &[Lead]) -> anyhow::Result<()> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
     let one = |lead: &Lead| {
-        let ports: Vec<_> =
-            lead.ports.iter().map(|(name, port)| json!({"name": name, "port": port, "protocol": "TCP"})).collect();
+        let ports: Vec<_> = lead
+            .ports
+            .iter()
+            .map(|(name, port)| json!({"name": name, "port": port, "protocol": "TCP"}))
+            .collect();
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -40,7 +43,10 @@ pub(super) async fn lead(client: &Client, namespace: &str, leads: &[Lead]) -> an
         async move {
             let name = slice["metadata"]["name"].as_str().unwrap_or_default().to_string();
             let params = PatchParams::apply(MANAGER).force();
-            slices.patch(&name, &params, &Patch::Apply(&slice)).await.with_context(|| format!("applying EndpointSlice {name}"))
+            slices
+                .patch(&name, &params, &Patch::Apply(&slice))
+                .await
+                .with_context(|| format!("applying EndpointSlice {name}"))
         }
     };
     try_join_all(leads.iter().map(one)).await?;

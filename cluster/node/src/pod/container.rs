@@ -28,6 +28,8 @@ use crate::users::{self, Accounts};
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) id: String,
+    /// Its first process, in the node's pid namespace.
+    pub(crate) pid: i32,
     /// Its process, the pattern for exec'd ones.
     pub(crate) process: spec::Process,
     pub(crate) bundle: PathBuf,
@@ -154,6 +156,7 @@ impl Run {
         );
         let live = Arc::new(Live {
             id: id.to_owned(),
+            pid: timings.pid,
             process: prepared.spec.process.clone(),
             bundle: prepared.folder.clone(),
             output,

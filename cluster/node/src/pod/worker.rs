@@ -2,6 +2,7 @@
 //! their own, whose results come back as events. Status is written by yet another task, so that the API's answer time
 //! is no part of a start; of several changes only the last is written.
 
+use super::stop;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -364,18 +365,24 @@ impl Worker {
                 context.events.normal(&pod, Some(name), "Killing", format!("Stopping container {name}"));
             }
             let hook = live.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+            let mut drained = false;
             if let Some(hook) = hook {
                 let left = Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default();
                 let outcome = match probe::of_hook(&live.spec, hook, live.address) {
                     Ok(check) => probe::perform(&context, &live, &check, left).await,
                     Err(message) => Err(message),
                 };
+                drained = outcome.is_ok();
                 if let Err(message) = outcome {
                     let message = format!("PreStopHook failed: {message}");
                     context.events.warning(&pod, Some(name), "FailedPreStopHook", message);
                 }
             }
-            if let Err(error) = context.runtime.signal(&live.id, live.stop_signal).await {
+            // The first process of a pid namespace never sees a signal that it has no handler for. Once its preStop hook has said that
+            // it may go, waiting out the grace (five minutes for a Knative revision) would help nobody.
+            let deaf = drained && stop::ignores(live.pid, live.stop_signal);
+            let signal = if deaf { nix::libc::SIGKILL } else { live.stop_signal };
+            if let Err(error) = context.runtime.signal(&live.id, signal).await {
                 debug!(container = live.id, %error, "the container ended by itself");
             }
         });
