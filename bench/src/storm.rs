@@ -22,11 +22,19 @@ pub(crate) fn run(n: usize) -> Result<Value> {
     }
     let (mut one, mut hundred) = (Vec::new(), Vec::new());
     let mut lost = 0;
-    let mut note = |tally: http::Tally| lost += tally.iter().filter(|(k, _)| *k != "200").map(|(_, n)| n).sum::<usize>();
+    let mut note =
+        |tally: http::Tally| lost += tally.iter().filter(|(k, _)| *k != "200").map(|(_, n)| n).sum::<usize>();
     for _ in 0..n {
         runtime.block_on(platform.wait_zero())?;
         let start = Instant::now();
-        note(http::many(platform.process.gateway(), &platform.host("storm-0"), "/", REQUESTS, REQUESTS, http::by_status));
+        note(http::many(
+            platform.process.gateway(),
+            &platform.host("storm-0"),
+            "/",
+            REQUESTS,
+            REQUESTS,
+            http::by_status,
+        ));
         one.push(start.elapsed());
         runtime.block_on(platform.wait_zero())?;
         let start = Instant::now();
