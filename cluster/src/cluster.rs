@@ -22,7 +22,7 @@ use crate::{
     config::ClusterConfig,
     error::Error,
     link::{self, Links},
-    masquerade::Masquerade,
+    masquerade,
     plan::{self, Hold, NetworkPlan},
     ready,
 };
@@ -50,7 +50,7 @@ pub struct Cluster {
     controllers: (CancellationToken, JoinHandle<()>),
     /// DNS, proxy and registry, which pods may need until they have stopped.
     services: (CancellationToken, TaskTracker),
-    _masquerade: Option<Masquerade>,
+    _masquerade: Option<cluster_firewall::Held>,
     _hold: Hold,
     _lock: fs::File,
 }
@@ -316,8 +316,10 @@ fn save(data_dir: &Path, plan: &NetworkPlan) -> Result<(), Error> {
 }
 
 /// The way from pods to the world; a cluster without it works, but for that.
-fn outbound(plan: &NetworkPlan) -> Option<Masquerade> {
-    let started = link::enable_forwarding().and_then(|()| Masquerade::start(plan));
+fn outbound(plan: &NetworkPlan) -> Option<cluster_firewall::Held> {
+    let forwarding = link::enable_forwarding();
+    let started =
+        forwarding.and_then(|()| cluster_firewall::hold(&masquerade::rules(plan)).map_err(io::Error::other));
     match started {
         Ok(masquerade) => Some(masquerade),
         Err(error) => {

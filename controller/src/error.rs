@@ -57,3 +57,13 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+impl Error {
+    /// Whether the object is on its way out, or has changed meanwhile: the next watch event ends it, nobody needs to know.
+    pub(crate) fn is_passing(&self) -> bool {
+        let Self::Write { source, .. } = self else { return false };
+        let kube::Error::Api(status) = source.as_ref() else { return false };
+        let causes = status.details.iter().flat_map(|d| &d.causes);
+        matches!(status.code, 404 | 409) || causes.into_iter().any(|c| c.reason == "NamespaceTerminating")
+    }
+}

@@ -85,7 +85,11 @@ pub(crate) async fn run(
                 let result = reconciler.reconcile(&key).await;
                 metrics::histogram!("ebb_reconcile_seconds", "kind" => kind_name(key.kind))
                     .record(started.elapsed().as_secs_f64());
-                if let Err(error) = &result {
+                if let Err(error) = &result
+                    && error.is_passing()
+                {
+                    tracing::debug!(kind = ?key.kind, namespace = %key.namespace, name = %key.name, %error, "will be tried again");
+                } else if let Err(error) = &result {
                     tracing::warn!(kind = ?key.kind, namespace = %key.namespace, name = %key.name, %error, "will be tried again");
                 }
                 reconciler.world.queue.done(&key, result.is_ok());

@@ -233,6 +233,11 @@ fn outcome(key: &Key, write: Write, done: kube::Result<()>) -> bool {
             tracing::debug!(revision = %key, ?write, "nothing to write to any more");
             false
         }
+        // So does its namespace.
+        Err(kube::Error::Api(status)) if going_away(&status) => {
+            tracing::debug!(revision = %key, ?write, "the namespace is going away");
+            false
+        }
         Err(error) => {
             tracing::warn!(revision = %key, ?write, %error, "a write failed, trying again");
             false
@@ -242,4 +247,9 @@ fn outcome(key: &Key, write: Write, done: kube::Result<()>) -> bool {
 
 fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Whether a write was refused since its namespace is being deleted.
+fn going_away(status: &kube::core::Status) -> bool {
+    status.details.iter().flat_map(|d| &d.causes).any(|cause| cause.reason == "NamespaceTerminating")
 }

@@ -22,6 +22,8 @@ use crate::Error;
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// A failure that has come back until the pause is this long is no passing one.
+const LASTING: Duration = Duration::from_millis(300);
 
 /// What a work queue may hold.
 pub(crate) trait Work: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
@@ -154,8 +156,10 @@ impl<T: Work> Queue<T> {
                     }
                     Err(error) => {
                         let pause = queue.failed(&work);
-                        if error.is_conflict() {
-                            tracing::debug!(controller = name, ?work, %error, ?pause, "changed meanwhile, trying again");
+                        // Caches lag behind each other for moments, and a namespace that is going away refuses what is made in it:
+                        // only what keeps failing is worth a person's attention.
+                        if error.is_conflict() || pause < LASTING {
+                            tracing::debug!(controller = name, ?work, %error, ?pause, "failed, trying again");
                         } else {
                             tracing::warn!(controller = name, ?work, %error, ?pause, "failed, trying again");
                         }

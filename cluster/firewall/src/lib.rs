@@ -1,6 +1,6 @@
 //! Packet rules in the kernel's nf_tables, told over netlink: which connections a pod takes, and the address that pods show outside.
 //!
-//! Rules are values ([`Ruleset`]), encoded purely ([`Ruleset::encode`]) and loaded as one transaction ([`load`]): either all of a table is
+//! Rules are values ([`Ruleset`]), encoded purely and loaded as one transaction ([`load`]): either all of a table is
 //! there or nothing changed. No `nft` binary and no C library is needed. The rules of a network namespace are loaded by a thread inside it.
 //!
 //! Wire format: Linux `include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h`.
@@ -10,7 +10,7 @@ mod rules;
 mod socket;
 
 pub use rules::{Chain, Family, Hook, Match, Rule, Ruleset, Verdict};
-pub use socket::{load, remove};
+pub use socket::{Held, hold, load, remove};
 
 /// Why rules could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -97,14 +97,24 @@ impl Family {
 }
 
 impl Ruleset {
-    /// The transaction that puts this table in the place of an older one of its name, and its count of acknowledgements.
-    pub fn encode(&self) -> (Vec<u8>, u32) {
+    /// The transaction that makes this table, and its count of acknowledgements. `owned`: it belongs to the socket that sends it, and
+    /// goes with it (Linux 5.12); else it takes the place of an older one of its name.
+    pub(crate) fn encode(&self, owned: bool) -> (Vec<u8>, u32) {
+        /// `NFT_TABLE_F_OWNER`.
+        const OWNER: u32 = 2;
         let mut batch = Batch::new();
         let family = self.family.number();
-        // Made (which is no error when it is there), removed, made: a replacement, whatever was before.
-        batch.command(Kind::NewTable, family, |a| a.string(1, &self.table));
-        batch.command(Kind::DelTable, family, |a| a.string(1, &self.table));
-        batch.command(Kind::NewTable, family, |a| a.string(1, &self.table));
+        if owned {
+            batch.command(Kind::NewTable, family, |a| {
+                a.string(1, &self.table);
+                a.number(2, OWNER);
+            });
+        } else {
+            // Made (which is no error when it is there), removed, made: a replacement, whatever was before.
+            batch.command(Kind::NewTable, family, |a| a.string(1, &self.table));
+            batch.command(Kind::DelTable, family, |a| a.string(1, &self.table));
+            batch.command(Kind::NewTable, family, |a| a.string(1, &self.table));
+        }
         for chain in &self.chains {
             batch.command(Kind::NewChain, family, |a| {
                 a.string(1, &self.table);

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use cluster_firewall::{Chain, Family, Hook, Match, Rule, Ruleset, Verdict, load, remove};
+use cluster_firewall::{Chain, Family, Hook, Match, Rule, Ruleset, Verdict, hold, load, remove};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs in a thread with a network namespace of its own, whose loopback is up.
@@ -69,6 +69,19 @@ fn only_named_ports_are_open_and_removal_opens_all() {
         assert!(connect(7001).is_ok());
         remove("test", Family::Inet).unwrap();
         drop((open, shut));
+    });
+}
+
+#[test]
+fn held_rules_go_with_their_holder() {
+    in_namespace(|| {
+        let _listener = TcpListener::bind("127.0.0.1:7005").unwrap();
+        let rules = filter(vec![rule(vec![Match::Tcp(7005, 7005)], Verdict::Reset)]);
+        let held = hold(&rules).unwrap();
+        assert_eq!(connect(7005).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(hold(&rules).is_err(), "another holds it");
+        drop(held);
+        assert!(connect(7005).is_ok());
     });
 }
 

@@ -115,6 +115,9 @@ impl Node {
             }
         });
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if let Err(error) = hierarchies.favour(&cgroup_prefix, cpus) {
+            warn!(%error, "containers share the processor with this process on equal terms");
+        }
         let facts = Facts {
             name: config.node_name.clone(),
             address: config.network.node_ip,
