@@ -29,7 +29,7 @@ fn plaintext_is_refused(p: &Platform) -> Result<()> {
         let address: SocketAddr = format!("{ip}:{port}").parse()?;
         match http::get(address, "closed.e2e-strict.localhost", "/") {
             Ok(answer) => {
-                ensure!(answer.status == 403 && !answer.body.contains("secret"), "port {port}: {answer:?}")
+                ensure!(answer.status == 403 && !answer.body.contains("secret"), "port {port}: {answer:?}");
             }
             Err(e) => ensure!(!format!("{e:#}").contains("connecting"), "port {port} does not listen: {e:#}"),
         }

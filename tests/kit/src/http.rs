@@ -17,12 +17,17 @@ use tokio::task::JoinSet;
 /// An answer, read to its end.
 #[derive(Debug)]
 pub struct Answer {
+    /// The code.
     pub status: u16,
+    /// All headers.
     pub headers: http::HeaderMap,
+    /// The body as text.
     pub body: String,
+    /// From before the connection until the end of the body.
     pub took: Duration,
 }
 
+/// The runtime that all requests of this process run on.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -108,6 +113,7 @@ pub struct Load {
 }
 
 impl Load {
+    /// Begins, with so many lanes.
     pub fn start(address: SocketAddr, host: &str, lanes: usize, key: fn(&Answer) -> String) -> Self {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut set = JoinSet::new();
@@ -131,6 +137,7 @@ impl Load {
         Self { stop, lanes: set }
     }
 
+    /// Lets what is under way end, and counts.
     pub fn stop(mut self) -> Tally {
         let _ = self.stop.send(true);
         runtime().block_on(async {
