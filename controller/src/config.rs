@@ -79,8 +79,10 @@ impl Config {
             webhook_url: None,
             trust_domain: ebb_mesh::DEFAULT_TRUST_DOMAIN.into(),
             certificate_ttl: Duration::from_secs(24 * 3600),
-            activator: format!("activator.{namespace}.svc.cluster.local:{}", ebb_http::ports::MTLS),
-            ca: format!("controller.{namespace}.svc.cluster.local:{}", ebb_http::ports::CA),
+            // The dot at the end makes the names absolute: with the five dots that a pod's resolv.conf asks for, each would else be looked up
+            // in every search domain first, eight packets instead of two in the middle of a cold start.
+            activator: format!("activator.{namespace}.svc.cluster.local.:{}", ebb_http::ports::MTLS),
+            ca: format!("controller.{namespace}.svc.cluster.local.:{}", ebb_http::ports::CA),
             mtls_mode: "strict".into(),
             health_port: ebb_http::ports::HEALTH,
             ready: Readiness::default(),
@@ -154,10 +156,10 @@ mod tests {
     #[test]
     fn the_environment() {
         let config = Config::from_env(&|_| None).expect("defaults are good");
-        assert_eq!(config.activator, "activator.ebb-system.svc.cluster.local:8112");
+        assert_eq!(config.activator, "activator.ebb-system.svc.cluster.local.:8112");
         let config =
             Config::from_env(&|name| (name == "SYSTEM_NAMESPACE").then(|| "other".into())).expect("good");
-        assert_eq!(config.ca, "controller.other.svc.cluster.local:8114");
+        assert_eq!(config.ca, "controller.other.svc.cluster.local.:8114");
         for (variable, value) in [
             ("WEBHOOK_PORT", "x"),
             ("EBB_MTLS_MODE", "maybe"),

@@ -118,7 +118,13 @@ fn observe(world: &World, deployment: Arc<Deployment>) -> Observed {
 
 async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Error> {
     let Some(deployment) = world.deployments.get(&key) else { return Ok(None) };
-    let plan = plan::plan(&observe(&world, Arc::clone(&deployment)), Timestamp::now());
+    let observed = observe(&world, Arc::clone(&deployment));
+    let orphans = observed.replica_sets.iter().any(|set| meta::controller_of(set.as_ref()).is_none());
+    if orphans && !world.may_adopt(&world.deployments, deployment.as_ref()).await? {
+        // Its own event is on the way.
+        return Ok(None);
+    }
+    let plan = plan::plan(&observed, Timestamp::now());
     let mut status = plan.status;
     for action in plan.actions {
         match action {

@@ -75,6 +75,11 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
         pods.extend(orphans.into_iter().filter(|pod| meta::is_active(pod) && selected(&set, pod)));
     }
     let observed = Observed { set: Arc::clone(&set), pods };
+    let orphans = observed.pods.iter().any(|pod| meta::controller_of(pod.as_ref()).is_none());
+    if orphans && !world.may_adopt(&world.replica_sets, set.as_ref()).await? {
+        // Its own event is on the way.
+        return Ok(None);
+    }
     let plan = plan::plan(&observed);
     for (name, patch) in &plan.patches {
         world.merge(&world.pods, &Key::new(&key.namespace, name), patch).await?;

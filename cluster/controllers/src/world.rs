@@ -132,6 +132,27 @@ impl World {
         Ok(())
     }
 
+    /// Whether `object` is there and not being deleted, asked of the API server itself.
+    ///
+    /// Before adopting, the cache is not enough: what is orphaned while its owner goes away would be adopted again by an owner whose end
+    /// the cache has not seen yet, and be collected with it.
+    pub(crate) async fn may_adopt<K>(&self, cache: &Cache<K>, object: &K) -> Result<bool, Error>
+    where
+        K: Cached + Resource<Scope = NamespaceResourceScope>,
+    {
+        let key = Key::of(object);
+        match self.api::<K>(&key.namespace).get(&key.name).await.map_err(Error::from) {
+            Ok(live) => {
+                let wanted =
+                    meta::uid(&live) == meta::uid(object) && live.meta().deletion_timestamp.is_none();
+                cache.observe(live);
+                Ok(wanted)
+            }
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes exactly this object (by uid), dependents in the background. One that is gone already is a success.
     pub(crate) async fn delete<K>(&self, cache: &Cache<K>, object: &K) -> Result<(), Error>
     where

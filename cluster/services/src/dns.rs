@@ -17,6 +17,7 @@ pub(crate) use forward::host_upstreams;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::RecordType;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -29,6 +30,8 @@ use forward::Upstreams;
 
 /// What this server takes and sends over UDP without fragments.
 const PAYLOAD: u16 = 1232;
+/// Bytes of questions that may wait in the kernel.
+const RECEIVE_BUFFER: usize = 4 << 20;
 /// A TCP client that says nothing for so long is let go.
 const IDLE: Duration = Duration::from_secs(10);
 /// Queries that wait for upstream servers at once, and TCP connections; more are refused.
@@ -44,6 +47,10 @@ impl Sockets {
     pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         loop {
             let udp = UdpSocket::bind(address).await?;
+            // A hundred pods that start together ask all at once, and a lost question costs a resolver five seconds.
+            if let Err(error) = setsockopt(&udp, RcvBufForce, &RECEIVE_BUFFER) {
+                tracing::debug!(%error, "the DNS server's receive buffer stays small");
+            }
             match TcpListener::bind(udp.local_addr()?).await {
                 Ok(tcp) => return Ok(Self { udp, tcp }),
                 // Of any port, it must be one that is free for both.

@@ -284,7 +284,10 @@ fn the_pod() {
     assert_eq!(env(sidecar, "SERVING_REVISION").as_deref(), Some("hello-00001"));
     assert_eq!(env(sidecar, "USER_PORT_PROTOCOL").as_deref(), Some("http1"));
     assert_eq!(env(sidecar, "EBB_MTLS_MODE").as_deref(), Some("strict"));
-    assert_eq!(env(sidecar, "EBB_ACTIVATOR").as_deref(), Some("activator.ebb-system.svc.cluster.local:8112"));
+    assert_eq!(
+        env(sidecar, "EBB_ACTIVATOR").as_deref(),
+        Some("activator.ebb-system.svc.cluster.local.:8112")
+    );
     let probe: Value =
         serde_json::from_str(&env(sidecar, "SERVING_READINESS_PROBE").expect("a probe")).expect("JSON");
     assert_eq!(probe["tcpSocket"]["port"], 8080);
