@@ -97,16 +97,18 @@ fn template(
     create: bool,
 ) {
     let (parent_name, namespace) = parent_names(parent);
-    let fill = |template: &RevisionTemplateSpec| {
+    let fill = |template: &RevisionTemplateSpec, create: bool| {
         let mut filled = template.clone();
         revision_spec(&mut filled.spec, configs, &parent_name, &namespace, create);
         filled
     };
-    let filled = fill(template);
     // A template that keeps its own revision name must stay as it is: clients send what they were given by the user, without the defaults.
     let name = template.metadata.name.as_ref().filter(|n| !n.is_empty());
-    let kept = old.filter(|old| name.is_some() && old.metadata.name.as_ref() == name && fill(old) == filled);
-    *template = kept.cloned().unwrap_or(filled);
+    let same = |old: &RevisionTemplateSpec| {
+        old.metadata.name.as_ref() == name && fill(old, true) == fill(template, true)
+    };
+    let kept = old.filter(|old| name.is_some() && same(old)).cloned();
+    *template = kept.unwrap_or_else(|| fill(template, create));
 }
 
 fn revision_spec(spec: &mut RevisionSpec, configs: &Configs, name: &str, namespace: &str, create: bool) {
