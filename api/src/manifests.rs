@@ -102,6 +102,10 @@ fn config_maps(options: &Options) -> Vec<ConfigMap> {
                 "config-deployment" => {
                     data.insert("queue-sidecar-image".to_owned(), options.queue_sidecar_image.clone());
                     data.extend(options.registry_mirror.clone().map(|m| ("registry-mirror".to_owned(), m)));
+                    if options.embedded {
+                        // With the 25m of a cluster, two cores would be full with 80 pods, and the next would wait for one to end.
+                        data.insert("queue-sidecar-cpu-request".to_owned(), "5m".to_owned());
+                    }
                 }
                 "config-domain" => data.extend(options.domain.clone().map(|d| (d, String::new()))),
                 "config-network" => {
