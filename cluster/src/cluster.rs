@@ -13,6 +13,7 @@ use std::{
 use cluster_apiserver::{ApiServer, MASTERS};
 use cluster_images::Store;
 use cluster_node::{NetworkConfig, Node};
+use cluster_rootless::Door;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -73,7 +74,10 @@ impl Cluster {
         let (plan, hold) = choose(&config, &links).await?;
         links.make(&plan).await?;
         save(&config.data_dir, &plan)?;
-        let masquerade = outbound(&plan);
+        if config.door.is_some() {
+            links.way_out(&plan).await?;
+        }
+        let masquerade = outbound(&plan, config.door.as_ref());
         tracing::debug!(elapsed = ?begin.elapsed(), network = %plan.cluster_cidr(), "network made");
         match Self::start_on(&config, &plan).await {
             Ok((api, node, images, registry, controllers, services)) => {
@@ -125,7 +129,7 @@ impl Cluster {
     > {
         let images_dir = config.data_dir.join("images");
         let images = tokio::task::spawn_blocking(move || Store::open(&images_dir));
-        let api = ApiServer::start(api_config(config, plan)).await?;
+        let api = ApiServer::start(api_config(config, plan)?).await?;
         let started = Self::start_parts(config, plan, &api, async {
             images
                 .await
@@ -316,10 +320,13 @@ fn save(data_dir: &Path, plan: &NetworkPlan) -> Result<(), Error> {
 }
 
 /// The way from pods to the world; a cluster without it works, but for that.
-fn outbound(plan: &NetworkPlan) -> Option<cluster_firewall::Held> {
+fn outbound(plan: &NetworkPlan, door: Option<&Door>) -> Option<cluster_firewall::Held> {
     let forwarding = link::enable_forwarding();
-    let started =
-        forwarding.and_then(|()| cluster_firewall::hold(&masquerade::rules(plan)).map_err(io::Error::other));
+    let rules = match door {
+        Some(door) => masquerade::redirect(plan, door.egress_port()),
+        None => masquerade::rules(plan),
+    };
+    let started = forwarding.and_then(|()| cluster_firewall::hold(&rules).map_err(io::Error::other));
     match started {
         Ok(masquerade) => Some(masquerade),
         Err(error) => {
@@ -329,17 +336,23 @@ fn outbound(plan: &NetworkPlan) -> Option<cluster_firewall::Held> {
     }
 }
 
-fn api_config(config: &ClusterConfig, plan: &NetworkPlan) -> cluster_apiserver::Config {
+fn api_config(config: &ClusterConfig, plan: &NetworkPlan) -> Result<cluster_apiserver::Config, Error> {
     let on_node = SocketAddr::from((plan.node_ip(), NODE_API_PORT));
     let mut api = cluster_apiserver::Config::new(config.data_dir.join("api"));
-    api.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, config.api_port)), on_node];
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, config.api_port));
+    api.listen = vec![local, on_node];
+    if let Some(door) = &config.door {
+        let failed = |source| cluster_apiserver::Error::Listen { address: local, source };
+        api.opened = vec![Arc::new(door.listen(local).map_err(failed)?)];
+        api.listen = vec![on_node];
+    }
     api.advertise = Some(on_node);
     api.service_cidr = plan.service_cidr();
     api.git_version.clone_from(&config.git_version);
     api.sync = config.durable;
     api.extra_sans.clone_from(&config.extra_sans);
     api.extra_sans.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
-    api
+    Ok(api)
 }
 
 async fn start_registry(
@@ -352,9 +365,17 @@ async fn start_registry(
     let bind = async |address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|source| Error::Registry { address, source })
     };
-    let local = bind((Ipv4Addr::LOCALHOST, config.registry_port).into()).await?;
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, config.registry_port));
+    let local = match &config.door {
+        Some(door) => door.listen(loopback).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        }),
+        None => TcpListener::bind(loopback).await,
+    };
+    let local = local.map_err(|source| Error::Registry { address: loopback, source })?;
     let address = local.local_addr().map_err(|source| Error::Registry {
-        address: (Ipv4Addr::LOCALHOST, config.registry_port).into(),
+        address: loopback,
         source,
     })?;
     let on_node = bind((plan.node_ip(), address.port()).into()).await?;
@@ -389,6 +410,7 @@ fn start_services(
         upstreams: None,
         // Not on every address of the machine: what a developer tries out is not for the whole neighbourhood.
         node_port_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(plan.node_ip())],
+        door: config.door.clone(),
     };
     let stop = stop.clone();
     tasks.spawn(async move {

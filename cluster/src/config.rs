@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cluster_rootless::Door;
+
 /// What a cluster needs to know.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -32,6 +34,8 @@ pub struct ClusterConfig {
     pub helpers: usize,
     /// Pod networks that are kept ready.
     pub network_pool: usize,
+    /// The way to the machine's loopback and to the world, where this process has a network of its own.
+    pub door: Option<Door>,
 }
 
 impl ClusterConfig {
@@ -51,6 +55,7 @@ impl ClusterConfig {
             extra_sans: Vec::new(),
             helpers: 4,
             network_pool: 8,
+            door: None,
         }
     }
 }

@@ -143,6 +143,21 @@ impl Links {
         self.handle.route().add(route).replace().execute().await.map_err(failed(what))
     }
 
+    /// In a network namespace of this process's own: packets to the world need a route before they can be redirected.
+    pub(crate) async fn way_out(&self, plan: &NetworkPlan) -> Result<(), Error> {
+        let name = plan.bridge();
+        let index = self.device(&name).await?.unwrap_or(LOOPBACK);
+        let up = rtnetlink::LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(up).execute().await.map_err(failed(format!("bringing {name} up")))?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .output_interface(index)
+            .pref_source(plan.node_ip())
+            .scope(RouteScope::Link)
+            .build();
+        let what = "making a default route";
+        self.handle.route().add(route).replace().execute().await.map_err(failed(what))
+    }
+
     /// Removes what [`Self::make`] made; what is not there is no error.
     pub(crate) async fn remove(&self, plan: &NetworkPlan) -> Result<(), Error> {
         let forgiving = |result: Result<(), rtnetlink::Error>| match result {

@@ -58,6 +58,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// Listeners that the caller has opened already; they come before those of `listen`.
+    pub opened: Vec<Arc<std::net::TcpListener>>,
     /// Further names and addresses in the server's certificate.
     pub extra_sans: Vec<String>,
     /// Cluster IPs are from here; the first is that of `kubernetes.default`.
@@ -76,6 +78,7 @@ impl Config {
         Self {
             data_dir: data_dir.into(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            opened: Vec::new(),
             extra_sans: Vec::new(),
             service_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 16),
             git_version: "v1.35.0".to_owned(),
@@ -141,6 +144,14 @@ impl ApiServer {
 
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
+        for opened in &config.opened {
+            let failed = |source| Error::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source };
+            let listener = opened.try_clone().map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            let listener = TcpListener::from_std(listener).map_err(failed)?;
+            addresses.push(listener.local_addr().map_err(failed)?);
+            listeners.push(listener);
+        }
         for &address in &config.listen {
             let failed = |source| Error::Listen { address, source };
             let listener = TcpListener::bind(address).await.map_err(failed)?;

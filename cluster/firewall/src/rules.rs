@@ -22,6 +22,10 @@ pub enum Hook {
     Input,
     /// Packets that leave it, where source addresses are rewritten.
     PostRouting,
+    /// Packets that arrive, before they are routed, where destinations are rewritten.
+    PreRouting,
+    /// Packets made here, where destinations are rewritten.
+    Output,
 }
 
 /// What a packet must be for a rule to apply; all matches of a rule must hold.
@@ -54,6 +58,8 @@ pub enum Verdict {
     Reset,
     /// Give it the address of the interface by which it leaves.
     Masquerade,
+    /// Give it to this port of this machine instead.
+    Redirect(u16),
 }
 
 /// Matches and their verdict.
@@ -122,6 +128,8 @@ impl Ruleset {
                 let (number, priority, kind) = match chain.hook {
                     Hook::Input => (1, 0, "filter"),
                     Hook::PostRouting => (4, 100, "nat"),
+                    Hook::PreRouting => (0, DESTINATION_NAT, "nat"),
+                    Hook::Output => (3, DESTINATION_NAT, "nat"),
                 };
                 a.nested(4, |hook| {
                     hook.number(1, number);
@@ -155,10 +163,19 @@ impl Rule {
                 a.bytes(2, &[0]);
             }),
             Verdict::Masquerade => expression(list, "masq", |_| {}),
+            Verdict::Redirect(port) => {
+                expression(list, "immediate", |a| {
+                    a.number(1, 1);
+                    a.nested(2, |data| data.bytes(1, &port.to_be_bytes()));
+                });
+                expression(list, "redir", |a| a.number(1, 1));
+            }
         }
     }
 }
 
+/// `NF_IP_PRI_NAT_DST`, -100.
+const DESTINATION_NAT: u32 = (-100i32).cast_unsigned();
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;

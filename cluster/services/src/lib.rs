@@ -17,6 +17,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+use cluster_rootless::Door;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Addresses on which NodePorts are served; empty for none.
     pub node_port_addresses: Vec<IpAddr>,
+    /// The machine's loopback, where this process has a network of its own: loopback NodePorts are served there.
+    pub door: Option<Door>,
 }
 
 /// Why Services cannot be served.
@@ -67,7 +70,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
         let server = Arc::new(dns::Server::new(Arc::clone(&index), zone, upstreams));
         tasks.spawn(server.run(listen, shutdown.clone()));
     }
-    let proxy = Arc::new(proxy::Proxy::new(config.node_port_addresses.clone(), shutdown.clone()));
+    let proxy = Arc::new(proxy::Proxy::new(config.node_port_addresses.clone(), config.door.clone(), shutdown.clone()));
     tasks.spawn(watch::run(client, index, proxy, shutdown.clone()));
     tasks.close();
     shutdown.cancelled().await;

@@ -15,6 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use cluster_rootless::Door;
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use balance::Balancer;
 /// See the module's documentation.
 pub(crate) struct Proxy {
     node_port_addresses: Vec<IpAddr>,
+    door: Option<Door>,
     /// By Service, then by where they listen.
     listeners: Mutex<HashMap<Key, HashMap<Listen, Listener>>>,
     shutdown: CancellationToken,
@@ -55,8 +57,12 @@ impl Drop for Listener {
 }
 
 impl Proxy {
-    pub(crate) fn new(node_port_addresses: Vec<IpAddr>, shutdown: CancellationToken) -> Self {
-        Self { node_port_addresses, listeners: Mutex::default(), shutdown }
+    pub(crate) fn new(
+        node_port_addresses: Vec<IpAddr>,
+        door: Option<Door>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { node_port_addresses, door, listeners: Mutex::default(), shutdown }
     }
 
     /// Brings the listeners of one Service up to date; none means that it is gone. Must be called in a runtime.
@@ -109,7 +115,15 @@ impl Proxy {
     }
 
     fn listen(&self, listen: Listen, balancer: Balancer) -> io::Result<Listener> {
-        let socket = socket(listen)?;
+        let socket = match &self.door {
+            // UDP from outside has no way in.
+            Some(door) if listen.address.ip().is_loopback() && listen.protocol == Protocol::Tcp => {
+                let opened = door.listen(listen.address)?;
+                opened.set_nonblocking(true)?;
+                opened.into()
+            }
+            _ => socket(listen)?,
+        };
         let balancer = Arc::new(ArcSwap::from_pointee(balancer));
         let stop = self.shutdown.child_token();
         let handle = socket.try_clone()?;
