@@ -8,31 +8,26 @@ cd "$dir" || exit 1
 . "$here/lib.sh"
 [ -d commands ] || fail "no cluster of up.sh is in $dir"
 
-# The kubelet first, or it would start again what ends; the API server after those who would complain of its absence.
-for process in kubelet kube-proxy coredns kube-scheduler kube-controller-manager kube-apiserver etcd; do
-  end $process
+# The kubelet first, or it would start again what ends. Nothing of the state is kept, so nobody needs time for a farewell.
+for process in kubelet kube-proxy coredns kube-scheduler kube-controller-manager kube-apiserver etcd containerd; do
+  end $process KILL
 done
 members() { find "$(tracking)" -name cgroup.procs -exec cat {} + 2>/dev/null; }
-if [ -d "$(tracking)" ]; then
-  for signal in TERM KILL; do
-    for pid in $(members); do kill -$signal "$pid" 2>/dev/null; done
-    for _ in $(seq 50); do
-      [ -n "$(members)" ] || break
-      sleep 0.1
-    done
-  done
-  [ -z "$(members)" ] || echo "down.sh: processes that do not end: $(members | tr '\n' ' ')" >&2
-fi
-rm -f containerd.pid
+for _ in $(seq 100); do
+  pids=$(members)
+  [ -n "$pids" ] || break
+  for pid in $pids; do kill -KILL "$pid" 2>/dev/null; done
+  sleep 0.1
+done
+[ -z "$pids" ] || echo "down.sh: processes that do not end: $pids" >&2
 awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r mount; do
   umount "$mount" 2>/dev/null || umount -l "$mount"
 done
 [ ! -e "$netns" ] || ip netns delete "$short"
-if [ "$(id -u)" = 0 ]; then
-  for h in $(hierarchies); do
-    [ ! -d "$h/$name" ] || find "$h/$name" -depth -type d -exec rmdir {} + 2>/dev/null
-  done
-fi
+# Also where the container runtime made it of its own accord.
+for h in /sys/fs/cgroup /sys/fs/cgroup/*; do
+  [ ! -d "$h/$name" ] || find "$h/$name" -depth -type d -exec rmdir {} + 2>/dev/null
+done
 left=$(awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo)
 [ -z "$left" ] || fail "mounts that do not go away: $left"
 find . -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf {} +

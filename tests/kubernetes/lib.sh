@@ -49,8 +49,14 @@ launch() { # name
   echo $! >"$dir/$1.pid"
 }
 
+# Whether a process does anything yet: one that has ended may stay a while as a zombie until somebody collects it.
+runs() { # pid
+  local state
+  state=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) && [[ $state != [ZX]* ]]
+}
+
 alive() { # name
-  [ -f "$dir/$1.pid" ] && kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null
+  [ -f "$dir/$1.pid" ] && runs "$(cat "$dir/$1.pid")"
 }
 
 # Waits for a command to succeed, as long as the process lives that it asks.
@@ -73,7 +79,7 @@ end() { # name, signal
   pid=$(cat "$dir/$1.pid")
   kill "-${2:-TERM}" "$pid" 2>/dev/null || true
   for i in $(seq 100); do
-    kill -0 "$pid" 2>/dev/null || break
+    runs "$pid" || break
     [ "$i" = 100 ] && kill -KILL "$pid" 2>/dev/null
     sleep 0.1
   done
