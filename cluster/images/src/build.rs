@@ -12,7 +12,11 @@ mod libraries;
 mod rootfs;
 mod source;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use assemble::{NONROOT, PATH};
 
@@ -84,7 +88,9 @@ pub async fn build(
         let mut root = RootFs::new();
         let program = match (&source, binary) {
             (Source::Folder(folder), _) => assemble::folder(&mut root, folder, &request, &platform)?,
-            (_, Some(binary)) => assemble::program(&mut root, &binary, &name, &platform)?,
+            (_, Some(binary)) => {
+                assemble::program(&mut root, &binary, format!("{}/{name}", assemble::APP), &platform)?
+            }
             (_, None) => return Err(ImageError::Internal("a build without a result".into())),
         };
         let program = Program { entrypoint: entrypoint(&request, &source, program.entrypoint), ..program };
@@ -143,6 +149,26 @@ impl Store {
             Program { entrypoint: entrypoint.iter().map(|s| (*s).to_owned()).collect(), env: Vec::new() };
         let request = BuildRequest { tag: name.to_owned(), ..BuildRequest::default() };
         assemble::image(self, root, program, &request, &Platform::host())
+    }
+
+    /// Puts the executable file `program` into an image of its own, at `dest`, which is its entrypoint: with the interpreter and the
+    /// libraries that it needs, this machine's CA certificates, users and `/tmp` around it. Gives the manifest's digest. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`ImageError::InvalidName`]; [`ImageError::Build`] for a `dest` that is not absolute, for what is no executable of this machine's kind,
+    /// or a library that is not to be found; [`ImageError::Io`].
+    pub fn import_program(
+        &self,
+        program: &Path,
+        name: &str,
+        dest: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<String, ImageError> {
+        crate::Reference::parse(name)?;
+        let (mut root, platform) = (RootFs::new(), Platform::host());
+        let program = assemble::program(&mut root, program, dest.to_owned(), &platform)?;
+        let request = BuildRequest { tag: name.to_owned(), labels, ..BuildRequest::default() };
+        assemble::image(self, root, program, &request, &platform)
     }
 }
 

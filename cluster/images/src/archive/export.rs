@@ -16,6 +16,9 @@ use crate::{
     manifest::{Descriptor, Manifest, OCI_INDEX},
 };
 
+/// A name in the store, and the one to write instead of it.
+type Named = (String, Option<String>);
+
 impl Store {
     /// Writes the images `names` into the archive `path`, as an OCI layout that is a `docker save` archive at the same time. Digests are
     /// kept. A local name without a registry is written as Docker's tools complete it, `docker.io/library/foo:v1`. The same images make
@@ -24,20 +27,38 @@ impl Store {
     /// # Errors
     /// [`ImageError::NotFound`] for a name that is not here, [`ImageError::Io`].
     pub async fn export(self: &Arc<Self>, names: &[&str], path: &Path) -> Result<(), ImageError> {
-        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        self.export_named(names.iter().map(|name| ((*name).to_owned(), None)).collect(), path).await
+    }
+
+    /// As [`Self::export`], each image under the name beside it, written as it is: `localhost/foo:v1` stays that.
+    ///
+    /// # Errors
+    /// As [`Self::export`], and [`ImageError::InvalidName`].
+    pub async fn export_as(self: &Arc<Self>, names: &[(&str, &str)], path: &Path) -> Result<(), ImageError> {
+        let names = names.iter().map(|(here, there)| {
+            let there = Reference::parse(there)?;
+            Ok(((*here).to_owned(), Some(format!("{}:{}", there.name(), there.tag_or_latest()))))
+        });
+        self.export_named(names.collect::<Result<_, ImageError>>()?, path).await
+    }
+
+    async fn export_named(self: &Arc<Self>, names: Vec<Named>, path: &Path) -> Result<(), ImageError> {
         let (store, path) = (self.clone(), path.to_path_buf());
         let _content_stays = self.growth.clone().read_owned().await;
         let export = move || store.export_blocking(&names, &path);
         tokio::task::spawn_blocking(export).await.map_err(|e| ImageError::Internal(e.to_string()))?
     }
 
-    fn export_blocking(&self, names: &[String], path: &Path) -> Result<(), ImageError> {
+    fn export_blocking(&self, names: &[Named], path: &Path) -> Result<(), ImageError> {
         let mut blobs = BTreeSet::new();
         let mut entries = Vec::new();
         let mut docker: BTreeMap<Digest, (Vec<String>, serde_json::Value)> = BTreeMap::new();
-        for name in names {
+        for (name, written) in names {
             let (digest, origin) = self.find(name)?;
-            let full = full_name(&Reference::parse(name)?, origin);
+            let full = match written {
+                Some(written) => written.clone(),
+                None => full_name(&Reference::parse(name)?, origin),
+            };
             self.collect(&digest, &mut blobs)?;
             let (manifest, size) = self.manifest(&digest)?;
             entries.push(Descriptor {

@@ -16,7 +16,7 @@ pub const NONROOT: &str = "65532:65532";
 /// `PATH` in the images made here.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder that programs are put into.
-const APP: &str = "/app";
+pub(super) const APP: &str = "/app";
 
 /// What to start, and the environment that takes.
 pub(super) struct Program {
@@ -24,15 +24,14 @@ pub(super) struct Program {
     pub(super) env: Vec<String>,
 }
 
-/// Puts an executable and all it needs into `root`.
+/// Puts an executable and all it needs into `root`, itself at `place`.
 pub(super) fn program(
     root: &mut RootFs,
     binary: &Path,
-    name: &str,
+    place: String,
     platform: &Platform,
 ) -> Result<Program, ImageError> {
     let env = with_libraries(root, binary, platform)?;
-    let place = format!("{APP}/{name}");
     root.add_file(&place, 0o755, binary)?;
     Ok(Program { entrypoint: vec![place], env })
 }
