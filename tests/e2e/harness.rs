@@ -1,23 +1,28 @@
-//! A platform to test: started here or given, with kubectl and the gateway's address at hand.
+//! A platform to test: started here or given (`given.rs`), with kubectl and the gateway's address at hand.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use testkit::{PATIENCE, Process, run};
 
+use crate::given::Given;
+
 /// The image of the test app, as a user of the platform names it.
 pub(crate) const APP_IMAGE: &str = "testapp:e2e";
 
 pub(crate) struct Platform {
     process: Option<Process>,
+    given: Option<Given>,
     kubeconfig: PathBuf,
     gateway: SocketAddr,
     image: String,
+    /// Read by cases that want the platform in peace, written by those that disturb it for all.
+    pub(crate) peace: RwLock<()>,
 }
 
 impl Platform {
@@ -30,14 +35,17 @@ impl Platform {
         Self::start()
     }
 
-    /// The platform that is up already. `EBB_E2E_GATEWAY` (address:port) and `EBB_E2E_IMAGE` say what its kubeconfig cannot.
+    /// The platform that is up already.
     fn given(kubeconfig: PathBuf) -> Result<Self> {
-        let gateway = match std::env::var("EBB_E2E_GATEWAY") {
-            Ok(address) => address.parse().context("EBB_E2E_GATEWAY is not ADDRESS:PORT")?,
-            Err(_) => gateway_address(&kubeconfig)?,
-        };
-        let image = std::env::var("EBB_E2E_IMAGE").unwrap_or_else(|_| APP_IMAGE.into());
-        Ok(Self { process: None, kubeconfig, gateway, image })
+        let (given, gateway, image) = Given::from_environment(&kubeconfig)?;
+        Ok(Self {
+            process: None,
+            given: Some(given),
+            kubeconfig,
+            gateway,
+            image,
+            peace: RwLock::default(),
+        })
     }
 
     /// A platform of one's own on free ports, with the test app in its registry.
@@ -54,7 +62,9 @@ impl Platform {
             kubeconfig: process.kubeconfig(),
             gateway: process.gateway(),
             image: APP_IMAGE.into(),
+            given: None,
             process: Some(process),
+            peace: RwLock::default(),
         }
     }
 
@@ -78,8 +88,9 @@ impl Platform {
         self.process.map_or(Ok(()), Process::stop)
     }
 
-    pub(crate) fn is_external(&self) -> bool {
-        self.process.is_none()
+    /// What a platform that was not started here lets its tests do to it.
+    pub(crate) fn as_given(&self) -> Option<&Given> {
+        self.given.as_ref()
     }
 
     pub(crate) fn gateway(&self) -> SocketAddr {
@@ -122,6 +133,10 @@ impl Platform {
 
     /// A fresh namespace for a case.
     pub(crate) fn namespace(&self, name: &str) -> Result<Namespace<'_>> {
+        if self.given.is_some() {
+            // An earlier run may have left it behind, or be still at taking it away.
+            self.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=90s"])?;
+        }
         self.kubectl(&["create", "namespace", name])?;
         Ok(Namespace { platform: self, name: name.into() })
     }
@@ -191,6 +206,15 @@ impl Namespace<'_> {
         self.wait("no pod is left", || Ok(self.pods()?.is_empty()))
     }
 
+    /// Waits for one Service to have no pod.
+    pub(crate) fn wait_zero_of(&self, service: &str) -> Result<()> {
+        let label = format!("serving.knative.dev/service={service}");
+        self.wait("the Service has no pod", || {
+            let out = self.platform.kubectl(&["get", "pods", "-n", &self.name, "-l", &label, "-o", "name"])?;
+            Ok(out.trim().is_empty())
+        })
+    }
+
     /// Waits for a condition that no `kubectl wait` can express.
     pub(crate) fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let start = Instant::now();
@@ -238,7 +262,7 @@ pub(crate) fn host_of(url: &str) -> Result<String> {
     Ok(rest.trim_end_matches('/').to_string())
 }
 
-fn kubectl_binary() -> Result<&'static Path> {
+pub(crate) fn kubectl_binary() -> Result<&'static Path> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
         let given = std::env::var_os("KUBECTL").map(PathBuf::from);
@@ -251,7 +275,7 @@ fn kubectl_binary() -> Result<&'static Path> {
 }
 
 /// Builds the test app once: it is no part of the workspace, like any user's app.
-fn app_binary() -> Result<PathBuf> {
+pub(crate) fn app_binary() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_app().map_err(|e| format!("{e:#}")));
     built.clone().map_err(anyhow::Error::msg)
@@ -269,27 +293,4 @@ fn build_app() -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     run(cargo, None).context("building tests/app")?;
     Ok(target.join("x86_64-unknown-linux-gnu/release/testapp"))
-}
-
-fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
-    let mut command = Command::new(kubectl_binary()?);
-    command.env("KUBECONFIG", kubeconfig).args([
-        "get",
-        "service",
-        "gateway",
-        "-n",
-        "ebb-system",
-        "-o",
-        "json",
-    ]);
-    let service: Value = serde_json::from_str(&run(command, None)?)?;
-    let address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
-        .as_str()
-        .or(service["spec"]["clusterIP"].as_str());
-    let address = address.context("Service gateway has no address")?;
-    let port = match service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str() {
-        Some("127.0.0.1") => service["spec"]["ports"][0]["nodePort"].as_u64(),
-        _ => service["spec"]["ports"][0]["port"].as_u64(),
-    };
-    Ok(SocketAddr::new(address.parse()?, u16::try_from(port.context("Service gateway has no port")?)?))
 }

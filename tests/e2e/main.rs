@@ -1,16 +1,19 @@
 //! End to end: a platform as a user has it, asked with real kubectl and real HTTP.
 //!
 //! Without `EBB_E2E_KUBECONFIG` one `ebb up` is started on free ports for all cases (and one more for each case that breaks it);
-//! with it, the cases run on the platform that the kubeconfig names, and those that need a process to kill are reported as ignored by name.
+//! with it, the same cases run on the platform that the kubeconfig names (`given.rs` says which variables go with it). Cases that need
+//! a process of `ebb up` to kill, or components that are pods, carry that in brackets before their name, and are reported as ignored elsewhere.
 
 mod cluster_cases;
+mod component_cases;
 mod fault_cases;
+mod given;
 mod harness;
 mod mesh_cases;
 mod serving_cases;
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -18,15 +21,44 @@ use harness::Platform;
 
 type Case = fn(&Platform) -> anyhow::Result<()>;
 
+/// What a case needs of the platform.
+#[derive(Clone, Copy, PartialEq)]
+enum Needs {
+    /// Nothing but a platform that works.
+    Any,
+    /// A platform of its own, started as a process.
+    EbbUp,
+    /// Components that are pods, on a cluster whose parts may be killed; no other case runs meanwhile.
+    Cluster,
+}
+
+impl Needs {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Any => "",
+            Self::EbbUp => "ebb up",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Cases share two cores with the platform and the apps: more at once only makes each wait longer.
     arguments.test_threads.get_or_insert(2);
-    let cases: Vec<(&str, Case)> = [serving_cases::CASES, cluster_cases::CASES, mesh_cases::CASES].concat();
-    let faults: Vec<(&str, Case)> = fault_cases::CASES.to_vec();
+    let mut cases: Vec<(&str, Case, Needs)> = Vec::new();
+    for (table, needs) in [
+        (serving_cases::CASES, Needs::Any),
+        (cluster_cases::CASES, Needs::Any),
+        (mesh_cases::CASES, Needs::Any),
+        (fault_cases::CASES, Needs::EbbUp),
+        (component_cases::CASES, Needs::Cluster),
+    ] {
+        cases.extend(table.iter().map(|(name, case)| (*name, *case, needs)));
+    }
     if arguments.list {
-        let listed = cases.into_iter().chain(faults).map(|(name, _)| Trial::test(name, || Ok(()))).collect();
-        libtest_mimic::run(&arguments, listed).exit();
+        let listed = cases.into_iter().map(|(name, _, needs)| Trial::test(name, || Ok(())).with_kind(needs.kind()));
+        libtest_mimic::run(&arguments, listed.collect()).exit();
     }
     let platform = match Platform::shared() {
         Ok(platform) => Arc::new(platform),
@@ -35,14 +67,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let external = platform.is_external();
-    let mut trials = Vec::new();
-    for (name, case) in cases {
-        trials.push(trial(name, case, platform.clone()));
-    }
-    for (name, case) in faults {
-        trials.push(trial(name, case, platform.clone()).with_ignored_flag(external));
-    }
+    let trials = cases.into_iter().map(|(name, case, needs)| trial(name, case, needs, platform.clone())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         platform.print_log_tail();
@@ -55,6 +80,21 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trial(name: &'static str, case: Case, platform: Arc<Platform>) -> Trial {
-    Trial::test(name, move || case(&platform).map_err(|e| Failed::from(format!("{e:#}"))))
+fn trial(name: &'static str, case: Case, needs: Needs, platform: Arc<Platform>) -> Trial {
+    let ignored = match needs {
+        Needs::Any => false,
+        Needs::EbbUp => platform.as_given().is_some(),
+        Needs::Cluster => !platform.as_given().is_some_and(given::Given::may_be_disturbed),
+    };
+    let run = move || {
+        let result = if needs == Needs::Cluster {
+            let _alone = platform.peace.write().unwrap_or_else(PoisonError::into_inner);
+            case(&platform)
+        } else {
+            let _peace = platform.peace.read().unwrap_or_else(PoisonError::into_inner);
+            case(&platform)
+        };
+        result.map_err(|e| Failed::from(format!("{e:#}")))
+    };
+    Trial::test(name, run).with_kind(needs.kind()).with_ignored_flag(ignored)
 }

@@ -125,7 +125,11 @@ impl Load {
                     while !*stopped.borrow() {
                         let key = match get_async(address, &host, "/", &[]).await {
                             Ok(answer) => key(&answer),
-                            Err(e) => format!("{e:#}"),
+                            Err(e) => {
+                                // Nobody there: a client waits a moment before it tries again.
+                                tokio::time::sleep(Duration::from_millis(10)).await;
+                                format!("{e:#}")
+                            }
                         };
                         *tally.entry(key).or_default() += 1;
                     }

@@ -1,0 +1,207 @@
+//! What becomes of requests when a part of the platform goes away: components killed or replaced, the API server restarted, an upgrade.
+//!
+//! A component is killed by SIGKILL of its containers, and replaced by `kubectl rollout restart`. All cases look at the same scene: requests that go on
+//! at a warm Service, one at a Service at zero while the part is away, and afterwards a new Service.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use testkit::http::{self, Load, Tally};
+
+use crate::Case;
+use crate::given::Given;
+use crate::harness::{Namespace, Platform};
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("component::controller_killed_loses_nothing", |p| killed(p, "controller")),
+    ("component::autoscaler_killed_loses_nothing", |p| killed(p, "autoscaler")),
+    ("component::activator_killed_loses_what_was_in_flight", activator_killed),
+    ("component::gateway_killed_loses_what_was_in_flight", gateway_killed),
+    ("component::controller_replaced_loses_nothing", |p| replaced(p, "controller")),
+    ("component::autoscaler_replaced_loses_nothing", |p| replaced(p, "autoscaler")),
+    ("component::activator_replaced_loses_nothing", |p| replaced(p, "activator")),
+    ("component::gateway_replaced_loses_nothing", |p| replaced(p, "gateway")),
+    ("component::api_server_restarted_loses_nothing", api_server_restarted),
+    ("component::upgrade_loses_nothing", upgrade),
+];
+
+const SYSTEM: &str = "ebb-system";
+const LANES: usize = 4;
+
+/// A warm Service under load, and one at zero.
+struct Scene<'a> {
+    platform: &'a Platform,
+    ns: Namespace<'a>,
+    load: Load,
+    cold: String,
+}
+
+impl<'a> Scene<'a> {
+    fn set(platform: &'a Platform, name: &str) -> Result<Self> {
+        let ns = platform.namespace(&format!("e2e-{name}"))?;
+        let short = [("autoscaling.knative.dev/window", "6s")];
+        ns.service("cold", &short, &[("NAME", "woken")])?;
+        ns.wait_ready("cold")?;
+        let cold = ns.host("cold")?;
+        ns.wait_zero()?;
+        ns.service("warm", &short, &[("NAME", "warm")])?;
+        ns.wait_ready("warm")?;
+        let warm = ns.host("warm")?;
+        let first = http::get(platform.gateway(), &warm, "/")?;
+        ensure!(first.status == 200, "before anything was done: {first:?}");
+        let load = Load::start(platform.gateway(), &warm, LANES, http::by_body);
+        Ok(Self { platform, ns, load, cold })
+    }
+
+    /// The Service at zero answers, however long it takes.
+    fn wakes(&self) -> Result<()> {
+        let answer = http::get(self.platform.gateway(), &self.cold, "/")?;
+        ensure!(answer.status == 200 && answer.body == "woken\n", "the cold Service: {answer:?}");
+        Ok(())
+    }
+
+    /// A new Service still comes to be, then the load ends: what it met besides answers of the app.
+    fn end(self) -> Result<Tally> {
+        self.ns.service("new", &[], &[("NAME", "new")])?;
+        self.ns.wait_ready("new")?;
+        let answer = http::get(self.platform.gateway(), &self.ns.host("new")?, "/")?;
+        ensure!(answer.status == 200 && answer.body == "new\n", "the new Service: {answer:?}");
+        let mut tally = self.load.stop();
+        let served = tally.remove("200 warm").unwrap_or(0);
+        ensure!(served > 0, "the load got no answer at all: {tally:?}");
+        println!("{served} answers, otherwise {tally:?}");
+        Ok(tally)
+    }
+}
+
+fn given(p: &Platform) -> Result<&Given> {
+    p.as_given().context("this case needs a platform whose components are pods")
+}
+
+fn pods(p: &Platform, component: &str) -> Result<Vec<Value>> {
+    let label = format!("app.kubernetes.io/component={component}");
+    let list: Value = serde_json::from_str(&p.kubectl(&["get", "pods", "-n", SYSTEM, "-l", &label, "-o", "json"])?)?;
+    let pods = list["items"].as_array().cloned().unwrap_or_default();
+    ensure!(!pods.is_empty(), "component {component} has no pod");
+    Ok(pods)
+}
+
+/// Ends so many of the component's containers by SIGKILL.
+fn kill(p: &Platform, component: &str, count: usize) -> Result<()> {
+    for pod in pods(p, component)?.iter().take(count) {
+        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+        given(p)?.kill_container(id.context("the pod has no running container")?)?;
+    }
+    Ok(())
+}
+
+/// Waits until the kubelet has started a killed component again.
+fn back(p: &Platform, scene: &Scene<'_>, component: &str, restarts: u64) -> Result<()> {
+    scene.ns.wait("the component is back", || {
+        let pods = pods(p, component)?;
+        let all: u64 = pods.iter().filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64()).sum();
+        let ready = pods.iter().all(|pod| pod["status"]["containerStatuses"][0]["ready"] == true);
+        Ok(all >= restarts && ready)
+    })
+}
+
+fn restarts(p: &Platform, component: &str) -> Result<u64> {
+    Ok(pods(p, component)?.iter().filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64()).sum())
+}
+
+/// Controller and autoscaler: no request passes through them, so none may be lost, all replicas killed at once.
+fn killed(p: &Platform, component: &str) -> Result<()> {
+    let scene = Scene::set(p, &format!("killed-{component}"))?;
+    let (before, count) = (restarts(p, component)?, pods(p, component)?.len());
+    kill(p, component, count)?;
+    scene.wakes()?;
+    back(p, &scene, component, before + count as u64)?;
+    let lost = scene.end()?;
+    ensure!(lost.is_empty(), "lost: {lost:?}");
+    Ok(())
+}
+
+/// One activator is killed while it holds and forwards requests; those are lost at most, and no others.
+fn activator_killed(p: &Platform) -> Result<()> {
+    let scene = Scene::set(p, "killed-activator")?;
+    let before = restarts(p, "activator")?;
+    let held = Load::start(p.gateway(), &scene.cold, LANES, http::by_body);
+    // Whichever has been reached by then: held for a pod, forwarded, or answered.
+    std::thread::sleep(Duration::from_millis(300));
+    kill(p, "activator", 1)?;
+    back(p, &scene, "activator", before + 1)?;
+    let mut held = held.stop();
+    let served = held.remove("200 woken").unwrap_or(0);
+    let lost: usize = held.values().sum();
+    ensure!(served > 0 && lost <= LANES, "{served} answers, more lost than were in flight: {held:?}");
+    scene.ns.wait_zero_of("cold")?;
+    scene.wakes()?;
+    let lost = scene.end()?;
+    // Its requests go from the gateway to the pod.
+    ensure!(lost.is_empty(), "the warm Service lost: {lost:?}");
+    Ok(())
+}
+
+/// One gateway is killed. Until the cluster's Services have noticed, new connections to it are refused; such a client tries again.
+fn gateway_killed(p: &Platform) -> Result<()> {
+    let scene = Scene::set(p, "killed-gateway")?;
+    let before = restarts(p, "gateway")?;
+    kill(p, "gateway", 1)?;
+    back(p, &scene, "gateway", before + 1)?;
+    scene.wakes()?;
+    let mut lost = scene.end()?;
+    lost.retain(|error, _| !error.contains("Connection refused"));
+    ensure!(lost.values().sum::<usize>() <= LANES, "more lost than were in flight: {lost:?}");
+    Ok(())
+}
+
+/// A graceful stop of each pod in turn, as an upgrade of nodes does it.
+fn replaced(p: &Platform, component: &str) -> Result<()> {
+    let scene = Scene::set(p, &format!("replaced-{component}"))?;
+    let deployment = format!("deployment/{component}");
+    p.kubectl(&["rollout", "restart", "-n", SYSTEM, &deployment])?;
+    scene.wakes()?;
+    p.kubectl(&["rollout", "status", "-n", SYSTEM, &deployment, "--timeout=120s"])?;
+    scene.ns.wait("the old pods are gone", || {
+        Ok(pods(p, component)?.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()))
+    })?;
+    let lost = scene.end()?;
+    ensure!(lost.is_empty(), "lost: {lost:?}");
+    Ok(())
+}
+
+fn api_server_restarted(p: &Platform) -> Result<()> {
+    let scene = Scene::set(p, "api-server")?;
+    given(p)?.restart_api_server()?;
+    scene.wakes()?;
+    scene.ns.wait("the API server answers", || Ok(p.kubectl(&["get", "--raw", "/readyz"]).is_ok()))?;
+    let lost = scene.end()?;
+    ensure!(lost.is_empty(), "lost: {lost:?}");
+    Ok(())
+}
+
+/// A newer build is installed over the running one: same code under another tag, so every pod of the platform and every sidecar is replaced.
+fn upgrade(p: &Platform) -> Result<()> {
+    let scene = Scene::set(p, "upgrade")?;
+    let tag = format!("e2e-{}", std::process::id());
+    let given = given(p)?;
+    given.load(|file| ["image", "export", &file, "--image-tag", &tag].map(String::from).to_vec())?;
+    given.ebb(&["install", "--image-tag", &tag].map(String::from))?;
+    scene.wakes()?;
+    for component in ["controller", "autoscaler", "activator", "gateway"] {
+        p.kubectl(&["rollout", "status", "-n", SYSTEM, &format!("deployment/{component}"), "--timeout=120s"])?;
+        let image = pods(p, component)?[0]["spec"]["containers"][0]["image"].to_string();
+        ensure!(image.contains(&tag), "{component} still runs {image}");
+    }
+    scene.ns.wait("the warm Service has the new sidecar, and only that", || {
+        let label = "serving.knative.dev/service=warm";
+        let pods = p.kubectl(&["get", "pods", "-n", scene.ns.name(), "-l", label, "-o", "json"])?;
+        let pods: Value = serde_json::from_str(&pods)?;
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        Ok(!pods.is_empty() && pods.iter().all(|pod| pod["spec"]["containers"].to_string().contains(&tag)))
+    })?;
+    let lost = scene.end()?;
+    ensure!(lost.is_empty(), "lost: {lost:?}");
+    Ok(())
+}
