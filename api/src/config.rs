@@ -98,4 +98,12 @@ impl Configs {
 }
 
 #[cfg(test)]
+thread_local! {
+    /// The keys that were looked up: what has to be explained.
+    pub(crate) static READ: std::cell::RefCell<std::collections::BTreeSet<String>> = const {
+        std::cell::RefCell::new(std::collections::BTreeSet::new())
+    };
+}
+
+#[cfg(test)]
 mod tests;

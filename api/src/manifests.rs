@@ -1,33 +1,90 @@
-//! The objects of the platform itself, as pure data: namespace, CRDs, ConfigMaps, accounts, Services.
+//! The objects of the platform itself, as pure data: what `ebb up` and `ebb install` apply, and what `config/` and the Helm chart hold.
 //!
-//! `ebb up` and `ebb install` write these with server-side apply; ConfigMaps only where there are none, for they are the user's.
+//! There is one source: [`manifests`]. Objects are JSON as the API server takes it; a test reads each into its Kubernetes type and back,
+//! so that a misspelt field is noticed. They come in stages, each of which needs those before it.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount, ServicePort, ServiceSpec};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::collections::BTreeMap;
+mod access;
+mod admission;
+mod components;
+mod network;
+mod settings;
+
+use serde_json::{Value, json};
 
 use crate::meta::ebb::SYSTEM_NAMESPACE;
 
+pub use admission::{CONFIG_WEBHOOK, Endpoint, MUTATING_WEBHOOK, VALIDATING_WEBHOOK, admission};
+pub use settings::example;
+
+/// Label of everything that the platform's installation made: the namespace of the components.
+pub const INSTALLATION: &str = "install.ebb.dev/namespace";
+/// Label of the namespace and the Deployments: the version that was installed.
+pub const VERSION: &str = "app.kubernetes.io/version";
+
+/// The components, which are also the names of their Deployments and ServiceAccounts.
+pub const COMPONENTS: &[&str] = &["activator", "autoscaler", "controller", "gateway"];
+
+/// The platform's own images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Registry and path: `registry.example.com/team`.
+    pub prefix: String,
+    /// Their tag.
+    pub tag: String,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { prefix: "localhost".into(), tag: env!("CARGO_PKG_VERSION").into() }
+    }
+}
+
+impl Images {
+    /// The components' image.
+    #[must_use]
+    pub fn ebb(&self) -> String {
+        format!("{}/ebb:{}", self.prefix, self.tag)
+    }
+
+    /// The sidecar's image.
+    #[must_use]
+    pub fn queue_proxy(&self) -> String {
+        format!("{}/ebb-queue-proxy:{}", self.prefix, self.tag)
+    }
+}
+
+/// Where the components run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In pods.
+    Cluster {
+        /// The images of the components and the sidecar.
+        images: Images,
+        /// Pods of each component.
+        replicas: u32,
+    },
+    /// In the process of the API server. Their Services have no selector then, and whoever runs them writes the EndpointSlices.
+    Embedded {
+        /// The image of the sidecar.
+        queue_sidecar_image: String,
+        /// A registry to ask first for digests, as a base URL.
+        registry_mirror: String,
+        /// The port to put into URLs, where it is not the scheme's own.
+        external_url_port: Option<u16>,
+    },
+}
+
 /// What differs between one installation and another.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The namespace of the components.
     pub namespace: String,
-    /// The domain of Routes; `localhost` on the embedded platform.
+    /// The domain of Routes; without one they can be reached from inside the cluster only.
     pub domain: Option<String>,
-    /// The image of the sidecar.
-    pub queue_sidecar_image: String,
-    /// A registry to ask first for digests, as a base URL.
-    pub registry_mirror: Option<String>,
-    /// The port to put into URLs, where it is not the scheme's own.
-    pub external_url_port: Option<u16>,
-    /// Whether the components run outside of pods: their Services then have no selector, and whoever runs the components
-    /// writes their EndpointSlices.
-    pub embedded: bool,
-    /// Labels for all objects.
-    pub labels: BTreeMap<String, String>,
+    /// The version that is installed.
+    pub version: String,
+    /// Where the components run.
+    pub place: Place,
 }
 
 impl Default for Options {
@@ -35,125 +92,84 @@ impl Default for Options {
         Self {
             namespace: SYSTEM_NAMESPACE.into(),
             domain: None,
-            queue_sidecar_image: "queue-proxy".into(),
-            registry_mirror: None,
-            external_url_port: None,
-            embedded: false,
-            labels: BTreeMap::from([("app.kubernetes.io/name".into(), "ebb".into())]),
+            version: env!("CARGO_PKG_VERSION").into(),
+            place: Place::Cluster { images: Images::default(), replicas: 1 },
         }
     }
 }
 
-/// The components, which are also the names of their ServiceAccounts.
-pub const COMPONENTS: &[&str] = &["activator", "autoscaler", "controller", "gateway"];
+impl Options {
+    fn embedded(&self) -> bool {
+        matches!(self.place, Place::Embedded { .. })
+    }
 
-/// Everything that must be there before a component starts.
+    fn meta(&self, name: &str, component: Option<&str>) -> Value {
+        let mut meta = self.cluster_meta(name, component);
+        meta["namespace"] = json!(self.namespace);
+        meta
+    }
+
+    fn cluster_meta(&self, name: &str, component: Option<&str>) -> Value {
+        let mut labels = json!({"app.kubernetes.io/name": "ebb", INSTALLATION: self.namespace});
+        if let Some(component) = component {
+            labels["app.kubernetes.io/component"] = json!(component);
+        }
+        json!({"name": name, "labels": labels})
+    }
+}
+
+/// Objects that can be applied together once the stages before are there.
 #[derive(Clone, Debug)]
-pub struct Manifests {
-    /// The namespace.
-    pub namespace: Namespace,
-    /// The CRDs.
-    pub crds: Vec<CustomResourceDefinition>,
-    /// The ConfigMaps, with what the options say.
-    pub config_maps: Vec<ConfigMap>,
-    /// The accounts.
-    pub service_accounts: Vec<ServiceAccount>,
-    /// The Services.
-    pub services: Vec<Service>,
+pub struct Stage {
+    /// In a word or two; in `config/` the name of its file.
+    pub name: &'static str,
+    /// The objects.
+    pub objects: Vec<Value>,
 }
 
-/// Makes them.
+/// Everything, in the order in which it is applied.
 #[must_use]
-pub fn manifests(options: &Options) -> Manifests {
-    Manifests {
-        namespace: Namespace {
-            metadata: ObjectMeta {
-                name: Some(options.namespace.clone()),
-                labels: Some(options.labels.clone()),
-                ..ObjectMeta::default()
-            },
-            ..Namespace::default()
-        },
-        crds: crate::crds::crds(),
-        config_maps: config_maps(options),
-        service_accounts: COMPONENTS
-            .iter()
-            .map(|name| ServiceAccount { metadata: meta(options, name), ..ServiceAccount::default() })
-            .collect(),
-        services: services(options),
-    }
-}
-
-fn meta(options: &Options, name: &str) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name.into()),
-        namespace: Some(options.namespace.clone()),
-        labels: Some(options.labels.clone()),
-        ..ObjectMeta::default()
-    }
-}
-
-fn config_maps(options: &Options) -> Vec<ConfigMap> {
-    crate::config::NAMES
-        .iter()
-        .map(|name| {
-            let mut data = BTreeMap::new();
-            match *name {
-                "config-deployment" => {
-                    data.insert("queue-sidecar-image".to_owned(), options.queue_sidecar_image.clone());
-                    data.extend(options.registry_mirror.clone().map(|m| ("registry-mirror".to_owned(), m)));
-                    if options.embedded {
-                        // With the 25m of a cluster, two cores would be full with 80 pods, and the next would wait for one to end.
-                        data.insert("queue-sidecar-cpu-request".to_owned(), "5m".to_owned());
-                    }
-                }
-                "config-domain" => data.extend(options.domain.clone().map(|d| (d, String::new()))),
-                "config-network" => {
-                    let port =
-                        options.external_url_port.map(|p| ("external-url-port".to_owned(), p.to_string()));
-                    data.extend(port);
-                }
-                _ => {}
-            }
-            ConfigMap { metadata: meta(options, name), data: Some(data), ..ConfigMap::default() }
-        })
-        .collect()
-}
-
-fn services(options: &Options) -> Vec<Service> {
-    let port = |name: &str, port: i32, target: i32| ServicePort {
-        name: Some(name.into()),
-        port,
-        target_port: Some(IntOrString::Int(target)),
-        protocol: Some("TCP".into()),
-        ..ServicePort::default()
-    };
-    let table: [(&str, &str, Option<&str>, Vec<ServicePort>); 5] = [
-        ("controller", "controller", None, vec![port("webhook", 443, 8443), port("ca", 8114, 8114)]),
-        ("autoscaler", "autoscaler", None, vec![port("https", 8112, 8112)]),
-        // Headless: queue-proxies announce themselves to every activator.
-        (
-            "activator",
-            "activator",
-            Some("None"),
-            vec![port("http", 8012, 8012), port("http2", 8013, 8013), port("https", 8112, 8112)],
-        ),
-        ("gateway", "gateway", None, vec![port("http", 80, 8080), port("https", 443, 8443)]),
-        ("gateway-internal", "gateway", None, vec![port("http", 80, 8082)]),
+pub fn manifests(options: &Options) -> Vec<Stage> {
+    let stage = |name, objects| Stage { name, objects };
+    let mut stages = vec![
+        stage("namespace", vec![namespace(options)]),
+        stage("crds", crds(options)),
+        stage("access", access::accounts(options)),
+        stage("settings", settings::config_maps(options)),
+        stage("services", network::services(options)),
     ];
-    table
-        .into_iter()
-        .map(|(name, component, cluster_ip, ports)| Service {
-            metadata: meta(options, name),
-            spec: Some(ServiceSpec {
-                type_: Some(if name == "gateway" { "LoadBalancer" } else { "ClusterIP" }.into()),
-                cluster_ip: cluster_ip.map(Into::into),
-                selector: (!options.embedded)
-                    .then(|| BTreeMap::from([("app.kubernetes.io/component".into(), component.into())])),
-                ports: Some(ports),
-                ..ServiceSpec::default()
-            }),
-            ..Service::default()
-        })
-        .collect()
+    if let Place::Cluster { images, replicas } = &options.place {
+        let [_, _, access, ..] = stages.as_mut_slice() else { return stages };
+        access.objects.extend(access::rights(options));
+        stages.extend([
+            stage("policies", [network::policies(options), components::budgets(options)].concat()),
+            // Before the controller, which only adds its CA to them and may not make others.
+            stage("admission", admission(options, &Endpoint::Service { ca_bundle: None }).into()),
+            stage("components", components::deployments(options, images, *replicas)),
+        ]);
+    }
+    stages
 }
+
+fn namespace(options: &Options) -> Value {
+    let mut meta = options.cluster_meta(&options.namespace, None);
+    meta["labels"][VERSION] = json!(options.version);
+    if !options.embedded() {
+        for mode in ["enforce", "audit", "warn"] {
+            meta["labels"][format!("pod-security.kubernetes.io/{mode}")] = json!("restricted");
+        }
+    }
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+}
+
+fn crds(options: &Options) -> Vec<Value> {
+    let all = crate::crds::crds().into_iter().filter_map(|crd| serde_json::to_value(crd).ok());
+    all.map(|mut crd| {
+        crd["metadata"]["labels"][INSTALLATION] = json!(options.namespace);
+        crd
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,79 +1,122 @@
 //! Puts the platform's own objects on a cluster.
+//!
+//! Everything is server-side apply under one field manager: what the platform does not set is the user's and stays, and what an older
+//! version set and this one does not goes.
 
-use ebb_api::manifests::{Manifests, Options, manifests};
+use ebb_api::manifests::{Options, Place, manifests};
 use futures::future::try_join_all;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::fmt::Debug;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::{Client, ResourceExt};
+use serde_json::Value;
 use std::time::Duration;
 
 use crate::error::Error;
 
-const FIELD_MANAGER: &str = "ebb-install";
+/// Who owns what an installation sets.
+pub const FIELD_MANAGER: &str = "ebb-install";
 
-/// Applies namespace, CRDs, accounts and Services, and makes the ConfigMaps that are not there yet; of those that are there only
-/// the keys that the options set are written. Returns when every CRD is served.
+/// Applies all stages, and returns when every CRD is served. What others set against us in fields that we set is set back.
 ///
 /// # Errors
 /// The first write that is refused.
 pub async fn install(client: &Client, options: &Options) -> Result<(), Error> {
-    let Manifests { namespace, crds, config_maps, service_accounts, services } = manifests(options);
-    apply(&Api::all(client.clone()), &namespace).await?;
-    let of_crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let within = &options.namespace;
-    tokio::try_join!(
-        try_join_all(crds.iter().map(|crd| apply(&of_crds, crd))),
-        try_join_all(
-            service_accounts
-                .iter()
-                .map(|a| async { apply(&Api::namespaced(client.clone(), within), a).await })
-        ),
-        try_join_all(
-            services.iter().map(|s| async { apply(&Api::namespaced(client.clone(), within), s).await })
-        ),
-        try_join_all(config_maps.iter().map(|map| async {
-            let api: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(client.clone(), within);
-            match api.create(&PostParams::default(), map).await {
-                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                    let empty = map.data.as_ref().is_none_or(std::collections::BTreeMap::is_empty);
-                    if empty { Ok(()) } else { apply(&api, map).await }
-                }
-                Err(source) => Err(failed(map, source)),
-                Ok(_) => Ok(()),
-            }
-        })),
-    )?;
-    try_join_all(crds.iter().map(|crd| established(&of_crds, crd.name_any()))).await?;
+    debug_assert!(matches!(options.place, Place::Embedded { .. }), "ebb install shows its progress");
+    let mut stages = manifests(options).into_iter();
+    if let Some(namespace) = stages.next() {
+        try_join_all(namespace.objects.iter().map(|o| apply(client, o, true))).await?;
+    }
+    let rest: Vec<Value> = stages.flat_map(|stage| stage.objects).collect();
+    try_join_all(rest.iter().map(|o| apply(client, o, true))).await?;
+    let crds = rest.iter().filter(|o| o["kind"] == "CustomResourceDefinition");
+    try_join_all(crds.map(|crd| established(client, text(&crd["metadata"]["name"])))).await?;
     Ok(())
 }
 
-fn failed<K: Resource<DynamicType = ()>>(object: &K, source: kube::Error) -> Error {
-    let object = format!("{} {}", K::kind(&()), object.name_any());
-    Error::Write { verb: "apply", object, source: Box::new(source) }
+/// Applies one object; without `force`, a field that another manager has set otherwise is a conflict.
+///
+/// # Errors
+/// What the API server said.
+pub async fn apply(client: &Client, object: &Value, force: bool) -> Result<DynamicObject, Error> {
+    let name = text(&object["metadata"]["name"]);
+    let params = PatchParams { force, ..PatchParams::apply(FIELD_MANAGER) };
+    let applied = api(client, object).patch(name, &params, &Patch::Apply(object)).await;
+    applied.map_err(|source| {
+        let object = format!("{} {name}", text(&object["kind"]));
+        Error::Write { verb: "apply", object, source: Box::new(source) }
+    })
 }
 
-async fn apply<K>(api: &Api<K>, object: &K) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
-{
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(&object.name_any(), &params, &Patch::Apply(object))
-        .await
-        .map(drop)
-        .map_err(|e| failed(object, e))
+/// The API of an object of the manifests.
+pub fn api(client: &Client, object: &Value) -> Api<DynamicObject> {
+    let resource = resource(text(&object["apiVersion"]), text(&object["kind"]));
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
 }
 
-async fn established(api: &Api<CustomResourceDefinition>, name: String) -> Result<(), Error> {
+/// A kind of the manifests. The rules of English are enough for their plurals.
+pub fn resource(api_version: &str, kind: &str) -> ApiResource {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Waits until a CRD is served.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn established(client: &Client, name: &str) -> Result<(), Error> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     loop {
         let found =
-            api.get(&name).await.map_err(|source| Error::Read { what: "a CRD", source: Box::new(source) })?;
-        let conditions = found.status.and_then(|s| s.conditions).unwrap_or_default();
-        if conditions.iter().any(|c| c.type_ == "Established" && c.status == "True") {
+            api.get(name).await.map_err(|source| Error::Read { what: "a CRD", source: Box::new(source) })?;
+        let conditions = found.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        if conditions.into_iter().any(|c| c.type_ == "Established" && c.status == "True") {
+            tracing::debug!(crd = %found.name_any(), "established");
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plurals() {
+        let options = Options::default();
+        let mut kinds: Vec<String> = manifests(&options)
+            .iter()
+            .flat_map(|stage| &stage.objects)
+            .map(|o| resource(text(&o["apiVersion"]), text(&o["kind"])).plural)
+            .collect();
+        kinds.sort();
+        kinds.dedup();
+        assert_eq!(
+            kinds,
+            [
+                "clusterrolebindings",
+                "clusterroles",
+                "configmaps",
+                "customresourcedefinitions",
+                "deployments",
+                "mutatingwebhookconfigurations",
+                "namespaces",
+                "networkpolicies",
+                "poddisruptionbudgets",
+                "rolebindings",
+                "roles",
+                "serviceaccounts",
+                "services",
+                "validatingwebhookconfigurations",
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `ebb build`: an image of a binary or a project, into the registry of the running platform.
+//! `ebb build`: an image of a binary or a project, into the registry of the running platform or an archive.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,26 +8,42 @@ use cluster::images::build::{BuildRequest, build};
 use cluster::images::{Progress, ProgressSender, Store};
 use serde_json::json;
 
-use crate::cli::{BuildArgs, Output};
+use crate::cli::{BuildArgs, Destination, Output};
 use crate::platform::Platform;
-use crate::progress::Stage;
+use crate::progress::{Stage, size};
 use crate::registry::Registry;
 
-/// Builds into a store of its own and pushes, since the platform's store belongs to its process.
+/// Builds into a store of its own and pushes, since the platform's store belongs to its process; or writes an archive.
 pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
-    let running = args.data_dir.running()?;
+    // Before the build, which may take long.
+    let running = match &args.output {
+        Destination::Registry(output) => Some((args.data_dir.running()?, *output)),
+        Destination::File(_) => None,
+    };
     let stage = Stage::begin(format!("build {}", args.path.display()));
     let scratch =
         tempfile::Builder::new().prefix("ebb-build-").tempdir().context("cannot make a temporary folder")?;
     let store = Store::open(scratch.path())?;
     let request = BuildRequest { path: args.path.clone(), tag: args.tag.clone(), ..BuildRequest::default() };
-    build(&store, request, Some(notes(&stage))).await?;
-    stage.note("pushing");
-    let digest = Registry::new(running.registry_port).push(&store, &args.tag).await?;
-    stage.done(&args.tag);
-    match args.output {
-        Output::Text => println!("{}@{digest}", args.tag),
-        Output::Json => println!("{}", json!({"image": args.tag, "digest": digest})),
+    let built = build(&store, request, Some(notes(&stage))).await?;
+    match (running, &args.output) {
+        (Some((running, output)), _) => {
+            stage.note("pushing");
+            let digest = Registry::new(running.registry_port).push(&store, &args.tag).await?;
+            stage.done(&args.tag);
+            match output {
+                Output::Text => println!("{}@{digest}", args.tag),
+                Output::Json => println!("{}", json!({"image": args.tag, "digest": digest})),
+            }
+        }
+        (None, Destination::File(file)) => {
+            stage.note("writing the archive");
+            store.export_as(&[(&args.tag, &args.tag)], file).await?;
+            let written = std::fs::metadata(file).map_or(0, |m| m.len());
+            stage.done(format!("{}, {}", file.display(), size(written)));
+            println!("{}@{built}", args.tag);
+        }
+        (None, Destination::Registry(_)) => anyhow::bail!("no registry to push to"),
     }
     Ok(ExitCode::SUCCESS)
 }

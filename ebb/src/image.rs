@@ -1,4 +1,4 @@
-//! `ebb image`: what the registry of the running platform holds.
+//! `ebb image`: what the registry of the running platform holds, and what a cluster needs.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 
 use crate::cli::{ImageCommand, Output};
-use crate::progress::Stage;
+use crate::progress::{Stage, size};
 use crate::registry::Registry;
 
 pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
@@ -50,11 +50,7 @@ pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
                 }
             }
         }
+        ImageCommand::Export { file, images } => crate::export::run(&file, &images.resolve()?).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / (1 << 20) as f64;
-    if mib < 1.0 { format!("{:.0} KiB", mib * 1024.0) } else { format!("{mib:.1} MiB") }
 }

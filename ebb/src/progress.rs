@@ -81,3 +81,9 @@ pub(crate) fn duration(d: Duration) -> String {
         format!("{:.1} s", ms / 1e3)
     }
 }
+
+/// A number of bytes as a person reads it.
+pub(crate) fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / (1 << 20) as f64;
+    if mib < 1.0 { format!("{:.0} KiB", mib * 1024.0) } else { format!("{mib:.1} MiB") }
+}

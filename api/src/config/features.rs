@@ -75,6 +75,8 @@ impl Features {
         let mut features = Self::default();
         let mut errors = Vec::new();
         for (key, _) in DEFAULTS {
+            #[cfg(test)]
+            super::READ.with(|keys| keys.borrow_mut().insert((*key).to_owned()));
             let Some(raw) = data.get(*key) else { continue };
             let flag = match raw.to_ascii_lowercase().as_str() {
                 "enabled" => Flag::Enabled,

@@ -19,6 +19,8 @@ impl<'a> Reader<'a> {
 
     /// The value under the kebab-case key, or under its camelCase form.
     pub(super) fn raw(&self, key: &str) -> Option<&'a str> {
+        #[cfg(test)]
+        super::READ.with(|keys| keys.borrow_mut().insert(key.to_owned()));
         self.data.get(key).or_else(|| self.data.get(&camel(key))).map(String::as_str)
     }
 

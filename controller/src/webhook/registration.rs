@@ -1,12 +1,15 @@
 //! Tells the API server of the webhooks, and again whenever somebody else changed that.
 
 use base64::Engine as _;
+use ebb_api::manifests::{
+    CONFIG_WEBHOOK, Endpoint, MUTATING_WEBHOOK, Options, VALIDATING_WEBHOOK, admission,
+};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -14,9 +17,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 
 const FIELD_MANAGER: &str = "ebb-controller";
-const MUTATING: &str = "webhook.serving.knative.dev";
-const VALIDATING: &str = "validation.webhook.serving.knative.dev";
-const CONFIG: &str = "config.webhook.serving.knative.dev";
 
 /// Registers the webhooks, and makes sure of it every few minutes.
 pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, shutdown: CancellationToken) {
@@ -28,9 +28,9 @@ pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, sh
         let [one, two, three] = configurations(&config, &ca_pem);
         let (one, two, three) = (Patch::Apply(&one), Patch::Apply(&two), Patch::Apply(&three));
         let result = tokio::try_join!(
-            mutating.patch(MUTATING, &params, &one),
-            validating.patch(VALIDATING, &params, &two),
-            validating.patch(CONFIG, &params, &three)
+            mutating.patch(MUTATING_WEBHOOK, &params, &one),
+            validating.patch(VALIDATING_WEBHOOK, &params, &two),
+            validating.patch(CONFIG_WEBHOOK, &params, &three)
         );
         let wait = match result {
             Ok(_) => {
@@ -51,51 +51,13 @@ pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, sh
     }
 }
 
-/// The webhook configurations: defaulting, validation, and validation of ConfigMaps.
+/// The webhook configurations, with our CA.
 pub(super) fn configurations(config: &Config, ca_pem: &str) -> [Value; 3] {
-    let ca = base64::engine::general_purpose::STANDARD.encode(ca_pem);
-    let at = |path: &str| match &config.webhook_url {
-        Some(url) => json!({"caBundle": ca, "url": format!("{}{path}", url.trim_end_matches('/'))}),
-        None => json!({
-            "caBundle": ca,
-            "service": {"name": "controller", "namespace": config.system_namespace, "path": path, "port": 443}
-        }),
+    let ca_bundle = base64::engine::general_purpose::STANDARD.encode(ca_pem);
+    let options = Options { namespace: config.system_namespace.clone(), ..Options::default() };
+    let endpoint = match &config.webhook_url {
+        Some(url) => Endpoint::Url { url: url.clone(), ca_bundle },
+        None => Endpoint::Service { ca_bundle: Some(ca_bundle) },
     };
-    let kinds = json!([
-        {
-            "apiGroups": ["serving.knative.dev"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
-            "resources": ["configurations", "revisions", "routes", "services"], "scope": "*"
-        },
-        {
-            "apiGroups": ["serving.knative.dev"], "apiVersions": ["v1beta1"], "operations": ["CREATE", "UPDATE"],
-            "resources": ["domainmappings"], "scope": "*"
-        }
-    ]);
-    let webhook = |name: &str, path: &str| {
-        json!({
-            "name": name, "clientConfig": at(path), "rules": kinds, "admissionReviewVersions": ["v1"],
-            "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 10, "matchPolicy": "Equivalent"
-        })
-    };
-    let of_kind = |kind: &str, name: &str, webhook: Value| {
-        json!({
-            "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
-            "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "ebb"}}, "webhooks": [webhook]
-        })
-    };
-    let mut maps = webhook(CONFIG, "/config-validation");
-    maps["rules"] = json!([{
-        "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
-        "resources": ["configmaps"], "scope": "Namespaced"
-    }]);
-    // ConfigMaps are written before the first controller runs.
-    maps["failurePolicy"] = json!("Ignore");
-    maps["timeoutSeconds"] = json!(3);
-    maps["namespaceSelector"] =
-        json!({"matchLabels": {"kubernetes.io/metadata.name": config.system_namespace}});
-    [
-        of_kind("MutatingWebhookConfiguration", MUTATING, webhook(MUTATING, "/defaulting")),
-        of_kind("ValidatingWebhookConfiguration", VALIDATING, webhook(VALIDATING, "/validation")),
-        of_kind("ValidatingWebhookConfiguration", CONFIG, maps),
-    ]
+    admission(&options, &endpoint)
 }

@@ -1,0 +1,231 @@
+//! Accounts, and what each may do: no more than its code does.
+//!
+//! A component has one ClusterRole for what it reads and writes in users' namespaces, and one Role in the platform's own. Names are given
+//! wherever Kubernetes can check them (it cannot for `create`, which therefore stands alone).
+
+use serde_json::{Value, json};
+
+use super::{COMPONENTS, CONFIG_WEBHOOK, MUTATING_WEBHOOK, Options, VALIDATING_WEBHOOK};
+use crate::meta::ebb::MESH_ROOT;
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["create", "patch"];
+const OWN: &[&str] = &["create", "patch", "delete"];
+
+/// API group, resources, verbs.
+type Grant = (&'static str, &'static [&'static str], &'static [&'static str]);
+/// As [`Grant`], for objects of these names only.
+type Named = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
+/// What a component may do.
+struct Rights {
+    name: &'static str,
+    everywhere: &'static [Grant],
+    everywhere_named: &'static [Named],
+    at_home: &'static [Grant],
+    at_home_named: &'static [Named],
+}
+
+const SERVING: &str = "serving.knative.dev";
+const NETWORKING: &str = "networking.internal.knative.dev";
+const AUTOSCALING: &str = "autoscaling.internal.knative.dev";
+const CACHING: &str = "caching.internal.knative.dev";
+const COORDINATION: &str = "coordination.k8s.io";
+
+const TABLE: [Rights; 4] = [
+    Rights {
+        name: "activator",
+        everywhere: &[(SERVING, &["revisions"], READ), ("discovery.k8s.io", &["endpointslices"], READ)],
+        everywhere_named: &[],
+        at_home: &[("", &["configmaps"], READ)],
+        at_home_named: &[],
+    },
+    Rights {
+        name: "autoscaler",
+        everywhere: &[
+            (AUTOSCALING, &["podautoscalers", "metrics"], READ),
+            (AUTOSCALING, &["podautoscalers/status"], &["patch"]),
+            (AUTOSCALING, &["metrics"], WRITE),
+            // To name a PodAutoscaler as an owner that waits for its dependents.
+            (AUTOSCALING, &["podautoscalers/finalizers"], &["update"]),
+            (NETWORKING, &["serverlessservices"], READ),
+            (NETWORKING, &["serverlessservices"], WRITE),
+            ("apps", &["deployments"], READ),
+            ("apps", &["deployments/scale"], &["get", "patch"]),
+            ("", &["pods"], READ),
+            ("discovery.k8s.io", &["endpointslices"], READ),
+            ("events.k8s.io", &["events"], WRITE),
+        ],
+        everywhere_named: &[],
+        at_home: &[
+            ("", &["configmaps"], READ),
+            (COORDINATION, &["leases"], &["get", "list", "watch", "create", "update", "patch"]),
+        ],
+        at_home_named: &[],
+    },
+    Rights {
+        name: "controller",
+        everywhere: &[
+            (SERVING, &["services", "configurations", "revisions", "routes", "domainmappings"], READ),
+            (SERVING, &["configurations", "revisions", "routes"], OWN),
+            (
+                SERVING,
+                &[
+                    "services/status",
+                    "configurations/status",
+                    "revisions/status",
+                    "routes/status",
+                    "domainmappings/status",
+                ],
+                &["patch"],
+            ),
+            (
+                SERVING,
+                &[
+                    "services/finalizers",
+                    "configurations/finalizers",
+                    "revisions/finalizers",
+                    "routes/finalizers",
+                    "domainmappings/finalizers",
+                ],
+                &["update"],
+            ),
+            (NETWORKING, &["ingresses", "serverlessservices", "clusterdomainclaims"], READ),
+            (NETWORKING, &["ingresses", "clusterdomainclaims"], OWN),
+            (NETWORKING, &["serverlessservices/status"], &["patch"]),
+            (NETWORKING, &["serverlessservices/finalizers"], &["update"]),
+            (AUTOSCALING, &["podautoscalers"], READ),
+            (AUTOSCALING, &["podautoscalers"], OWN),
+            (CACHING, &["images"], READ),
+            (CACHING, &["images"], OWN),
+            ("apps", &["deployments"], READ),
+            ("apps", &["deployments"], OWN),
+            ("", &["pods", "services"], READ),
+            ("", &["services"], OWN),
+            ("discovery.k8s.io", &["endpointslices"], READ),
+            ("discovery.k8s.io", &["endpointslices"], OWN),
+            // On clusters that ask for it, to give a Service endpoints outside of its namespace.
+            ("discovery.k8s.io", &["endpointslices/restricted"], &["create"]),
+            // The mesh's roots, in each namespace with a revision.
+            ("", &["configmaps"], &["create"]),
+            // Credentials for the lookup of digests.
+            ("", &["serviceaccounts", "secrets"], &["get"]),
+            ("", &["namespaces"], READ),
+            ("authentication.k8s.io", &["tokenreviews"], &["create"]),
+            ("events.k8s.io", &["events"], WRITE),
+        ],
+        everywhere_named: &[
+            ("", &["configmaps"], &["get", "list", "watch", "patch", "delete"], &[MESH_ROOT]),
+            (
+                "admissionregistration.k8s.io",
+                &["mutatingwebhookconfigurations"],
+                &["get", "patch"],
+                &[MUTATING_WEBHOOK],
+            ),
+            (
+                "admissionregistration.k8s.io",
+                &["validatingwebhookconfigurations"],
+                &["get", "patch"],
+                &[VALIDATING_WEBHOOK, CONFIG_WEBHOOK],
+            ),
+        ],
+        at_home: &[
+            ("", &["configmaps"], READ),
+            ("", &["secrets"], &["create"]),
+            (COORDINATION, &["leases"], &["get", "list", "watch", "create", "update", "patch"]),
+        ],
+        at_home_named: &[(
+            "",
+            &["secrets"],
+            &["get", "list", "watch", "update", "patch"],
+            &["ebb-mesh-ca", "webhook-certs"],
+        )],
+    },
+    Rights {
+        name: "gateway",
+        everywhere: &[
+            (NETWORKING, &["ingresses"], READ),
+            (NETWORKING, &["ingresses/status"], &["patch"]),
+            ("", &["services"], READ),
+            ("discovery.k8s.io", &["endpointslices"], READ),
+            // Certificates of the hosts that Ingresses name.
+            ("", &["secrets"], READ),
+        ],
+        everywhere_named: &[],
+        at_home: &[("", &["configmaps"], READ)],
+        at_home_named: &[],
+    },
+];
+
+/// The accounts.
+pub(super) fn accounts(options: &Options) -> Vec<Value> {
+    COMPONENTS
+        .iter()
+        .map(|name| json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": options.meta(name, Some(name))}))
+        .collect()
+}
+
+/// What the accounts may do, and what users who may view or edit a namespace may do there.
+pub(super) fn rights(options: &Options) -> Vec<Value> {
+    let mut all = Vec::new();
+    for component in &TABLE {
+        let account =
+            json!([{"kind": "ServiceAccount", "name": component.name, "namespace": options.namespace}]);
+        let (name, tag) = (format!("ebb-{}", component.name), Some(component.name));
+        let binding = |kind: &str, of: &str, meta: Value| {
+            json!({
+                "apiVersion": API, "kind": kind, "metadata": meta, "subjects": account,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": of, "name": meta["name"]},
+            })
+        };
+        let (everywhere, home) = (options.cluster_meta(&name, tag), options.meta(component.name, tag));
+        all.extend([
+            role("ClusterRole", &everywhere, component.everywhere, component.everywhere_named),
+            binding("ClusterRoleBinding", "ClusterRole", everywhere),
+            role("Role", &home, component.at_home, component.at_home_named),
+            binding("RoleBinding", "Role", home),
+        ]);
+    }
+    all.extend(users(options));
+    all
+}
+
+const API: &str = "rbac.authorization.k8s.io/v1";
+
+fn role(kind: &str, meta: &Value, grants: &[Grant], named: &[Named]) -> Value {
+    let grants = grants.iter().map(
+        |(group, resources, verbs)| json!({"apiGroups": [group], "resources": resources, "verbs": verbs}),
+    );
+    let named = named.iter().map(|(group, resources, verbs, names)| {
+        json!({"apiGroups": [group], "resources": resources, "verbs": verbs, "resourceNames": names})
+    });
+    json!({"apiVersion": API, "kind": kind, "metadata": meta, "rules": grants.chain(named).collect::<Vec<_>>()})
+}
+
+/// Kubernetes' own roles view, edit and admin extend to the platform's kinds.
+fn users(options: &Options) -> [Value; 2] {
+    let role = |name: &str, to: &[&str], serving: &[&str]| {
+        let mut meta = options.cluster_meta(name, None);
+        for role in to {
+            meta["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{role}")] = json!("true");
+        }
+        let mut rules = vec![json!({
+            "apiGroups": [SERVING], "verbs": serving,
+            "resources": ["services", "configurations", "revisions", "routes", "domainmappings"],
+        })];
+        if serving == READ {
+            // The platform's own kinds, to look into when something does not come up.
+            let inner = [NETWORKING, AUTOSCALING, CACHING];
+            rules.push(json!({"apiGroups": inner, "resources": ["*"], "verbs": READ}));
+        }
+        json!({"apiVersion": API, "kind": "ClusterRole", "metadata": meta, "rules": rules})
+    };
+    [
+        role("ebb-view", &["view", "edit", "admin"], READ),
+        role(
+            "ebb-edit",
+            &["edit", "admin"],
+            &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"],
+        ),
+    ]
+}

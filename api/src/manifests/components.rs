@@ -1,0 +1,173 @@
+//! The Deployments of the components, and how many pods of each must stay when nodes are drained.
+
+use serde_json::{Value, json};
+
+use super::{COMPONENTS, Images, Options, VERSION, network};
+use crate::meta::ebb::{MESH_AUDIENCE, MESH_ROOT};
+
+/// What a component's Deployment has of its own.
+struct Component {
+    name: &'static str,
+    ports: &'static [(&'static str, u16)],
+    /// Requested, in thousandths of a core.
+    cpu: u32,
+    /// Requested and allowed, in mebibytes.
+    memory: (u32, u32),
+    /// Seconds until what is under way must have ended.
+    grace: u32,
+    /// Whether it gets its identity from the authority, which for the controller is itself.
+    enrols: bool,
+}
+
+/// Requests are about what each takes idle, with room; the limits of memory are what it takes with thousands of Services.
+const TABLE: [Component; 4] = [
+    Component {
+        name: "activator",
+        ports: &[("http", 8012), ("http2", 8013), ("https", 8112)],
+        cpu: 50,
+        memory: (32, 1024),
+        // The longest request that config-defaults allows, and the drain.
+        grace: 630,
+        enrols: true,
+    },
+    Component {
+        name: "autoscaler",
+        ports: &[("https", 8112)],
+        cpu: 25,
+        memory: (32, 1024),
+        grace: 30,
+        enrols: true,
+    },
+    Component {
+        name: "controller",
+        ports: &[("webhook", 8443), ("ca", 8114)],
+        cpu: 50,
+        memory: (48, 2048),
+        grace: 30,
+        enrols: false,
+    },
+    Component {
+        name: "gateway",
+        ports: &[("http", 8080), ("https", 8443), ("local", 8082)],
+        cpu: 50,
+        memory: (32, 1024),
+        grace: 630,
+        enrols: true,
+    },
+];
+
+/// The user of the images.
+const USER: u32 = 65532;
+
+/// The Deployments.
+pub(super) fn deployments(options: &Options, images: &Images, replicas: u32) -> Vec<Value> {
+    TABLE.iter().map(|component| deployment(component, options, images, replicas)).collect()
+}
+
+fn deployment(component: &Component, options: &Options, images: &Images, replicas: u32) -> Value {
+    let name = component.name;
+    let mut meta = options.meta(name, Some(name));
+    meta["labels"][VERSION] = json!(options.version);
+    let mut labels = network::selector(name);
+    labels[VERSION] = json!(options.version);
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": network::selector(name)},
+            // A new pod works before an old one ends.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {"labels": labels, "annotations": {
+                    "prometheus.io/scrape": "true", "prometheus.io/port": "9090",
+                }},
+                "spec": pod(component, options, images),
+            },
+        }
+    })
+}
+
+fn pod(component: &Component, options: &Options, images: &Images) -> Value {
+    let name = component.name;
+    // Rather two nodes than one, rather two zones than one; but rather here than nowhere.
+    let spread = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(|key| {
+        json!({
+            "maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": network::selector(name)},
+        })
+    });
+    let mut pod = json!({
+        "serviceAccountName": name,
+        "terminationGracePeriodSeconds": component.grace,
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "enableServiceLinks": false,
+        "topologySpreadConstraints": spread,
+        "containers": [container(component, options, images)],
+    });
+    if component.enrols {
+        pod["volumes"] = json!([{"name": "mesh", "projected": {"sources": [
+            {"serviceAccountToken": {"audience": MESH_AUDIENCE, "expirationSeconds": 3600, "path": "token"}},
+            {"configMap": {"name": MESH_ROOT, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        ]}}]);
+    }
+    pod
+}
+
+fn container(component: &Component, options: &Options, images: &Images) -> Value {
+    let name = component.name;
+    let ports = component.ports.iter().chain(&[("health", 8081), ("metrics", 9090)]);
+    let ports: Vec<Value> =
+        ports.map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let probe = |path: &str| json!({"path": path, "port": "health"});
+    let mut container = json!({
+        "name": name,
+        "image": images.ebb(),
+        "args": [name],
+        "ports": ports,
+        "env": [
+            {"name": "SYSTEM_NAMESPACE", "value": options.namespace},
+            field("POD_NAME", "metadata.name"),
+            field("POD_IP", "status.podIP"),
+            // Such as debug, or ebb_gateway=debug,info.
+            {"name": "EBB_LOG", "value": "info"},
+        ],
+        "startupProbe": {"httpGet": probe("/livez"), "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {"httpGet": probe("/readyz"), "periodSeconds": 1, "failureThreshold": 3},
+        "livenessProbe": {"httpGet": probe("/livez"), "periodSeconds": 10, "failureThreshold": 6, "timeoutSeconds": 5},
+        "resources": {
+            "requests": {"cpu": format!("{}m", component.cpu), "memory": format!("{}Mi", component.memory.0)},
+            // No limit of CPU: throttled in the middle of a request, a proxy would make all of them slow.
+            "limits": {"memory": format!("{}Mi", component.memory.1)},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
+            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        // So that the status says why a component ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    if component.enrols {
+        container["volumeMounts"] =
+            json!([{"name": "mesh", "mountPath": "/var/run/secrets/ebb", "readOnly": true}]);
+    }
+    container
+}
+
+/// One pod of a component at a time may be taken away on purpose.
+pub(super) fn budgets(options: &Options) -> Vec<Value> {
+    COMPONENTS
+        .iter()
+        .map(|name| {
+            json!({
+                "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+                "metadata": options.meta(name, Some(name)),
+                "spec": {"maxUnavailable": 1, "selector": {"matchLabels": network::selector(name)}}
+            })
+        })
+        .collect()
+}
