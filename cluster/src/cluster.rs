@@ -378,11 +378,15 @@ async fn start_registry(
         address: loopback,
         source,
     })?;
-    let on_node = bind((plan.node_ip(), address.port()).into()).await?;
+    let mut listeners = vec![local, bind((plan.node_ip(), address.port()).into()).await?];
+    if config.door.is_some() {
+        // For this process itself, whose own loopback is another.
+        listeners.push(bind((Ipv4Addr::LOCALHOST, address.port()).into()).await?);
+    }
     let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned(), plan.node_ip().to_string()];
     images.set_own_registries(hosts.map(|host| format!("{host}:{}", address.port())));
     let router = cluster_images::registry_router(Arc::clone(images));
-    for listener in [local, on_node] {
+    for listener in listeners {
         let serve = axum::serve(listener, router.clone()).into_future();
         let stop = stop.clone();
         tasks.spawn(async move {

@@ -23,6 +23,7 @@ mod ready;
 pub use crate::cluster::Cluster;
 pub use cluster_images as images;
 pub use cluster_node::runtime::helper_main as container_helper;
+pub use cluster_rootless as rootless;
 pub use config::ClusterConfig;
 pub use error::Error;
 pub use plan::NetworkPlan;

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cluster::rootless::Door;
+use ebb_api::manifests::Images;
 use tracing_subscriber::EnvFilter;
 
 use crate::{build, demo, image, up};
@@ -27,9 +30,21 @@ enum Command {
     Demo(DemoArgs),
     /// Make an OCI image of a binary or a project, without Docker, and put it into the registry of the running platform.
     Build(BuildArgs),
-    /// Look after the images of the running platform.
+    /// Look after the images of the running platform; write the platform's own for a cluster.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Run the controller, on a cluster.
+    #[command(hide = true)]
+    Controller,
+    /// Run the autoscaler, on a cluster.
+    #[command(hide = true)]
+    Autoscaler,
+    /// Run the activator, on a cluster.
+    #[command(hide = true)]
+    Activator,
+    /// Run the gateway, on a cluster.
+    #[command(hide = true)]
+    Gateway,
 }
 
 /// Where a platform keeps its state.
@@ -75,9 +90,59 @@ pub(crate) struct BuildArgs {
     /// Name of the image, as in `hello:v1`.
     #[arg(short, long, value_name = "NAME")]
     pub(crate) tag: String,
-    /// How to print the result.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub(crate) output: Output,
+    /// How to print the result (text, json), or a FILE to write the image to as an archive, for `docker load`, `ctr images import` and the
+    /// like; no platform needs to run then.
+    #[arg(short, long, value_name = "FORMAT|FILE", default_value = "text")]
+    pub(crate) output: Destination,
+}
+
+/// Where an image goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// Into the registry of the running platform.
+    Registry(Output),
+    /// Into an archive.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Destination {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "text" => Self::Registry(Output::Text),
+            "json" => Self::Registry(Output::Json),
+            file => Self::File(PathBuf::from(file)),
+        })
+    }
+}
+
+/// The names of the platform's own images.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImageNames {
+    /// Registry and path that the cluster has the images under, as in `registry.example.com/team`.
+    #[arg(
+        long = "image-prefix",
+        visible_alias = "prefix",
+        env = "EBB_IMAGE_PREFIX",
+        value_name = "REGISTRY/PATH",
+        default_value = "localhost"
+    )]
+    prefix: String,
+    /// Their tag [default: this version].
+    #[arg(long = "image-tag", visible_alias = "tag", env = "EBB_IMAGE_TAG", value_name = "TAG")]
+    tag: Option<String>,
+}
+
+impl ImageNames {
+    /// Checks them.
+    pub(crate) fn resolve(&self) -> anyhow::Result<Images> {
+        let images = Images {
+            prefix: self.prefix.trim_end_matches('/').to_owned(),
+            tag: self.tag.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        };
+        cluster::images::Reference::parse(&images.ebb()).context("--image-prefix and --image-tag")?;
+        Ok(images)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,6 +165,14 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Write the images that a cluster runs, the components' and the sidecar's, into one archive for `docker load`, `podman load`,
+    /// `ctr -n k8s.io images import` or `kind load image-archive`. Made of this program; needs neither Docker nor a running platform.
+    Export {
+        /// The archive to write.
+        file: PathBuf,
+        #[command(flatten)]
+        images: ImageNames,
+    },
 }
 
 /// How a result is printed.
@@ -110,6 +183,24 @@ pub(crate) enum Output {
     Text,
     /// For scripts.
     Json,
+}
+
+impl Cli {
+    /// Whether this process is to be one that starts containers.
+    pub(crate) fn runs_pods(&self) -> bool {
+        matches!(self.command, Command::Up(_) | Command::Demo(_))
+    }
+
+    /// The component that is to run, if it is one.
+    pub(crate) fn component(&self) -> Option<fn() -> ExitCode> {
+        match self.command {
+            Command::Controller => Some(ebb_controller::main),
+            Command::Autoscaler => Some(ebb_autoscaler::main),
+            Command::Activator => Some(ebb_activator::main),
+            Command::Gateway => Some(ebb_gateway::main),
+            _ => None,
+        }
+    }
 }
 
 /// Sends what the code says of itself to standard error: warnings always, more with -v.
@@ -128,11 +219,15 @@ pub(crate) fn logging(cli: &Cli) {
 }
 
 /// Does what the arguments ask for.
-pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Up(args) => up::run(args).await,
-        Command::Demo(args) => demo::run(args).await,
+        Command::Up(args) => up::run(args, door).await,
+        Command::Demo(args) => demo::run(args, door).await,
         Command::Build(args) => build::run(args).await,
         Command::Image(command) => image::run(command).await,
+        // `main` runs these without a runtime of its own.
+        Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
+            anyhow::bail!("a component was not started as one")
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use cluster::rootless::Door;
 use comfy_table::{Table, presets};
 
 use crate::cli::DemoArgs;
@@ -20,11 +21,11 @@ struct Row {
 }
 
 /// Runs every step; the exit code is 0 only when each came out right.
-pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: DemoArgs, door: Option<Door>) -> anyhow::Result<ExitCode> {
     let folder =
         tempfile::Builder::new().prefix("ebb-demo-").tempdir().context("cannot make a temporary folder")?;
     println!("ebb demo: a platform of its own in {}", folder.path().display());
-    let outcome = in_folder(folder.path()).await;
+    let outcome = in_folder(folder.path(), door).await;
     if args.keep {
         println!("kept: {}", folder.keep().display());
     }
@@ -38,9 +39,10 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn in_folder(folder: &Path) -> anyhow::Result<Vec<Row>> {
+async fn in_folder(folder: &Path, door: Option<Door>) -> anyhow::Result<Vec<Row>> {
     let stage = Stage::begin("start the platform");
-    let options = Options { data_dir: folder.join("data"), api_port: 0, gateway_port: 0, registry_port: 0 };
+    let options =
+        Options { data_dir: folder.join("data"), api_port: 0, gateway_port: 0, registry_port: 0, door };
     let platform = Platform::start(options).await?;
     let took = stage.done(format!("gateway on port {}", platform.ports().gateway));
     let mut rows = vec![Row { step: "ebb up", result: format!("ready after {}", duration(took)) }];

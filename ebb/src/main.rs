@@ -4,6 +4,7 @@ mod build;
 mod cli;
 mod client;
 mod demo;
+mod export;
 mod image;
 mod platform;
 mod progress;
@@ -14,6 +15,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser;
+use cluster::rootless::{self, Entered};
 
 fn main() -> ExitCode {
     // The container helper must be single-threaded: nothing may come before this.
@@ -21,6 +23,20 @@ fn main() -> ExitCode {
         cluster::container_helper();
     }
     let cli = cli::Cli::parse();
+    // The cluster's components are this program too; they log, and end, in their own way.
+    if let Some(component) = cli.component() {
+        return component();
+    }
+    // Forks, and so before anything that starts a thread.
+    let door = match cli.runs_pods().then(rootless::enter).transpose() {
+        Ok(None | Some(Entered::Unneeded)) => None,
+        Ok(Some(Entered::Inside(door))) => Some(door),
+        Ok(Some(Entered::Ended(code))) => return code,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
     cli::logging(&cli);
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("error: another TLS provider is installed already");
@@ -33,7 +49,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(cli::run(cli)) {
+    match runtime.block_on(cli::run(cli, door)) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("error: {e:#}");

@@ -3,13 +3,14 @@
 mod components;
 mod install;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use cluster::images::Store;
+use cluster::rootless::Door;
 use cluster::{Cluster, ClusterConfig};
 use ebb_api::manifests;
 use kube::Client;
@@ -17,7 +18,7 @@ use kube::Client;
 use components::{Addresses, Components};
 
 /// The sidecar, static, as built by this build.
-const SIDECAR: &[u8] = include_bytes!(env!("EBB_SIDECAR_BINARY"));
+pub(crate) const SIDECAR: &[u8] = include_bytes!(env!("EBB_SIDECAR_BINARY"));
 /// What `kubectl version` shows of the embedded API.
 const KUBERNETES_VERSION: &str = concat!("v1.35.0+ebb-", env!("CARGO_PKG_VERSION"));
 /// What the user chose.
@@ -29,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) gateway_port: u16,
     /// Port of the registry on 127.0.0.1; 0 for any.
     pub(crate) registry_port: u16,
+    /// The way to the machine, where this process is in namespaces of its own.
+    pub(crate) door: Option<Door>,
 }
 
 /// Where things listen.
@@ -51,11 +54,12 @@ impl Platform {
     pub(crate) async fn start(options: Options) -> anyhow::Result<Self> {
         let start = Instant::now();
         // First of all, so that a port that is taken is said at once.
-        let listeners = listen(options.gateway_port)?;
+        let listeners = listen(options.gateway_port, options.door.as_ref())?;
         let gateway = listeners.first().context("no listener for the gateway")?.local_addr()?.port();
         let mut config = ClusterConfig::new(options.data_dir.clone());
         config.api_port = options.api_port;
         config.registry_port = options.registry_port;
+        config.door = options.door;
         config.git_version = KUBERNETES_VERSION.into();
         config.device_prefix = "ebb".into();
         config.node_name = "ebb".into();
@@ -123,10 +127,11 @@ async fn start_components(
     };
     let options = manifests::Options {
         domain: Some("localhost".into()),
-        queue_sidecar_image: import_sidecar(cluster).await?,
-        registry_mirror: Some(format!("http://127.0.0.1:{}", ports.registry)),
-        external_url_port: (ports.gateway != 80).then_some(ports.gateway),
-        embedded: true,
+        place: manifests::Place::Embedded {
+            queue_sidecar_image: import_sidecar(cluster).await?,
+            registry_mirror: format!("http://127.0.0.1:{}", ports.registry),
+            external_url_port: (ports.gateway != 80).then_some(ports.gateway),
+        },
         ..manifests::Options::default()
     };
     let client = cluster.client("system:serviceaccount:ebb-system:controller");
@@ -153,13 +158,21 @@ async fn import_sidecar(cluster: &Cluster) -> anyhow::Result<String> {
 }
 
 /// The gateway's listeners for users: IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
-fn listen(port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+fn listen(port: u16, door: Option<&Door>) -> anyhow::Result<Vec<TcpListener>> {
+    let bind = |ip: IpAddr, port: u16| match door {
+        Some(door) => door.listen((ip, port).into()),
+        None => TcpListener::bind((ip, port)),
+    };
+    let first = bind(Ipv4Addr::LOCALHOST.into(), port).with_context(|| {
         format!("the gateway cannot listen on 127.0.0.1:{port}; choose another with --gateway-port")
     })?;
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::LOCALHOST, port))) {
+    if door.is_some() {
+        // For this process itself, whose own loopback is another.
+        listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
+    }
+    match bind(Ipv6Addr::LOCALHOST.into(), port) {
         Ok(second) => listeners.push(second),
         Err(e) => tracing::debug!("no IPv6 loopback for the gateway: {e}"),
     }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
+use cluster::rootless::Door;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::UpArgs;
@@ -12,7 +13,7 @@ use crate::progress::duration;
 use crate::settings::Running;
 
 /// Starts, says `ready`, waits for Ctrl-C or SIGTERM, stops cleanly.
-pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: UpArgs, door: Option<Door>) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let dir = args.data_dir.resolve()?;
     // Before the start, so that a signal during it is not lost.
@@ -23,6 +24,7 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         api_port: args.api_port,
         gateway_port: args.gateway_port,
         registry_port: args.registry_port,
+        door: door.clone(),
     };
     let platform = tokio::select! {
         platform = Platform::start(options) => platform?,
@@ -31,7 +33,8 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     };
     let ports = platform.ports();
     let running = Running {
-        pid: std::process::id(),
+        // As its user sees it: in namespaces of its own, this process has another number.
+        pid: door.map_or_else(std::process::id, |door| door.outside_pid()),
         api_port: ports.api,
         gateway_port: ports.gateway,
         registry_port: ports.registry,
