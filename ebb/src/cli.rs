@@ -9,7 +9,8 @@ use cluster::rootless::Door;
 use ebb_api::manifests::Images;
 use tracing_subscriber::EnvFilter;
 
-use crate::{build, demo, image, up};
+use crate::install::InstallArgs;
+use crate::{build, demo, image, install, up};
 
 /// Serverless on one machine: apply a Knative Service, get a URL; it idles at zero and is back in milliseconds.
 #[derive(Debug, Parser)]
@@ -33,6 +34,8 @@ enum Command {
     /// Look after the images of the running platform; write the platform's own for a cluster.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Put the platform on the Kubernetes cluster of the current context, or bring it up to this version.
+    Install(InstallArgs),
     /// Run the controller, on a cluster.
     #[command(hide = true)]
     Controller,
@@ -225,6 +228,7 @@ pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode
         Command::Demo(args) => demo::run(args, door).await,
         Command::Build(args) => build::run(args).await,
         Command::Image(command) => image::run(command).await,
+        Command::Install(args) => install::run(args).await,
         // `main` runs these without a runtime of its own.
         Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
             anyhow::bail!("a component was not started as one")

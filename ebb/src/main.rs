@@ -6,6 +6,7 @@ mod client;
 mod demo;
 mod export;
 mod image;
+mod install;
 mod platform;
 mod progress;
 mod registry;

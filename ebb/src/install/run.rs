@@ -1,0 +1,206 @@
+//! `ebb install`: applies stage after stage, then waits until every component works.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use ebb_api::manifests::{Options, Place, Stage as Part, manifests};
+use ebb_controller::install as apply;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{Api, ListParams};
+use kube::Client;
+use serde_json::{Value, json};
+
+use super::cluster::{ClusterArgs, Present};
+use super::waiting;
+use crate::cli::ImageNames;
+use crate::progress::Stage;
+
+/// How often the Deployments are looked at while they come up.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Arguments of `ebb install`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InstallArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    images: ImageNames,
+    /// The domain of Services: `http://NAME.NAMESPACE.DOMAIN`. Can be changed later in the ConfigMap config-domain; without one, Services
+    /// can be reached from inside the cluster only.
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Pods of each component [default: as many as there are, 1 at first].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    replicas: Option<u32>,
+    /// Only print what would be applied, without asking any cluster.
+    #[arg(long)]
+    dry_run: bool,
+    /// The form in which --dry-run prints.
+    #[arg(short, long, value_enum, default_value_t, requires = "dry_run")]
+    output: Form,
+    /// Whether to wait until every component is ready.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    wait: bool,
+    /// For how long to wait at most: 90s, 5m.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// A form of manifests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// YAML documents.
+    #[default]
+    Yaml,
+    /// One List.
+    Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    ebb_api::duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration such as 90s or 5m"))
+}
+
+/// Installs.
+pub(crate) async fn run(args: InstallArgs) -> anyhow::Result<ExitCode> {
+    let mut options = Options {
+        domain: args.domain.clone(),
+        place: Place::Cluster { images: args.images.resolve()?, replicas: args.replicas.unwrap_or(1) },
+        ..Options::default()
+    };
+    if let Some(domain) = &options.domain {
+        let bad = ebb_api::names::dns1123_subdomain(domain);
+        if !bad.is_empty() {
+            bail!("--domain {domain}: {}", bad.join("; "));
+        }
+    }
+    if args.dry_run {
+        return print(&manifests(&options), args.output);
+    }
+    let cluster = args.cluster.connect().await?;
+    if cluster.version.contains("+ebb") {
+        bail!("the cluster at {} is an `ebb up`, which has the platform inside already", cluster.url);
+    }
+    let present = Present::look(&cluster, &options.namespace).await?;
+    present.allows(&options.namespace, &options.version)?;
+    match present.version() {
+        Some(there) => {
+            eprintln!("ebb {there} -> {} on {} ({})", options.version, cluster.url, cluster.version);
+        }
+        None => eprintln!("ebb {} on {} ({})", options.version, cluster.url, cluster.version),
+    }
+    let client = &cluster.client;
+    if args.replicas.is_none() {
+        keep_scale(client, &mut options).await?;
+    }
+    let parts = manifests(&options);
+    for part in &parts {
+        let stage = Stage::begin(format!("apply {}", part.name));
+        let kept = put(client, part).await?;
+        for kept in &kept {
+            stage.note(kept);
+        }
+        stage.done(format!("{} objects", part.objects.len()));
+    }
+    if args.wait {
+        ready(client, &options, args.timeout).await?;
+    }
+    tell(client, &options).await
+}
+
+fn print(parts: &[Part], form: Form) -> anyhow::Result<ExitCode> {
+    let objects: Vec<&Value> = parts.iter().flat_map(|part| &part.objects).collect();
+    match form {
+        Form::Json => {
+            let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+            println!("{}", serde_json::to_string_pretty(&list)?);
+        }
+        Form::Yaml => {
+            for object in objects {
+                println!("---\n{}", serde_saphyr::to_string(object)?.trim_end());
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What somebody scaled by hand stays so.
+async fn keep_scale(client: &Client, options: &mut Options) -> anyhow::Result<()> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), &options.namespace);
+    let found = api.list(&ListParams::default()).await.context("reading the Deployments that are there")?;
+    let most = found.iter().filter_map(|d| d.spec.as_ref()?.replicas).max();
+    if let (Place::Cluster { replicas, .. }, Some(most)) = (&mut options.place, most) {
+        *replicas = u32::try_from(most).unwrap_or(1).max(1);
+    }
+    Ok(())
+}
+
+/// Applies the objects of a part; gives what was left as others had set it.
+async fn put(client: &Client, part: &Part) -> anyhow::Result<Vec<String>> {
+    for object in &part.objects {
+        apply::apply(client, object, true).await?;
+    }
+    for crd in part.objects.iter().filter(|o| o["kind"] == "CustomResourceDefinition") {
+        apply::established(client, crd["metadata"]["name"].as_str().unwrap_or_default()).await?;
+    }
+    Ok(vec![])
+}
+
+/// Waits until all Deployments are, saying what keeps them.
+async fn ready(client: &Client, options: &Options, timeout: Duration) -> anyhow::Result<()> {
+    let stage = Stage::begin("wait until the components are ready");
+    let start = Instant::now();
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &options.namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &options.namespace);
+    let ours = ListParams::default().labels("app.kubernetes.io/name=ebb");
+    let mut told = Vec::new();
+    loop {
+        let (found, pods) = tokio::try_join!(deployments.list(&ours), pods.list(&ours))
+            .context("looking at the components")?;
+        let missing: Vec<String> = found.iter().filter_map(|d| waiting::missing(d, &pods.items)).collect();
+        if missing.is_empty() {
+            stage.done(format!("{} components", found.items.len()));
+            return Ok(());
+        }
+        if missing != told {
+            stage.note(missing.join("; "));
+            told = missing;
+        }
+        if start.elapsed() > timeout {
+            bail!(
+                "not ready after {} s:\n  {}\nWhat is there stays; `ebb install` again goes on from here.",
+                timeout.as_secs(),
+                told.join("\n  ")
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Says how to go on.
+async fn tell(client: &Client, options: &Options) -> anyhow::Result<ExitCode> {
+    let services: Api<Service> = Api::namespaced(client.clone(), &options.namespace);
+    let gateway = services.get("gateway").await.context("reading the gateway's Service")?;
+    let ingress = gateway.status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).unwrap_or_default();
+    let address = ingress.into_iter().find_map(|i| i.ip.or(i.hostname));
+    let node_port = gateway
+        .spec
+        .and_then(|s| s.ports)
+        .into_iter()
+        .flatten()
+        .find(|p| p.port == 80)
+        .and_then(|p| p.node_port);
+    println!("ebb {} is installed", options.version);
+    match (&address, node_port) {
+        (Some(address), _) => println!("gateway: http://{address}"),
+        (None, Some(port)) => {
+            println!(
+                "gateway: port {port} of every node, until a load balancer gives the Service gateway an address"
+            );
+        }
+        (None, None) => println!("gateway: the Service gateway in {}", options.namespace),
+    }
+    Ok(ExitCode::SUCCESS)
+}
