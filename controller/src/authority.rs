@@ -6,16 +6,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use ebb_api::meta::ebb::MESH_AUDIENCE;
+use ebb_api::meta::ebb::{MESH_AUDIENCE, MESH_ROOT};
 use ebb_mesh::SpiffeId;
 use ebb_mesh::ca::{Authority, CertificateRequest, MaterialPem};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -78,9 +79,37 @@ pub(crate) async fn run(
     let router = Router::new()
         .route(ebb_mesh::CERTIFICATES_PATH, post(certificates))
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
-        .with_state(Endpoint { client, authority });
-    tls::serve(listener, tls, router, shutdown).await;
+        .with_state(Endpoint { client: client.clone(), authority: authority.clone() });
+    let published = shutdown.run_until_cancelled(publish_roots(&client, namespace, &authority));
+    tokio::join!(tls::serve(listener, tls, router, shutdown.clone()), published);
     Ok(())
+}
+
+/// Keeps the roots where the pods of the other components mount them; they do not start before. Namespaces with revisions get theirs
+/// from the reconciler.
+async fn publish_roots(client: &Client, namespace: &str, authority: &Authority) {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams::apply("ebb-controller").force();
+    let mut failures = 0_u32;
+    loop {
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": MESH_ROOT, "labels": {"app.kubernetes.io/managed-by": "ebb"}},
+            "data": {"ca.crt": authority.roots_pem()},
+        });
+        let wait = match api.patch(MESH_ROOT, &params, &Patch::Apply(&map)).await {
+            Ok(_) => {
+                failures = 0;
+                Duration::from_secs(60)
+            }
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, "the mesh's roots could not be published; will be tried again");
+                Duration::from_millis(100 << failures.min(6))
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
 }
 
 async fn certificates(
