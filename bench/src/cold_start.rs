@@ -10,28 +10,42 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use testkit::http;
 
+use crate::bare;
 use crate::figures::distribution;
-use crate::platform::Platform;
+use crate::platform::{Platform, Target};
 
 /// So many Services take turns, since each needs its window to be at zero again.
 const SERVICES: usize = 20;
 
-pub(crate) fn run(n: usize) -> Result<Value> {
+/// On a cluster a bare Deployment's start is measured before each request: fewer wait for each other.
+const SERVICES_ON_CLUSTER: usize = 5;
+
+pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let runtime = tokio::runtime::Runtime::new()?;
-    let platform = runtime.block_on(Platform::start())?;
-    for i in 0..SERVICES.min(n) {
+    let platform = runtime.block_on(Platform::start(target))?;
+    let on_cluster = platform.process().is_none();
+    let services = if on_cluster { SERVICES_ON_CLUSTER } else { SERVICES }.min(n);
+    // Tasks of a kubelet have periods of about a second: requests must meet each of their phases.
+    let jitter = if on_cluster { 0..1500 } else { 50..250 };
+    for i in 0..services {
         runtime.block_on(platform.create(&format!("cold-{i}")))?;
     }
-    let mut total = Vec::new();
+    if on_cluster {
+        runtime.block_on(bare::create(&platform))?;
+    }
+    let (mut total, mut bare) = (Vec::new(), Vec::new());
     let mut parts: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
     let mut lost = 0;
     while total.len() + lost < n {
         runtime.block_on(platform.wait_zero())?;
-        for i in 0..SERVICES.min(n - total.len() - lost) {
-            // At a fixed cadence, requests would meet every periodic task in the same phase.
-            std::thread::sleep(Duration::from_millis(rand::rng().random_range(50..250)));
+        for i in 0..services.min(n - total.len() - lost) {
+            if on_cluster {
+                std::thread::sleep(Duration::from_millis(rand::rng().random_range(jitter.clone())));
+                bare.push(runtime.block_on(bare::zero_to_one(&platform))?);
+            }
+            std::thread::sleep(Duration::from_millis(rand::rng().random_range(jitter.clone())));
             let host = platform.host(&format!("cold-{i}"));
-            match http::get_with(platform.process.gateway(), &host, "/", &[("ebb-timing", "1")]) {
+            match http::get_with(platform.gateway, &host, "/", &[("ebb-timing", "1")]) {
                 Ok(answer) if answer.status == 200 => {
                     for value in answer.headers.get_all("server-timing") {
                         for (name, took) in server_timing(value.to_str().unwrap_or_default()) {
@@ -44,18 +58,20 @@ pub(crate) fn run(n: usize) -> Result<Value> {
             }
         }
     }
-    platform.process.stop()?;
-    let app = app_alone(20)?;
-    let mut app_sorted = app.clone();
-    app_sorted.sort();
-    let own = app_sorted[app_sorted.len() / 2];
-    let share: Vec<Duration> = total.iter().map(|t| t.saturating_sub(own)).collect();
-    let mut figures = json!({
-        "bench": "cold-start", "unit": "ms", "lost": lost,
-        "total": distribution(&total),
-        "platform_share": distribution(&share),
-        "app_alone": distribution(&app),
-    });
+    runtime.block_on(platform.stop())?;
+    let mut figures =
+        json!({"bench": "cold-start", "unit": "ms", "lost": lost, "total": distribution(&total)});
+    if on_cluster {
+        figures["bare_deployment_to_ready"] = distribution(&bare);
+    } else {
+        let app = app_alone(20)?;
+        let mut app_sorted = app.clone();
+        app_sorted.sort();
+        let own = app_sorted[app_sorted.len() / 2];
+        let share: Vec<Duration> = total.iter().map(|t| t.saturating_sub(own)).collect();
+        figures["platform_share"] = distribution(&share);
+        figures["app_alone"] = distribution(&app);
+    }
     for (name, samples) in parts {
         figures[format!("part_{name}")] = distribution(&samples);
     }

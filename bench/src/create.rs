@@ -7,13 +7,13 @@ use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::figures::distribution;
-use crate::platform::Platform;
+use crate::platform::{Platform, Target};
 
 const AT_ONCE: usize = 50;
 
-pub(crate) fn run(n: usize) -> Result<Value> {
+pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     tokio::runtime::Runtime::new()?.block_on(async {
-        let platform = Platform::start().await?;
+        let platform = Platform::start(target).await?;
         let mut single = Vec::new();
         for i in 0..n {
             single.push(platform.create(&format!("one-{i}")).await?);
@@ -23,7 +23,7 @@ pub(crate) fn run(n: usize) -> Result<Value> {
         let names: Vec<String> = (0..AT_ONCE).map(|i| format!("many-{i}")).collect();
         let many: Vec<Duration> = try_join_all(names.iter().map(|name| platform.create(name))).await?;
         let last = start.elapsed();
-        platform.process.stop()?;
+        platform.stop().await?;
         Ok(json!({
             "bench": "create", "unit": "ms",
             "one": distribution(&single),

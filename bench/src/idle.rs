@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use testkit::{Process, http};
 
 use crate::figures::distribution;
-use crate::platform::{Platform, ebb};
+use crate::platform::{Platform, Target, ebb};
 
-pub(crate) fn run(n: usize) -> Result<Value> {
+pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let (mut first, mut again) = (Vec::new(), Vec::new());
     for _ in 0..n {
         let process = Process::start(&ebb()?)?;
@@ -26,14 +26,14 @@ pub(crate) fn run(n: usize) -> Result<Value> {
     let cpu = cpu_ms(empty.pid())? - before;
     let up = rss_kib(empty.pid())?;
     empty.stop()?;
-    let platform = runtime.block_on(Platform::start())?;
+    let platform = runtime.block_on(Platform::start(target))?;
     runtime.block_on(platform.create("idle"))?;
-    let answer = http::get(platform.process.gateway(), &platform.host("idle"), "/")?;
+    let answer = http::get(platform.gateway, &platform.host("idle"), "/")?;
     ensure!(answer.status == 200, "{answer:?}");
     let sidecar = processes("queue-proxy")?;
     let sidecar = sidecar.iter().filter_map(|pid| rss_kib(*pid).ok()).max().context("no queue-proxy runs")?;
-    let with_one = rss_kib(platform.process.pid())?;
-    platform.process.stop()?;
+    let with_one = rss_kib(platform.process().context("not started here")?.pid())?;
+    runtime.block_on(platform.stop())?;
     Ok(json!({
         "bench": "idle",
         "up_to_ready_new_folder_ms": distribution(&first),

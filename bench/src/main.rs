@@ -1,8 +1,11 @@
 //! Benchmarks of the platform as its users meet it: `cargo run --release -p bench -- NAME [--json]`.
 //!
-//! Each starts an `ebb up` of its own (the release build beside this binary), asks it from outside, and prints distributions and counts.
+//! Each starts an `ebb up` of its own (the release build beside this binary), or asks the platform on a cluster (`--kubeconfig`), always from
+//! outside, and prints distributions and counts.
 
+mod bare;
 mod cold_start;
+mod components;
 mod create;
 mod figures;
 mod idle;
@@ -25,6 +28,8 @@ struct Cli {
     /// One line of figures for a machine to read.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    target: platform::Target,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -37,6 +42,8 @@ enum Name {
     Storm,
     /// From `ebb up` to ready; memory of it and of one queue-proxy when idle.
     Idle,
+    /// Memory and processor time of each component's pods, idle and with many Services (on a cluster only).
+    Components,
 }
 
 fn main() -> Result<()> {
@@ -44,11 +51,18 @@ fn main() -> Result<()> {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider is installed already");
     }
+    let target = &cli.target;
+    let on_cluster = target.kubeconfig.is_some();
+    let or = |embedded, cluster| cli.n.unwrap_or(if on_cluster { cluster } else { embedded });
     let mut figures = match cli.name {
-        Name::ColdStart => cold_start::run(cli.n.unwrap_or(100))?,
-        Name::Create => create::run(cli.n.unwrap_or(20))?,
-        Name::Storm => storm::run(cli.n.unwrap_or(3))?,
-        Name::Idle => idle::run(cli.n.unwrap_or(10))?,
+        Name::ColdStart => cold_start::run(or(100, 30), target)?,
+        Name::Create => create::run(or(20, 10), target)?,
+        Name::Storm => storm::run(or(3, 1), target)?,
+        Name::Idle if on_cluster => {
+            anyhow::bail!("idle measures `ebb up`; for a cluster there is `components`")
+        }
+        Name::Idle => idle::run(or(10, 10), target)?,
+        Name::Components => components::run(or(200, 200), target)?,
     };
     if cli.json {
         figures["machine"] = json!(figures::machine());

@@ -1,23 +1,48 @@
-//! A platform to measure, with the example in its registry and a client at hand.
+//! A platform to measure: started here, or one on a cluster that a kubeconfig names; a client and a namespace at hand.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 use ebb_api::serving::Service;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::{PATIENCE, Process};
 
-pub(crate) const IMAGE: &str = "hello:v1";
+const NAMESPACE: &str = "bench";
+const SYSTEM: &str = "ebb-system";
 
+/// Which platform.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Target {
+    /// Measure the platform on this cluster instead of an `ebb up` of one's own.
+    #[arg(long, value_name = "FILE", requires = "gateway")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Where its gateway is reached.
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "kubeconfig")]
+    gateway: Option<SocketAddr>,
+    /// The image to deploy there; the cluster must have it or be able to pull it.
+    #[arg(long, value_name = "NAME", default_value = "hello:v1")]
+    image: String,
+}
+
+/// The platform, with its Services going to zero as soon as the contract allows.
 pub(crate) struct Platform {
-    pub(crate) process: Process,
+    process: Option<Process>,
     pub(crate) client: kube::Client,
+    pub(crate) gateway: SocketAddr,
+    pub(crate) image: String,
+    /// What follows a Service's name in its host; known from the first Service on.
+    suffix: OnceLock<String>,
+    /// What `config-autoscaler` said before.
+    before: Option<ConfigMap>,
 }
 
 /// The release build of `ebb` beside this binary.
@@ -28,46 +53,103 @@ pub(crate) fn ebb() -> Result<PathBuf> {
 }
 
 impl Platform {
-    /// Starts one whose Services go to zero as soon as the contract allows.
-    pub(crate) async fn start() -> Result<Self> {
-        let process = Process::start(&ebb()?)?;
-        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello");
-        process.ebb(&["build", &project.display().to_string(), "-t", IMAGE])?;
-        let kubeconfig = Kubeconfig::read_from(process.kubeconfig())?;
+    /// Starts one, or takes the one that is given.
+    pub(crate) async fn start(target: &Target) -> Result<Self> {
+        let (process, kubeconfig, gateway) = match (&target.kubeconfig, target.gateway) {
+            (Some(file), Some(gateway)) => (None, file.clone(), gateway),
+            _ => {
+                let process = Process::start(&ebb()?)?;
+                let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello");
+                process.ebb(&["build", &project.display().to_string(), "-t", &target.image])?;
+                let (kubeconfig, gateway) = (process.kubeconfig(), process.gateway());
+                (Some(process), kubeconfig, gateway)
+            }
+        };
+        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let client = kube::Client::try_from(config)?;
-        let grace = json!({"data": {"scale-to-zero-grace-period": "1s"}});
-        Api::<ConfigMap>::namespaced(client.clone(), "ebb-system")
-            .patch("config-autoscaler", &PatchParams::default(), &Patch::Merge(grace))
-            .await?;
-        Ok(Self { process, client })
+        let settings: Api<ConfigMap> = Api::namespaced(client.clone(), SYSTEM);
+        let before = settings.get("config-autoscaler").await?;
+        let quick = json!({"data": {"scale-to-zero-grace-period": "1s", "allow-zero-initial-scale": "true"}});
+        settings.patch("config-autoscaler", &PatchParams::default(), &Patch::Merge(quick)).await?;
+        let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await.with_context(
+            || format!("creating namespace {NAMESPACE}, which this benchmark fills and deletes"),
+        )?;
+        let before = process.is_none().then_some(before);
+        Ok(Self { process, client, gateway, image: target.image.clone(), suffix: OnceLock::new(), before })
+    }
+
+    /// Ends it; on a cluster, takes away what was made there.
+    pub(crate) async fn stop(self) -> Result<()> {
+        if let Some(process) = self.process {
+            return process.stop();
+        }
+        if let Some(before) = self.before {
+            let settings: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
+            let key = |k: &str| before.data.as_ref().and_then(|d| d.get(k)).cloned();
+            let grace = key("scale-to-zero-grace-period");
+            let back = json!({"data": {"scale-to-zero-grace-period": grace, "allow-zero-initial-scale": key("allow-zero-initial-scale")}});
+            settings.patch("config-autoscaler", &PatchParams::default(), &Patch::Merge(back)).await?;
+        }
+        let namespaces: Api<Namespace> = Api::all(self.client);
+        namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
+        let start = Instant::now();
+        while namespaces.get_opt(NAMESPACE).await?.is_some() {
+            ensure!(start.elapsed() < PATIENCE, "namespace {NAMESPACE} does not go away");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+
+    /// The process, where it is one.
+    pub(crate) fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
     }
 
     pub(crate) fn services(&self) -> Api<Service> {
-        Api::namespaced(self.client.clone(), "default")
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub(crate) fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub(crate) fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
     /// Creates a Service of the example and gives the time until it was Ready.
     pub(crate) async fn create(&self, name: &str) -> Result<Duration> {
+        self.create_with(name, json!({})).await
+    }
+
+    /// The same with more annotations.
+    pub(crate) async fn create_with(&self, name: &str, annotations: Value) -> Result<Duration> {
         let services = self.services();
         let start = Instant::now();
-        let manifest: Service = serde_json::from_value(json!({
+        let mut manifest = json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": name},
             "spec": {"template": {
-                "metadata": {"annotations": {"autoscaling.knative.dev/window": "6s"}},
-                "spec": {"containers": [{"image": IMAGE}]},
+                "metadata": {"annotations": annotations},
+                "spec": {"containers": [{"image": self.image}]},
             }},
-        }))?;
-        let created = services.create(&PostParams::default(), &manifest).await?;
+        });
+        manifest["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/window"] =
+            "6s".into();
+        let created = services.create(&PostParams::default(), &serde_json::from_value(manifest)?).await?;
         let version = created.metadata.resource_version.unwrap_or_default();
         let only = WatchParams::default().fields(&format!("metadata.name={name}"));
         let mut events = services.watch(&only, &version).await?.boxed();
         let wait = async {
             while let Some(event) = events.next().await {
-                if let WatchEvent::Modified(service) = event?
-                    && is_ready(&service)?
-                {
-                    return Ok(start.elapsed());
+                if let WatchEvent::Modified(service) = event? {
+                    let value = serde_json::to_value(service)?;
+                    if is_ready(&value) {
+                        let took = start.elapsed();
+                        self.learn_suffix(name, &value)?;
+                        return Ok(took);
+                    }
                 }
             }
             bail!("the watch of {name} ended")
@@ -75,14 +157,19 @@ impl Platform {
         tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{name} is not Ready"))?
     }
 
+    fn learn_suffix(&self, name: &str, service: &Value) -> Result<()> {
+        let url = service["status"]["url"].as_str().context("a Ready Service has no URL")?;
+        let suffix = url.split_once("://").and_then(|(_, host)| host.strip_prefix(name));
+        self.suffix.get_or_init(|| suffix.unwrap_or_default().trim_end_matches('/').to_owned());
+        Ok(())
+    }
+
     /// Waits until no Service has a pod.
     pub(crate) async fn wait_zero(&self) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "default");
         let start = Instant::now();
         loop {
-            let left = pods.list(&ListParams::default()).await?.items.len();
-            let wanted = deployments.list(&ListParams::default()).await?;
+            let left = self.pods().list(&ListParams::default()).await?.items.len();
+            let wanted = self.deployments().list(&ListParams::default()).await?;
             let wanted: i32 = wanted.iter().filter_map(|d| d.spec.as_ref()?.replicas).sum();
             if left == 0 && wanted == 0 {
                 return Ok(());
@@ -94,13 +181,14 @@ impl Platform {
         }
     }
 
+    /// The host of a Service, once one has been Ready.
     pub(crate) fn host(&self, name: &str) -> String {
-        format!("{name}.default.localhost:{}", self.process.gateway().port())
+        format!("{name}{}", self.suffix.get().map_or("", String::as_str))
     }
 }
 
-fn is_ready(service: &Service) -> Result<bool> {
-    let value = serde_json::to_value(service)?;
-    let conditions = value["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    Ok(conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+/// Whether an object's condition Ready is True.
+pub(crate) fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
 }

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use testkit::http;
 
 use crate::figures::distribution;
-use crate::platform::Platform;
+use crate::platform::{Platform, Target};
 
 const REQUESTS: usize = 1000;
 const SERVICES: usize = 100;
 
-pub(crate) fn run(n: usize) -> Result<Value> {
+pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let runtime = tokio::runtime::Runtime::new()?;
-    let platform = runtime.block_on(Platform::start())?;
+    let platform = runtime.block_on(Platform::start(target))?;
     let names: Vec<String> = (0..SERVICES).map(|i| format!("storm-{i}")).collect();
     for chunk in names.chunks(20) {
         runtime.block_on(try_join_all(chunk.iter().map(|name| platform.create(name))))?;
@@ -28,7 +28,7 @@ pub(crate) fn run(n: usize) -> Result<Value> {
         runtime.block_on(platform.wait_zero())?;
         let start = Instant::now();
         note(http::many(
-            platform.process.gateway(),
+            platform.gateway,
             &platform.host("storm-0"),
             "/",
             REQUESTS,
@@ -38,7 +38,7 @@ pub(crate) fn run(n: usize) -> Result<Value> {
         one.push(start.elapsed());
         runtime.block_on(platform.wait_zero())?;
         let start = Instant::now();
-        let gateway = platform.process.gateway();
+        let gateway = platform.gateway;
         let threads: Vec<_> = names
             .iter()
             .map(|name| {
@@ -51,7 +51,7 @@ pub(crate) fn run(n: usize) -> Result<Value> {
         }
         hundred.push(start.elapsed());
     }
-    platform.process.stop()?;
+    runtime.block_on(platform.stop())?;
     let longest = |all: &[Duration]| distribution(all);
     Ok(json!({
         "bench": "storm", "unit": "ms", "lost": lost,
