@@ -81,7 +81,8 @@ fn given(p: &Platform) -> Result<&Given> {
 
 fn pods(p: &Platform, component: &str) -> Result<Vec<Value>> {
     let label = format!("app.kubernetes.io/component={component}");
-    let list: Value = serde_json::from_str(&p.kubectl(&["get", "pods", "-n", SYSTEM, "-l", &label, "-o", "json"])?)?;
+    let list: Value =
+        serde_json::from_str(&p.kubectl(&["get", "pods", "-n", SYSTEM, "-l", &label, "-o", "json"])?)?;
     let pods = list["items"].as_array().cloned().unwrap_or_default();
     ensure!(!pods.is_empty(), "component {component} has no pod");
     Ok(pods)
@@ -100,14 +101,20 @@ fn kill(p: &Platform, component: &str, count: usize) -> Result<()> {
 fn back(p: &Platform, scene: &Scene<'_>, component: &str, restarts: u64) -> Result<()> {
     scene.ns.wait("the component is back", || {
         let pods = pods(p, component)?;
-        let all: u64 = pods.iter().filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64()).sum();
+        let all: u64 = pods
+            .iter()
+            .filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64())
+            .sum();
         let ready = pods.iter().all(|pod| pod["status"]["containerStatuses"][0]["ready"] == true);
         Ok(all >= restarts && ready)
     })
 }
 
 fn restarts(p: &Platform, component: &str) -> Result<u64> {
-    Ok(pods(p, component)?.iter().filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64()).sum())
+    Ok(pods(p, component)?
+        .iter()
+        .filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64())
+        .sum())
 }
 
 /// Controller and autoscaler: no request passes through them, so none may be lost, all replicas killed at once.
@@ -190,7 +197,14 @@ fn upgrade(p: &Platform) -> Result<()> {
     given.ebb(&["install", "--image-tag", &tag].map(String::from))?;
     scene.wakes()?;
     for component in ["controller", "autoscaler", "activator", "gateway"] {
-        p.kubectl(&["rollout", "status", "-n", SYSTEM, &format!("deployment/{component}"), "--timeout=120s"])?;
+        p.kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            SYSTEM,
+            &format!("deployment/{component}"),
+            "--timeout=120s",
+        ])?;
         let image = pods(p, component)?[0]["spec"]["containers"][0]["image"].to_string();
         ensure!(image.contains(&tag), "{component} still runs {image}");
     }

@@ -49,7 +49,9 @@ impl Given {
             Some(image) => image,
             None => {
                 let app = app_binary()?.display().to_string();
-                given.load(|file| vec!["build".into(), app, "-t".into(), LOADED_IMAGE.into(), "-o".into(), file])?;
+                given.load(|file| {
+                    vec!["build".into(), app, "-t".into(), LOADED_IMAGE.into(), "-o".into(), file]
+                })?;
                 LOADED_IMAGE.into()
             }
         };
@@ -71,7 +73,8 @@ impl Given {
     /// Has `ebb` write an archive, and loads it.
     pub(crate) fn load(&self, arguments: impl FnOnce(String) -> Vec<String>) -> Result<()> {
         let load = self.load_image.as_ref();
-        let load = load.context("EBB_E2E_LOAD_IMAGE is needed: a command that makes an archive's images usable there")?;
+        let load = load
+            .context("EBB_E2E_LOAD_IMAGE is needed: a command that makes an archive's images usable there")?;
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("images.tar").display().to_string();
         self.ebb(&arguments(file.clone()))?;
@@ -86,7 +89,8 @@ impl Given {
 
     /// The API server goes away and comes back.
     pub(crate) fn restart_api_server(&self) -> Result<()> {
-        shell(self.restart_api_server.as_ref().context("EBB_E2E_RESTART_API_SERVER is not set")?, &[]).map(drop)
+        shell(self.restart_api_server.as_ref().context("EBB_E2E_RESTART_API_SERVER is not set")?, &[])
+            .map(drop)
     }
 }
 
@@ -113,7 +117,8 @@ fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
             let nodes = kubectl(&["get", "nodes"])?;
             let addresses = nodes["items"][0]["status"]["addresses"].as_array().cloned().unwrap_or_default();
             let internal = addresses.iter().find(|a| a["type"] == "InternalIP");
-            let address = internal.and_then(|a| a["address"].as_str()).context("no node has an InternalIP")?;
+            let address =
+                internal.and_then(|a| a["address"].as_str()).context("no node has an InternalIP")?;
             (address.to_owned(), &port["nodePort"])
         }
     };

@@ -38,14 +38,7 @@ impl Platform {
     /// The platform that is up already.
     fn given(kubeconfig: PathBuf) -> Result<Self> {
         let (given, gateway, image) = Given::from_environment(&kubeconfig)?;
-        Ok(Self {
-            process: None,
-            given: Some(given),
-            kubeconfig,
-            gateway,
-            image,
-            peace: RwLock::default(),
-        })
+        Ok(Self { process: None, given: Some(given), kubeconfig, gateway, image, peace: RwLock::default() })
     }
 
     /// A platform of one's own on free ports, with the test app in its registry.
@@ -210,7 +203,8 @@ impl Namespace<'_> {
     pub(crate) fn wait_zero_of(&self, service: &str) -> Result<()> {
         let label = format!("serving.knative.dev/service={service}");
         self.wait("the Service has no pod", || {
-            let out = self.platform.kubectl(&["get", "pods", "-n", &self.name, "-l", &label, "-o", "name"])?;
+            let out =
+                self.platform.kubectl(&["get", "pods", "-n", &self.name, "-l", &label, "-o", "name"])?;
             Ok(out.trim().is_empty())
         })
     }

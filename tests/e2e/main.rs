@@ -57,7 +57,8 @@ fn main() -> ExitCode {
         cases.extend(table.iter().map(|(name, case)| (*name, *case, needs)));
     }
     if arguments.list {
-        let listed = cases.into_iter().map(|(name, _, needs)| Trial::test(name, || Ok(())).with_kind(needs.kind()));
+        let listed =
+            cases.into_iter().map(|(name, _, needs)| Trial::test(name, || Ok(())).with_kind(needs.kind()));
         libtest_mimic::run(&arguments, listed.collect()).exit();
     }
     let platform = match Platform::shared() {
@@ -67,7 +68,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let trials = cases.into_iter().map(|(name, case, needs)| trial(name, case, needs, platform.clone())).collect();
+    let trials =
+        cases.into_iter().map(|(name, case, needs)| trial(name, case, needs, platform.clone())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         platform.print_log_tail();
