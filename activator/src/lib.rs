@@ -6,6 +6,8 @@
 //!
 //! It never decides how many pods there are, and never answers for an app.
 
+use std::time::Duration;
+
 pub mod config;
 pub mod dests;
 pub mod meter;
@@ -14,4 +16,26 @@ mod shell;
 pub mod throttle;
 
 pub use config::Config;
+use shell::serve;
 pub use shell::{Error, Handler, MeshReporter, Registry, ReportError, Reporter, run};
+
+/// Gateways learn within milliseconds that this one goes; their requests of that moment still come.
+const LINGER: Duration = Duration::from_secs(5);
+/// Requests that wait, and those under way, may take their whole time.
+const DRAIN: Duration = Duration::from_secs(600);
+/// The condition of readiness that all watches have delivered.
+const WATCHES: &str = "watches";
+
+/// The activator as a process of its own: settings from the environment, until a signal.
+pub fn main() -> std::process::ExitCode {
+    let process = ebb_component::Process { name: "activator", linger: LINGER, drain: DRAIN };
+    process.run(
+        |env| Ok((Config::from_env(env)?, env.mesh())),
+        |(config, _)| (config.bind, config.ports, ebb_component::Health::new(&["identity", WATCHES])),
+        |(config, mesh), started| async move {
+            let Some(identity) = started.identity(mesh).await? else { return Ok(()) };
+            serve(config, started.admin, started.client, identity, started.shutdown).await?;
+            Ok(())
+        },
+    )
+}

@@ -3,21 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
+use ebb_component::{Admin, Health, ListenError, listen};
+use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig};
 use ebb_mesh::{Identity, MeshAcceptor};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::WATCHES;
 use crate::config::Config;
 
 mod handler;
-mod health;
 mod probe;
 mod registry;
 mod report;
 mod sources;
-mod watch;
 
 pub use handler::Handler;
 pub use registry::Registry;
@@ -27,24 +26,33 @@ pub use report::{MeshReporter, ReportError, Reporter};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is not to be had.
-    #[error("cannot listen at {address}: {source}; is another process using the port?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
 }
 
 /// Runs until `shutdown`, then drains: requests that wait are still served, new connections are not taken.
+///
+/// # Errors
+/// When a port is not to be had.
 pub async fn run(
     config: Config,
     client: kube::Client,
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let admin = Admin::start("activator", config.bind, config.ports, Health::new(&[WATCHES])).await?;
+    serve(config, admin, client, identity, shutdown).await
+}
+
+/// As [`run`], with health and metrics served already.
+pub(crate) async fn serve(
+    config: Config,
+    admin: Admin,
+    client: kube::Client,
+    identity: Identity,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let mtls = listen(SocketAddr::new(config.bind, config.mtls_port)).await?;
-    let health = listen(SocketAddr::new(config.bind, config.health_port)).await?;
     let mut plain = Vec::new();
     for port in &config.plain_ports {
         plain.push(listen(SocketAddr::new(config.bind, *port)).await?);
@@ -56,17 +64,16 @@ pub async fn run(
     // The watches go on while requests drain: those that wait need pods.
     let background = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let synced = CancellationToken::new();
+    let synced = admin.health().condition(WATCHES);
     sources::spawn(&tasks, &client, &config, &registry, &reporter, &synced, &background);
     tasks.spawn(registry.clone().run_reports(background.clone()));
-    tasks.spawn(health::serve(health, synced, background.clone()));
 
     let handler = Handler::new(registry, &config);
     let servers = TaskTracker::new();
     let limits = ServerConfig::default();
-    servers.spawn(serve(mtls, MeshAcceptor(identity), handler.clone(), limits, shutdown.clone()));
+    servers.spawn(ebb_http::serve(mtls, MeshAcceptor(identity), handler.clone(), limits, shutdown.clone()));
     for listener in plain {
-        servers.spawn(serve(listener, PlainAcceptor, handler.clone(), limits, shutdown.clone()));
+        servers.spawn(ebb_http::serve(listener, PlainAcceptor, handler.clone(), limits, shutdown.clone()));
     }
     servers.close();
     servers.wait().await;
@@ -75,8 +82,4 @@ pub async fn run(
     tasks.close();
     tasks.wait().await;
     Ok(())
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }

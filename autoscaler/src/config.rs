@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ebb_component::{BadVariable, Env, Ports};
 use ebb_http::ports;
 
 /// Settings of the process; everything about scaling is in ConfigMaps and annotations.
@@ -13,8 +14,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Port for load reports by mutual TLS (EBB_MTLS_PORT).
     pub mtls_port: u16,
-    /// Port for liveness, readiness and `GET /v1/decisions/{namespace}/{revision}` (EBB_HEALTH_PORT).
-    pub health_port: u16,
+    /// Ports of health and metrics (EBB_HEALTH_PORT, EBB_METRICS_PORT).
+    pub ports: Ports,
     /// Port of the queue-proxies' load reports (EBB_STATS_PORT).
     pub stats_port: u16,
 }
@@ -25,29 +26,25 @@ impl Default for Config {
             namespace: "ebb-system".to_owned(),
             bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             mtls_port: ports::MTLS,
-            health_port: ports::HEALTH,
+            ports: Ports::default(),
             stats_port: ports::AUTOSCALE_METRICS,
         }
     }
 }
 
 impl Config {
-    /// Reads the environment; names the variable that cannot be read.
-    pub fn from_env() -> Result<Self, String> {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// The first bad variable.
+    pub fn from_env(env: &Env<'_>) -> Result<Self, BadVariable> {
         let default = Self::default();
         Ok(Self {
-            namespace: std::env::var("SYSTEM_NAMESPACE").unwrap_or(default.namespace),
-            bind: parsed("EBB_BIND_ADDRESS", default.bind)?,
-            mtls_port: parsed("EBB_MTLS_PORT", default.mtls_port)?,
-            health_port: parsed("EBB_HEALTH_PORT", default.health_port)?,
-            stats_port: parsed("EBB_STATS_PORT", default.stats_port)?,
+            namespace: env.namespace(),
+            bind: env.bind()?,
+            mtls_port: env.parsed("EBB_MTLS_PORT", "a port", default.mtls_port)?,
+            ports: env.ports()?,
+            stats_port: env.parsed("EBB_STATS_PORT", "a port", default.stats_port)?,
         })
-    }
-}
-
-fn parsed<T: std::str::FromStr>(name: &str, default: T) -> Result<T, String> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().map_err(|_| format!("{name}={text:?} is not a valid value")),
-        Err(_) => Ok(default),
     }
 }

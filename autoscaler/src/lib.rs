@@ -7,6 +7,8 @@
 //!
 //! It never touches a request, and never scales to zero but by the protocol of [`zero`].
 
+use std::time::Duration;
+
 pub mod config;
 pub mod core;
 pub mod engine;
@@ -17,4 +19,26 @@ pub mod window;
 pub mod zero;
 
 pub use config::Config;
+use shell::serve;
 pub use shell::{Error, run};
+
+/// How long activators may not have heard of the next leader.
+const LINGER: Duration = Duration::from_secs(2);
+/// Writes under way.
+const DRAIN: Duration = Duration::from_secs(20);
+/// The condition of readiness that all watches have delivered.
+const WATCHES: &str = "watches";
+
+/// The autoscaler as a process of its own: settings from the environment, until a signal.
+pub fn main() -> std::process::ExitCode {
+    let process = ebb_component::Process { name: "autoscaler", linger: LINGER, drain: DRAIN };
+    process.run(
+        |env| Ok((Config::from_env(env)?, env.mesh())),
+        |(config, _)| (config.bind, config.ports, ebb_component::Health::new(&["identity", WATCHES])),
+        |(config, mesh), started| async move {
+            let Some(identity) = started.identity(mesh).await? else { return Ok(()) };
+            serve(config, started.admin, started.client, identity, started.shutdown).await?;
+            Ok(())
+        },
+    )
+}

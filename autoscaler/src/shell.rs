@@ -4,34 +4,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ebb_component::{Admin, Health, ListenError, listen};
 use ebb_http::wire::{PokeResponse, StatBatch};
 use ebb_mesh::Identity;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::WATCHES;
 use crate::config::Config;
 use crate::engine::{Effect, Engine, Event, Explanation, Key};
 
 mod collect;
 mod execute;
-mod serve;
+mod ports;
 mod sources;
-mod watch;
 
 /// Why the autoscaler cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is not to be had.
-    #[error("cannot listen at {address}: {source}; is another process using the port?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The mesh's names cannot be formed.
     #[error("the mesh identity of the activator cannot be formed: {0}")]
     Mesh(#[from] ebb_mesh::Error),
@@ -69,30 +64,40 @@ impl Clock {
 }
 
 /// Runs until `shutdown`. Revisions keep the pods they have when it ends.
+///
+/// # Errors
+/// When a port is not to be had.
 pub async fn run(
     config: Config,
     client: kube::Client,
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let admin = Admin::start("autoscaler", config.bind, config.ports, Health::new(&[WATCHES])).await?;
+    serve(config, admin, client, identity, shutdown).await
+}
+
+/// As [`run`], with health and metrics served already.
+pub(crate) async fn serve(
+    config: Config,
+    admin: Admin,
+    client: kube::Client,
+    identity: Identity,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let reports = listen(SocketAddr::new(config.bind, config.mtls_port)).await?;
-    let health = listen(SocketAddr::new(config.bind, config.health_port)).await?;
     let (mailbox, inbox) = mpsc::unbounded_channel();
-    let synced = CancellationToken::new();
+    let synced = admin.health().condition(WATCHES);
     let tasks = TaskTracker::new();
 
     sources::spawn(&tasks, &client, &config.namespace, &mailbox, &synced, &shutdown);
-    tasks.spawn(serve::reports(reports, &config, identity.clone(), mailbox.clone(), shutdown.clone())?);
-    tasks.spawn(serve::health(health, mailbox.clone(), synced.clone(), shutdown.clone()));
+    tasks.spawn(ports::reports(reports, &config, identity.clone(), mailbox.clone(), shutdown.clone())?);
+    admin.also_serve(ports::explanations(mailbox.clone()));
     let executor = Arc::new(execute::Executor::new(client, identity, &config, mailbox));
     tasks.spawn(own(inbox, executor, tasks.clone(), shutdown));
     tasks.close();
     tasks.wait().await;
     Ok(())
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }
 
 /// Owns the engine.

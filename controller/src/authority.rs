@@ -75,7 +75,7 @@ pub(crate) async fn run(
     ];
     names.dedup();
     let tls = authority.server_config(&names)?;
-    let listener = tls::bind(SocketAddr::new(config.bind_address, config.ca_port)).await?;
+    let listener = ebb_component::listen(SocketAddr::new(config.bind_address, config.ca_port)).await?;
     let router = Router::new()
         .route(ebb_mesh::CERTIFICATES_PATH, post(certificates))
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))

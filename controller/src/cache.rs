@@ -134,7 +134,7 @@ where
                         changed(old, Some(&object));
                     }
                 }
-                Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted"),
+                Err(_) => {}
             }
         }
     }

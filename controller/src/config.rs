@@ -1,13 +1,17 @@
 //! The settings of the process. What users may change while it runs is in the `config-*` ConfigMaps instead.
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_api::meta::ebb::SYSTEM_NAMESPACE;
+use ebb_component::{BadVariable, Env, Health, Ports};
+use ebb_mesh::Mode;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
 use crate::revision::Platform;
+
+const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(32).expect("it is not 0");
 
 /// What must have happened before the platform takes work. Shared by its clones.
 #[derive(Clone, Debug, Default)]
@@ -35,18 +39,18 @@ impl Readiness {
 pub struct Config {
     /// The namespace of the components. `SYSTEM_NAMESPACE`, default ebb-system.
     pub system_namespace: String,
-    /// Where to listen. `BIND_ADDRESS`, default 0.0.0.0.
+    /// Where to listen. `EBB_BIND_ADDRESS`, default 0.0.0.0.
     pub bind_address: IpAddr,
-    /// The port of the webhooks. `WEBHOOK_PORT`, default 8443.
+    /// The port of the webhooks. `EBB_WEBHOOK_PORT`, default 8443.
     pub webhook_port: u16,
-    /// The port of the certificate authority. `CA_PORT`, default 8114.
+    /// The port of the certificate authority. `EBB_CA_PORT`, default 8114.
     pub ca_port: u16,
-    /// Where the API server reaches the webhooks, if not by the Service `controller`. `WEBHOOK_URL`, such as
+    /// Where the API server reaches the webhooks, if not by the Service `controller`. `EBB_WEBHOOK_URL`, such as
     /// `https://10.0.0.2:8443`.
     pub webhook_url: Option<String>,
-    /// Whose identities are signed. `TRUST_DOMAIN`, default cluster.local.
+    /// Whose identities are signed. `EBB_TRUST_DOMAIN`, default cluster.local.
     pub trust_domain: String,
-    /// How long workload certificates live. `CERTIFICATE_TTL`, default 24h.
+    /// How long workload certificates live. `EBB_CERTIFICATE_TTL`, default 24h.
     pub certificate_ttl: Duration,
     /// host:port of the activators, for queue-proxies. `EBB_ACTIVATOR`.
     pub activator: String,
@@ -54,12 +58,12 @@ pub struct Config {
     pub ca: String,
     /// strict or permissive, for queue-proxies. `EBB_MTLS_MODE`, default strict.
     pub mtls_mode: String,
-    /// The port of liveness and readiness over plain HTTP. `HEALTH_PORT`, default 8081; 0 for none.
-    pub health_port: u16,
+    /// The ports of health and metrics. `EBB_HEALTH_PORT`, `EBB_METRICS_PORT`.
+    pub ports: Ports,
     /// Cancelled once the webhooks are registered and the reconcilers work. Not from the environment.
     pub ready: Readiness,
-    /// Reconciliations at a time. `CONCURRENCY`, default 32.
-    pub concurrency: usize,
+    /// Reconciliations at a time. `EBB_CONCURRENCY`, default 32.
+    pub concurrency: NonZeroUsize,
 }
 
 impl Default for Config {
@@ -84,9 +88,9 @@ impl Config {
             activator: format!("activator.{namespace}.svc.cluster.local.:{}", ebb_http::ports::MTLS),
             ca: format!("controller.{namespace}.svc.cluster.local.:{}", ebb_http::ports::CA),
             mtls_mode: "strict".into(),
-            health_port: ebb_http::ports::HEALTH,
+            ports: Ports::default(),
             ready: Readiness::default(),
-            concurrency: 32,
+            concurrency: CONCURRENCY,
         }
     }
 
@@ -94,46 +98,29 @@ impl Config {
     ///
     /// # Errors
     /// The first bad variable.
-    pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        fn parsed<T: std::str::FromStr>(
-            get: &dyn Fn(&str) -> Option<String>,
-            variable: &'static str,
-            kind: &str,
-            target: &mut T,
-        ) -> Result<(), Error> {
-            let Some(raw) = get(variable).filter(|v| !v.is_empty()) else { return Ok(()) };
-            *target = raw
-                .parse()
-                .map_err(|_| Error::Config { variable, message: format!("{raw:?} is not {kind}") })?;
-            Ok(())
-        }
-        let namespace = get("SYSTEM_NAMESPACE").filter(|v| !v.is_empty());
-        let mut config = Self::in_namespace(namespace.as_deref().unwrap_or(SYSTEM_NAMESPACE));
-        parsed(get, "BIND_ADDRESS", "an IP address", &mut config.bind_address)?;
-        parsed(get, "WEBHOOK_PORT", "a port", &mut config.webhook_port)?;
-        parsed(get, "CA_PORT", "a port", &mut config.ca_port)?;
-        parsed(get, "HEALTH_PORT", "a port", &mut config.health_port)?;
-        parsed(get, "CONCURRENCY", "a number", &mut config.concurrency)?;
-        parsed(get, "TRUST_DOMAIN", "a trust domain", &mut config.trust_domain)?;
-        parsed(get, "EBB_ACTIVATOR", "host:port", &mut config.activator)?;
-        parsed(get, "EBB_CA", "host:port", &mut config.ca)?;
-        parsed(get, "EBB_MTLS_MODE", "a mode", &mut config.mtls_mode)?;
-        config.webhook_url = get("WEBHOOK_URL").filter(|v| !v.is_empty());
-        if let Some(raw) = get("CERTIFICATE_TTL").filter(|v| !v.is_empty()) {
-            let ttl = ebb_api::duration::parse(&raw).filter(|d| *d >= Duration::from_secs(60));
-            config.certificate_ttl = ttl.ok_or_else(|| Error::Config {
-                variable: "CERTIFICATE_TTL",
-                message: format!("{raw:?} is not a duration of at least a minute, such as 24h"),
-            })?;
-        }
-        if !matches!(config.mtls_mode.as_str(), "strict" | "permissive") {
-            let message = format!("{:?} is neither strict nor permissive", config.mtls_mode);
-            return Err(Error::Config { variable: "EBB_MTLS_MODE", message });
-        }
-        if config.concurrency == 0 {
-            return Err(Error::Config { variable: "CONCURRENCY", message: "must be at least 1".into() });
-        }
-        Ok(config)
+    pub fn from_env(env: &Env<'_>) -> Result<Self, BadVariable> {
+        let default = Self::in_namespace(&env.namespace());
+        let mode = env.parsed("EBB_MTLS_MODE", "strict or permissive", Mode::Strict)?;
+        Ok(Self {
+            bind_address: env.bind()?,
+            ports: env.ports()?,
+            webhook_port: env.parsed("EBB_WEBHOOK_PORT", "a port", default.webhook_port)?,
+            ca_port: env.parsed("EBB_CA_PORT", "a port", default.ca_port)?,
+            webhook_url: env.get("EBB_WEBHOOK_URL"),
+            trust_domain: env.text("EBB_TRUST_DOMAIN", default.trust_domain),
+            certificate_ttl: certificate_ttl(env)?.unwrap_or(default.certificate_ttl),
+            activator: env.text("EBB_ACTIVATOR", default.activator),
+            ca: env.text("EBB_CA", default.ca),
+            mtls_mode: if mode == Mode::Strict { "strict" } else { "permissive" }.into(),
+            concurrency: env.parsed("EBB_CONCURRENCY", "a number of at least 1", default.concurrency)?,
+            system_namespace: default.system_namespace,
+            ready: default.ready,
+        })
+    }
+
+    /// Readiness as kubelet sees it.
+    pub(crate) fn health(&self) -> Health {
+        Health::of([("webhooks", self.ready.webhooks.clone()), ("caches", self.ready.reconcilers.clone())])
     }
 
     /// What pods are told.
@@ -149,25 +136,37 @@ impl Config {
     }
 }
 
+fn certificate_ttl(env: &Env<'_>) -> Result<Option<Duration>, BadVariable> {
+    let variable = "EBB_CERTIFICATE_TTL";
+    let Some(value) = env.get(variable) else { return Ok(None) };
+    match ebb_api::duration::parse(&value).filter(|ttl| *ttl >= Duration::from_secs(60)) {
+        Some(ttl) => Ok(Some(ttl)),
+        None => {
+            let wanted = "a duration of at least a minute, such as 24h".to_owned();
+            Err(BadVariable { variable, value, wanted })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_environment() {
-        let config = Config::from_env(&|_| None).expect("defaults are good");
+        let config = Config::from_env(&Env::new(&|_| None)).expect("defaults are good");
         assert_eq!(config.activator, "activator.ebb-system.svc.cluster.local.:8112");
-        let config =
-            Config::from_env(&|name| (name == "SYSTEM_NAMESPACE").then(|| "other".into())).expect("good");
+        let get = |name: &str| (name == "SYSTEM_NAMESPACE").then(|| "other".into());
+        let config = Config::from_env(&Env::new(&get)).expect("good");
         assert_eq!(config.ca, "controller.other.svc.cluster.local.:8114");
         for (variable, value) in [
-            ("WEBHOOK_PORT", "x"),
+            ("EBB_WEBHOOK_PORT", "x"),
             ("EBB_MTLS_MODE", "maybe"),
-            ("CERTIFICATE_TTL", "1s"),
-            ("CONCURRENCY", "0"),
+            ("EBB_CERTIFICATE_TTL", "1s"),
+            ("EBB_CONCURRENCY", "0"),
         ] {
-            let error =
-                Config::from_env(&|name| (name == variable).then(|| value.into())).expect_err(variable);
+            let get = |name: &str| (name == variable).then(|| value.into());
+            let error = Config::from_env(&Env::new(&get)).expect_err(variable);
             assert!(error.to_string().starts_with(variable), "{error}");
         }
     }

@@ -3,14 +3,6 @@
 /// An error of the controller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A setting is bad.
-    #[error("{variable}: {message}")]
-    Config {
-        /// The environment variable.
-        variable: &'static str,
-        /// What is wrong and what would be right.
-        message: String,
-    },
     /// The API server refused a write or could not be reached.
     #[error("could not {verb} {object}: {source}")]
     Write {
@@ -49,13 +41,8 @@ pub enum Error {
     #[error("the mesh's certificate authority: {0}")]
     Mesh(#[from] ebb_mesh::Error),
     /// A port cannot be had.
-    #[error("cannot listen on {address}: {source}; is another process using it?")]
-    Listen {
-        /// Where.
-        address: std::net::SocketAddr,
-        /// Why not.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ebb_component::ListenError),
 }
 
 impl Error {

@@ -12,7 +12,6 @@ pub mod domain_mapping;
 mod error;
 mod executor;
 pub mod gc;
-mod health;
 pub mod install;
 pub mod labeler;
 pub mod plan;
@@ -31,13 +30,20 @@ mod world;
 
 use arc_swap::ArcSwap;
 use ebb_api::config::Configs;
+use ebb_component::Admin;
 use kube::Client;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use authority::ensure_authority;
 pub use config::{Config, Readiness};
 pub use error::Error;
+
+/// How long each node's packet rules may go on sending the webhooks' and the authority's connections here.
+const LINGER: Duration = Duration::from_secs(5);
+/// Writes and answers under way.
+const DRAIN: Duration = Duration::from_secs(20);
 
 /// The configuration in force, read live.
 pub(crate) type Live = Arc<ArcSwap<Configs>>;
@@ -52,6 +58,22 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     run_with_authority(config, client, authority, shutdown).await
 }
 
+/// The controller as a process of its own: settings from the environment, until a signal.
+pub fn main() -> std::process::ExitCode {
+    let process = ebb_component::Process { name: "controller", linger: LINGER, drain: DRAIN };
+    process.run(
+        Config::from_env,
+        |config| (config.bind_address, config.ports, config.health()),
+        |config, started| async move {
+            let shutdown = started.shutdown.clone();
+            let authority = shutdown.run_until_cancelled(ensure_authority(&started.client, &config)).await;
+            let Some(authority) = authority.transpose()? else { return Ok(()) };
+            serve(config, started.admin, started.client, authority, started.shutdown).await?;
+            Ok(())
+        },
+    )
+}
+
 /// As [`run`], with an authority that the caller already holds, as where all components share a process and take their
 /// identities from it directly.
 ///
@@ -63,14 +85,25 @@ pub async fn run_with_authority(
     authority: Arc<ebb_mesh::ca::Authority>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let admin = Admin::start("controller", config.bind_address, config.ports, config.health()).await?;
+    serve(config, admin, client, authority, shutdown).await
+}
+
+async fn serve(
+    config: Config,
+    admin: Admin,
+    client: Client,
+    authority: Arc<ebb_mesh::ca::Authority>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let config = Arc::new(config);
     let live: Live = Arc::new(ArcSwap::from_pointee(Configs::default()));
     let reconcilers =
         reconcile::run(&config, client.clone(), live.clone(), authority.clone(), shutdown.clone());
     let webhooks = webhook::run(&config, client.clone(), live, shutdown.clone());
     let endpoint = authority::run(&config, client, authority, shutdown.clone());
-    let health = health::run(&config, shutdown.clone());
-    let result = tokio::try_join!(reconcilers, webhooks, endpoint, health).map(drop);
+    let result = tokio::try_join!(reconcilers, webhooks, endpoint).map(drop);
     shutdown.cancel();
+    drop(admin);
     result
 }

@@ -4,13 +4,13 @@ use dashmap::DashMap;
 use ebb_api::meta::ebb::MESH_ROOT;
 use ebb_api::meta::serving as keys;
 use ebb_api::serving::Revision;
+use ebb_component::watch::events;
 use ebb_mesh::ca::Authority;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
 use kube::api::Api;
-use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{WatchStreamExt, watcher::Event};
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub(crate) async fn run(
         }
         tracing::info!("reconciling");
         reconciler.config.ready.reconcilers.cancel();
-        let permits = Arc::new(Semaphore::new(reconciler.config.concurrency));
+        let permits = Arc::new(Semaphore::new(reconciler.config.concurrency.get()));
         loop {
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             let key = world.queue.next().await;
@@ -131,8 +131,7 @@ fn follow<K>(
 {
     let world = world.clone();
     tasks.spawn(async move {
-        let events = watcher(api, config).default_backoff();
-        cache(&world).follow(events, |before, after| changed(&world, before, after)).await;
+        cache(&world).follow(events(api, config), |before, after| changed(&world, before, after)).await;
     });
 }
 
@@ -213,7 +212,7 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
 /// Follows the `config-*` ConfigMaps. A bad one leaves what was in force.
 async fn watch_configs(client: Client, world: Arc<World>, live: Live, first: Arc<tokio::sync::Notify>) {
     let api: Api<ConfigMap> = Api::namespaced(client, &world.system_namespace);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut events = std::pin::pin!(events(api, watcher::Config::default()));
     let apply = |map: &ConfigMap| {
         let name = map.name_any();
         if !ebb_api::config::NAMES.contains(&name.as_str()) {
@@ -238,7 +237,7 @@ async fn watch_configs(client: Client, world: Arc<World>, live: Live, first: Arc
             Ok(Event::Delete(map)) => apply(&ConfigMap { data: None, ..map }),
             Ok(Event::InitDone) => first.notify_one(),
             Ok(Event::Init) => {}
-            Err(error) => tracing::debug!(%error, "the watch of the ConfigMaps was interrupted"),
+            Err(_) => {}
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let certificates = certificates::Certificates::ensure(&client, config).await?;
-    let listener = tls::bind(SocketAddr::new(config.bind_address, config.webhook_port)).await?;
+    let listener = ebb_component::listen(SocketAddr::new(config.bind_address, config.webhook_port)).await?;
     let router = Router::new()
         .route(
             "/defaulting",

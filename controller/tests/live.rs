@@ -64,7 +64,7 @@ impl Live {
             webhook_port,
             webhook_url: Some(format!("https://127.0.0.1:{webhook_port}")),
             ca_port: free_port(),
-            health_port: 0,
+            ports: ebb_component::Ports::NONE,
             ..Config::default()
         };
         let (ready, stop) = (config.ready.clone(), CancellationToken::new());

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use ebb_api::meta::networking::EBB_INGRESS_CLASS;
+use ebb_component::{BadVariable, Env, Ports};
 use ebb_http::ports;
 
 /// Settings of the process.
@@ -19,8 +20,8 @@ pub struct Config {
     pub tls_port: u16,
     /// Port for HTTP from inside the cluster (EBB_LOCAL_PORT).
     pub local_port: u16,
-    /// Port for liveness and readiness (EBB_HEALTH_PORT).
-    pub health_port: u16,
+    /// Ports of health and metrics (EBB_HEALTH_PORT, EBB_METRICS_PORT).
+    pub ports: Ports,
     /// The class of Ingresses that are served (EBB_INGRESS_CLASS).
     pub class: String,
     /// The cluster's DNS domain (EBB_CLUSTER_DOMAIN).
@@ -50,7 +51,7 @@ impl Default for Config {
             http_port: 8080,
             tls_port: 8443,
             local_port: ports::GATEWAY_LOCAL,
-            health_port: ports::HEALTH,
+            ports: Ports::default(),
             class: EBB_INGRESS_CLASS.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             endpoint_wait: Duration::from_secs(10),
@@ -60,20 +61,27 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the environment; names the variable that cannot be read.
-    pub fn from_env() -> Result<Self, String> {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// The first bad variable.
+    pub fn from_env(env: &Env<'_>) -> Result<Self, BadVariable> {
         let default = Self::default();
         Ok(Self {
-            namespace: std::env::var("SYSTEM_NAMESPACE").unwrap_or(default.namespace),
-            bind: parsed("EBB_BIND_ADDRESS", default.bind)?,
-            http_port: parsed("EBB_HTTP_PORT", default.http_port)?,
-            tls_port: parsed("EBB_TLS_PORT", default.tls_port)?,
-            local_port: parsed("EBB_LOCAL_PORT", default.local_port)?,
-            health_port: parsed("EBB_HEALTH_PORT", default.health_port)?,
-            class: std::env::var("EBB_INGRESS_CLASS").unwrap_or(default.class),
-            cluster_domain: std::env::var("EBB_CLUSTER_DOMAIN").unwrap_or(default.cluster_domain),
-            endpoint_wait: Duration::from_millis(parsed("EBB_ENDPOINT_WAIT_MS", 10_000)?),
-            access_log: parsed("EBB_ACCESS_LOG", false)?,
+            namespace: env.namespace(),
+            bind: env.bind()?,
+            http_port: env.parsed("EBB_HTTP_PORT", "a port", default.http_port)?,
+            tls_port: env.parsed("EBB_TLS_PORT", "a port", default.tls_port)?,
+            local_port: env.parsed("EBB_LOCAL_PORT", "a port", default.local_port)?,
+            ports: env.ports()?,
+            class: env.text("EBB_INGRESS_CLASS", default.class),
+            cluster_domain: env.text("EBB_CLUSTER_DOMAIN", default.cluster_domain),
+            endpoint_wait: Duration::from_millis(env.parsed(
+                "EBB_ENDPOINT_WAIT_MS",
+                "a number of milliseconds",
+                10_000,
+            )?),
+            access_log: env.parsed("EBB_ACCESS_LOG", "true or false", false)?,
         })
     }
 
@@ -85,12 +93,5 @@ impl Config {
     /// The name of the Service for clients from outside.
     pub fn external_name(&self) -> String {
         format!("gateway.{}.svc.{}", self.namespace, self.cluster_domain)
-    }
-}
-
-fn parsed<T: std::str::FromStr>(name: &str, default: T) -> Result<T, String> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().map_err(|_| format!("{name}={text:?} is not a valid value")),
-        Err(_) => Ok(default),
     }
 }

@@ -6,10 +6,35 @@
 //!
 //! It never looks into a body, and never balances over a ClusterIP.
 
+use std::time::Duration;
+
 pub mod config;
 mod shell;
 pub mod table;
 pub mod upstream;
 
 pub use config::{Config, Listeners};
+use shell::serve;
 pub use shell::{Error, Handler, Snapshot, run};
+
+/// How long each node's packet rules, and a load balancer, may go on sending connections.
+const LINGER: Duration = Duration::from_secs(8);
+/// Requests under way may take their whole time.
+const DRAIN: Duration = Duration::from_secs(600);
+/// The condition of readiness that all watches have delivered.
+const WATCHES: &str = "watches";
+
+/// The gateway as a process of its own: settings from the environment, until a signal.
+pub fn main() -> std::process::ExitCode {
+    let process = ebb_component::Process { name: "gateway", linger: LINGER, drain: DRAIN };
+    process.run(
+        |env| Ok((Config::from_env(env)?, env.mesh())),
+        |(config, _)| (config.bind, config.ports, ebb_component::Health::new(&["identity", WATCHES])),
+        |(config, mesh), started| async move {
+            let Some(identity) = started.identity(mesh).await? else { return Ok(()) };
+            serve(config, Listeners::default(), started.admin, started.client, identity, started.shutdown)
+                .await?;
+            Ok(())
+        },
+    )
+}

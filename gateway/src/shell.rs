@@ -4,24 +4,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
+use ebb_component::{Admin, Health, ListenError, listen};
+use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig};
 use ebb_mesh::Identity;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::WATCHES;
 use crate::config::{Config, Listeners};
 use crate::table::{Side, Table};
 use crate::upstream::Upstream;
 
 mod endpoints;
 mod handler;
-mod health;
 mod programmer;
 mod settle;
 mod sources;
 mod tls;
-mod watch;
 
 pub use handler::Handler;
 
@@ -32,13 +32,8 @@ pub type Snapshot = Arc<ArcSwap<Table<Arc<Upstream>>>>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is not to be had.
-    #[error("cannot listen at {address}: {source}; is another process using the port, or is it below 1024?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A listener that was handed in cannot be used.
     #[error("a listener that was handed in cannot be used: {0}")]
     Handed(std::io::Error),
@@ -48,6 +43,9 @@ pub enum Error {
 }
 
 /// Runs until `shutdown`, then drains: requests under way are finished, new connections are not taken.
+///
+/// # Errors
+/// When a port is not to be had, or TLS cannot be set up.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -55,16 +53,28 @@ pub async fn run(
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let admin = Admin::start("gateway", config.bind, config.ports, Health::new(&[WATCHES])).await?;
+    serve(config, listeners, admin, client, identity, shutdown).await
+}
+
+/// As [`run`], with health and metrics served already.
+pub(crate) async fn serve(
+    config: Config,
+    listeners: Listeners,
+    admin: Admin,
+    client: kube::Client,
+    identity: Identity,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let http = bound(listeners.http, SocketAddr::new(config.bind, config.http_port)).await?;
     let tls = bound(listeners.tls, SocketAddr::new(config.bind, config.tls_port)).await?;
     let local = bound(listeners.local, SocketAddr::new(config.bind, config.local_port)).await?;
-    let health = bound(Vec::new(), SocketAddr::new(config.bind, config.health_port)).await?;
 
     let pool = Pool::new(identity.clone(), PoolConfig::default());
     let snapshot: Snapshot = Arc::default();
     let certificates = tls::Certificates::default();
     let background = CancellationToken::new();
-    let synced = CancellationToken::new();
+    let synced = admin.health().condition(WATCHES);
     let tasks = TaskTracker::new();
 
     let own: Vec<SocketAddr> =
@@ -79,24 +89,27 @@ pub async fn run(
         certificates.clone(),
         settler,
     );
-    tasks.spawn(programmer.run(inbox, client, synced.clone(), background.clone()));
-    for listener in health {
-        tasks.spawn(health::serve(listener, synced.clone(), background.clone()));
-    }
+    tasks.spawn(programmer.run(inbox, client, synced, background.clone()));
 
     let servers = TaskTracker::new();
     let limits = ServerConfig::default();
     let external = Handler::new(snapshot.clone(), Side::External, &config);
     let inside = Handler::new(snapshot, Side::Local, &config);
     for listener in http {
-        servers.spawn(serve(listener, PlainAcceptor, external.clone(), limits, shutdown.clone()));
+        servers.spawn(ebb_http::serve(listener, PlainAcceptor, external.clone(), limits, shutdown.clone()));
     }
     let acceptor = tls::acceptor(&certificates)?;
     for listener in tls {
-        servers.spawn(serve(listener, acceptor.clone(), external.clone(), limits, shutdown.clone()));
+        servers.spawn(ebb_http::serve(
+            listener,
+            acceptor.clone(),
+            external.clone(),
+            limits,
+            shutdown.clone(),
+        ));
     }
     for listener in local {
-        servers.spawn(serve(listener, PlainAcceptor, inside.clone(), limits, shutdown.clone()));
+        servers.spawn(ebb_http::serve(listener, PlainAcceptor, inside.clone(), limits, shutdown.clone()));
     }
     servers.close();
     servers.wait().await;
@@ -110,9 +123,7 @@ pub async fn run(
 
 async fn bound(handed: Vec<std::net::TcpListener>, address: SocketAddr) -> Result<Vec<TcpListener>, Error> {
     if handed.is_empty() {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-        return Ok(vec![listener]);
+        return Ok(vec![listen(address).await?]);
     }
     handed
         .into_iter()

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ebb_api::meta::networking::SERVICE_TYPE;
 use ebb_api::meta::serving::REVISION;
 use ebb_api::serving::Revision as ApiRevision;
+use ebb_component::watch::{Change, follow};
 use ebb_http::ports;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
@@ -18,7 +19,6 @@ use tokio_util::task::TaskTracker;
 
 use super::registry::Registry;
 use super::report::MeshReporter;
-use super::watch::{Change, follow};
 use crate::config::Config;
 use crate::dests::Listed;
 use crate::revision::{Key, Settings};

@@ -10,6 +10,7 @@ use ebb_api::conditions::{Conditioned, READY, Status};
 use ebb_api::config;
 use ebb_api::meta::serving::REVISION;
 use ebb_api::networking::{ServerlessService, SksMode};
+use ebb_component::watch::{Change, follow};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod};
 use kube::runtime::watcher;
@@ -18,7 +19,6 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::watch::{Change, follow};
 use super::{Mailbox, Message};
 use crate::core::Mode;
 use crate::engine::{Event, Key, Pod, Sks, since_epoch};

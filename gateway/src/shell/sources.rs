@@ -2,6 +2,7 @@
 
 use ebb_api::meta::networking::INGRESS_CLASS;
 use ebb_api::networking::Ingress;
+use ebb_component::watch::{Change, follow};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
@@ -10,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::watch::{Change, follow};
 use crate::config::Config;
 use crate::table::Key;
 

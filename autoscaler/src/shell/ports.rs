@@ -1,4 +1,4 @@
-//! The ports: load reports by mutual TLS, and health and explanations in plain HTTP.
+//! The ports: load reports by mutual TLS, and explanations in plain HTTP.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -79,36 +79,13 @@ fn plain(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// Answers liveness, readiness, and why a revision has as many pods as it has.
-pub(crate) async fn health(
-    listener: TcpListener,
-    mailbox: Mailbox,
-    synced: CancellationToken,
-    shutdown: CancellationToken,
-) {
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .route("/v1/decisions/{namespace}/{revision}", get(decisions))
-        .with_state((mailbox, synced));
-    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the health port failed");
-    }
-}
-
-type Shared = (Mailbox, CancellationToken);
-
-async fn ready(State((_, synced)): State<Shared>) -> (AxumStatus, &'static str) {
-    if synced.is_cancelled() {
-        (AxumStatus::OK, "ok")
-    } else {
-        (AxumStatus::SERVICE_UNAVAILABLE, "the watches have not delivered yet")
-    }
+/// Answers why a revision has as many pods as it has.
+pub(crate) fn explanations(mailbox: Mailbox) -> Router {
+    Router::new().route("/v1/decisions/{namespace}/{revision}", get(decisions)).with_state(mailbox)
 }
 
 async fn decisions(
-    State((mailbox, _)): State<Shared>,
+    State(mailbox): State<Mailbox>,
     Path((namespace, revision)): Path<(String, String)>,
 ) -> AxumResponse {
     let key = Key::new(namespace, revision);

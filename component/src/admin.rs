@@ -1,0 +1,199 @@
+//! The ports for whoever watches over a component: liveness and readiness for kubelet, metrics for Prometheus.
+
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt;
+
+use crate::health::Health;
+use crate::{ListenError, listen, metrics};
+
+/// Where to listen; 0 for nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Liveness, readiness, and what a component has to tell besides.
+    pub health: u16,
+    /// Metrics.
+    pub metrics: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { health: 8081, metrics: 9090 }
+    }
+}
+
+impl Ports {
+    /// No ports at all, as in tests.
+    pub const NONE: Self = Self { health: 0, metrics: 0 };
+}
+
+/// Further lines for the metrics, made when they are asked for.
+pub type Extra = Box<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
+
+/// The ports in service; they close when this is dropped.
+pub struct Admin {
+    health: Health,
+    shared: Arc<Shared>,
+    _end: DropGuard,
+}
+
+struct Shared {
+    component: &'static str,
+    health: Health,
+    routes: OnceLock<Router>,
+    extra: OnceLock<Extra>,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("component", &self.shared.component).finish_non_exhaustive()
+    }
+}
+
+impl Admin {
+    /// Installs the recorder of metrics, binds the ports, and serves them.
+    ///
+    /// # Errors
+    /// When a port is not to be had.
+    pub async fn start(
+        component: &'static str,
+        bind: IpAddr,
+        ports: Ports,
+        health: Health,
+    ) -> Result<Self, ListenError> {
+        metrics::recorder();
+        let end = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            component,
+            health: health.clone(),
+            routes: OnceLock::new(),
+            extra: OnceLock::new(),
+        });
+        if ports.health != 0 {
+            let listener = listen(SocketAddr::new(bind, ports.health)).await?;
+            let alive = get(|| async { "ok\n" });
+            let router = Router::new()
+                .route("/healthz", alive.clone())
+                .route("/livez", alive)
+                .route("/readyz", get(ready))
+                .fallback(others)
+                .with_state(shared.clone());
+            tokio::spawn(serve(listener, router, end.clone()));
+        }
+        if ports.metrics != 0 {
+            let listener = listen(SocketAddr::new(bind, ports.metrics)).await?;
+            let router = Router::new().route("/metrics", get(scrape)).with_state(shared.clone());
+            tokio::spawn(serve(listener, router, end.clone()));
+        }
+        tokio::spawn(upkeep(end.clone()));
+        Ok(Self { health, shared, _end: end.drop_guard() })
+    }
+
+    /// The readiness to be told of.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Serves these as well, at the health port. Only the first call counts.
+    pub fn also_serve(&self, routes: Router) {
+        let _ = self.shared.routes.set(routes);
+    }
+
+    /// Adds these lines to the metrics. Only the first call counts.
+    pub fn also_tell(&self, extra: Extra) {
+        let _ = self.shared.extra.set(extra);
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router, end: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "a port for health or metrics failed");
+    }
+}
+
+async fn upkeep(end: CancellationToken) {
+    while end.run_until_cancelled(tokio::time::sleep(metrics::UPKEEP)).await.is_some() {
+        metrics::recorder().run_upkeep();
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    match shared.health.missing() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn others(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    match shared.routes.get() {
+        Some(routes) => routes.clone().oneshot(request).await.into_response(),
+        None => (StatusCode::NOT_FOUND, "here are /healthz and /readyz\n").into_response(),
+    }
+}
+
+async fn scrape(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let mut text = metrics::render(shared.component);
+    if let Some(extra) = shared.extra.get() {
+        text.push_str(&extra().await);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ask(port: u16, path: &str) -> String {
+        let mut stream =
+            tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("connected");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    fn free() -> u16 {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        listener.local_addr().expect("bound").port()
+    }
+
+    #[tokio::test]
+    async fn health_and_metrics_over_http() {
+        let ports = Ports { health: free(), metrics: free() };
+        let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let admin = Admin::start("probe", bind, ports, Health::new(&["watches"])).await.expect("served");
+        assert!(ask(ports.health, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let answer = ask(ports.health, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("waiting for: watches\n"), "{answer}");
+        admin.health().met("watches");
+        assert!(ask(ports.health, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(ports.health, "/v1/x").await.starts_with("HTTP/1.1 404"));
+        admin.also_serve(Router::new().route("/v1/x", get(|| async { "more" })));
+        assert!(ask(ports.health, "/v1/x").await.ends_with("more"));
+        ::metrics::gauge!("ebb_probe_depth").set(7.0);
+        admin.also_tell(Box::new(|| Box::pin(async { "ebb_probe_more 1\n".to_owned() })));
+        let text = ask(ports.metrics, "/metrics").await;
+        assert!(text.contains("ebb_probe_depth 7") && text.contains("ebb_probe_more 1"), "{text}");
+        admin.health().stop();
+        assert!(ask(ports.health, "/readyz").await.ends_with("shutting down\n"));
+        // A second one at the same port is told what is wrong.
+        let error =
+            Admin::start("probe", bind, ports, Health::new(&[])).await.expect_err("taken").to_string();
+        assert!(error.contains(&ports.health.to_string()) && error.contains("another process"), "{error}");
+    }
+}

@@ -1,0 +1,35 @@
+//! What the process of a component is made of besides its own work: the way it starts and ends, its settings from the environment, its
+//! answers about health and metrics, and how it follows the Kubernetes API.
+//!
+//! Nothing here knows what any component does, and nothing is on the way of a request.
+
+pub mod admin;
+pub mod env;
+pub mod health;
+pub mod leader;
+pub mod metrics;
+pub mod process;
+pub mod watch;
+
+pub use admin::{Admin, Ports};
+pub use env::{BadVariable, Env};
+pub use health::Health;
+pub use process::{Failure, Process, Started};
+
+/// A port is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen at {address}: {source}; is another process using the port, or is it below 1024?")]
+pub struct ListenError {
+    /// The address.
+    pub address: std::net::SocketAddr,
+    /// What the system said.
+    pub source: std::io::Error,
+}
+
+/// Binds a port.
+///
+/// # Errors
+/// Names the address and the likely cause.
+pub async fn listen(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, ListenError> {
+    tokio::net::TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+}

@@ -1,0 +1,190 @@
+//! From the start of a component's process to its end.
+//!
+//! On SIGTERM the component is not ready any more but serves on for a while (`linger`): whoever sends it work learns of its end by a
+//! watch, or through the packet rules of each node, and until then connections still come. Then it takes no more, and what is under
+//! way may take `drain` to finish. A second signal ends it at once.
+
+use std::error::Error;
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ebb_mesh::{Identity, IdentityConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin::{Admin, Ports};
+use crate::env::{BadVariable, Env};
+use crate::health::Health;
+
+/// Bad configuration, as in sysexits.h.
+const EX_USAGE: u8 = 64;
+/// As a shell tells of a program that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+/// Why a component ended.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// A component's process.
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    /// The component, as in its metrics.
+    pub name: &'static str,
+    /// How long it takes new work after it was told to end.
+    pub linger: Duration,
+    /// How long work under way may then take.
+    pub drain: Duration,
+}
+
+/// What a component is given at its start.
+pub struct Started {
+    /// Health and metrics, served already.
+    pub admin: Admin,
+    /// The Kubernetes API, not yet spoken to.
+    pub client: kube::Client,
+    /// Take no new work, finish what is under way.
+    pub shutdown: CancellationToken,
+}
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started").field("admin", &self.admin).finish_non_exhaustive()
+    }
+}
+
+impl Started {
+    /// The mesh identity, waited for as long as it takes: the authority may start after us. None if we shall end before. Meets the
+    /// condition `identity`.
+    ///
+    /// # Errors
+    /// When the authority's answer cannot be used.
+    pub async fn identity(&self, config: IdentityConfig) -> Result<Option<Identity>, ebb_mesh::Error> {
+        let authority = config.ca_address.clone();
+        info!(authority, "waiting for a mesh identity");
+        let obtained = self.shutdown.run_until_cancelled(Identity::obtain(config)).await.transpose()?;
+        if let Some(identity) = &obtained {
+            info!(id = %identity.id(), "mesh identity obtained");
+            self.admin.health().met("identity");
+        }
+        Ok(obtained)
+    }
+}
+
+impl Process {
+    /// Runs it: `parse` reads the settings (exit code 64 when they are bad), `at` says where health and metrics are served and what
+    /// must be met before it is ready, `serve` works until its `shutdown`.
+    pub fn run<C: Debug, F>(
+        self,
+        parse: impl FnOnce(&Env<'_>) -> Result<C, BadVariable>,
+        at: impl FnOnce(&C) -> (IpAddr, Ports, Health),
+        serve: impl FnOnce(C, Started) -> F,
+    ) -> ExitCode
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        if std::env::args().any(|arg| arg == "--version") {
+            println!("ebb {} {}", self.name, env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        if let Err(why) = logging(&Env::process()) {
+            eprintln!("error: {why}");
+            return ExitCode::from(EX_USAGE);
+        }
+        let config = match parse(&Env::process()) {
+            Ok(config) => config,
+            Err(why) => {
+                error!("the configuration is bad: {why}");
+                return ExitCode::from(EX_USAGE);
+            }
+        };
+        info!(version = env!("CARGO_PKG_VERSION"), ?config, "ebb {}", self.name);
+        // Another one in the process is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(why) => {
+                error!("cannot start the async runtime: {why}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let (bind, ports, health) = at(&config);
+        let ended = runtime.block_on(async {
+            let admin = Admin::start(self.name, bind, ports, health).await?;
+            let client = kube::Client::try_default().await.map_err(|why| {
+                format!("no Kubernetes API server is configured ({why}): run in a pod, or set KUBECONFIG")
+            })?;
+            let shutdown = CancellationToken::new();
+            let ends = self.ends(admin.health().clone(), shutdown.clone())?;
+            tokio::select! {
+                done = serve(config, Started { admin, client, shutdown }) => done,
+                late = ends => Err(late),
+            }
+        });
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        match ended {
+            Ok(()) => {
+                info!("ended");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                error!("{}", told(&*why));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// Watches for signals, and over the time that ending takes.
+    fn ends(
+        self,
+        health: Health,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<impl Future<Output = Failure>> {
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(async move {
+            tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+            info!("told to end");
+            let linger = if health.is_ready() { self.linger } else { Duration::ZERO };
+            health.stop();
+            tokio::spawn(async move {
+                tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+                warn!("told to end again: what is under way is cut off");
+                std::process::exit(INTERRUPTED);
+            });
+            tokio::time::sleep(linger).await;
+            shutdown.cancel();
+            tokio::time::sleep(self.drain).await;
+            format!("draining took longer than {} s; what was under way is cut off", self.drain.as_secs())
+                .into()
+        })
+    }
+}
+
+/// Log lines go to standard error: EBB_LOG is a filter (default info), EBB_LOG_FORMAT is text or json.
+fn logging(env: &Env<'_>) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(env.text("EBB_LOG", "info"))
+        .map_err(|why| format!("EBB_LOG is not a filter such as info or info,ebb_gateway=debug: {why}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A logger that is there already is as good.
+    let _ = match env.text("EBB_LOG_FORMAT", "text").as_str() {
+        "text" => lines.try_init(),
+        "json" => lines.json().try_init(),
+        other => return Err(format!("EBB_LOG_FORMAT={other:?} is neither text nor json")),
+    };
+    Ok(())
+}
+
+/// An error with its causes.
+fn told(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
