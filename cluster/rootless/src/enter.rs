@@ -35,7 +35,8 @@ pub enum Entered {
 /// # Errors
 /// [`Error`], before anything was changed that outlives the process.
 pub fn enter() -> Result<Entered, Error> {
-    let status = fs::read_to_string("/proc/self/status").map_err(|e| Error::step("reading /proc/self/status", e))?;
+    let status =
+        fs::read_to_string("/proc/self/status").map_err(|e| Error::step("reading /proc/self/status", e))?;
     if !lacks_privilege(&status) {
         return Ok(Entered::Unneeded);
     }
@@ -99,7 +100,8 @@ struct Users {
 impl Users {
     fn of(own: Uid, group: Gid) -> Self {
         let name = User::from_uid(own).ok().flatten().map(|user| user.name).unwrap_or_default();
-        let read = |path: &str| mapping::given(&fs::read_to_string(path).unwrap_or_default(), &name, own.as_raw());
+        let read =
+            |path: &str| mapping::given(&fs::read_to_string(path).unwrap_or_default(), &name, own.as_raw());
         let (mut uids, mut gids) = (read("/etc/subuid"), read("/etc/subgid"));
         let tools = ["newuidmap", "newgidmap"].iter().all(|tool| in_path(tool));
         if !tools || uids.is_empty() || gids.is_empty() {
@@ -127,7 +129,12 @@ fn forked() -> Result<ForkResult, Error> {
 }
 
 /// Outside: waits for the child's user namespace, gives it its users, and lets it go on.
-fn introduce(child: Pid, users: &Users, said: &mut io::PipeReader, mut mapping: io::PipeWriter) -> Result<(), Error> {
+fn introduce(
+    child: Pid,
+    users: &Users,
+    said: &mut io::PipeReader,
+    mut mapping: io::PipeWriter,
+) -> Result<(), Error> {
     let mut first = [0; 512];
     let length = said.read(&mut first).map_err(|e| Error::step("waiting for the namespaces", e))?;
     if length != 1 {
@@ -193,7 +200,8 @@ fn namespaces(users: &Users) -> Result<(), Error> {
     end_with_parent()?;
     if !users.many() {
         let write = |name: &str, text: &str| {
-            fs::write(format!("/proc/self/{name}"), text).map_err(|e| Error::step(format!("writing {name}"), e))
+            fs::write(format!("/proc/self/{name}"), text)
+                .map_err(|e| Error::step(format!("writing {name}"), e))
         };
         let line = |range: &Range| format!("{} {} {}\n", range.inside, range.outside, range.count);
         write("setgroups", "deny")?;
@@ -209,7 +217,8 @@ fn namespaces(users: &Users) -> Result<(), Error> {
 }
 
 fn end_with_parent() -> Result<(), Error> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| Error::step("asking to end with the parent", e.desc()))
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|e| Error::step("asking to end with the parent", e.desc()))
 }
 
 /// Init: what a machine has and the new namespaces lack. Gives the port for redirected connections.
@@ -219,9 +228,8 @@ fn furnish(door: &OwnedFd) -> Result<u16, Error> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|e| Error::step("keeping mounts to oneself", e.desc()))?;
     let careful = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), careful, none).map_err(|e| {
-        Error::step("mounting /proc (inside a container, it must not be masked)", e.desc())
-    })?;
+    mount(Some("proc"), "/proc", Some("proc"), careful, none)
+        .map_err(|e| Error::step("mounting /proc (inside a container, it must not be masked)", e.desc()))?;
     loopback_up().map_err(|e| Error::step("bringing up the loopback device", e))?;
     let sockets = || -> io::Result<_> {
         let egress = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -250,7 +258,8 @@ fn resolve_here() -> Result<(), Error> {
     let none: Option<&str> = None;
     // The file's own file system: detached at once, it lives on in the bind mount alone.
     let folder = std::env::temp_dir();
-    mount(Some("tmpfs"), &folder, Some("tmpfs"), MsFlags::empty(), none).map_err(|e| failed("tmpfs", &e.desc()))?;
+    mount(Some("tmpfs"), &folder, Some("tmpfs"), MsFlags::empty(), none)
+        .map_err(|e| failed("tmpfs", &e.desc()))?;
     let file = folder.join("resolv.conf");
     fs::write(&file, "nameserver 127.0.0.1\n").map_err(|e| failed("writing", &e))?;
     let mounted = mount(Some(&file), &real, none, MsFlags::MS_BIND, none);

@@ -38,7 +38,9 @@ impl Settings {
             return Some("this kernel has none (CONFIG_USER_NS); run as root".into());
         }
         if is(&self.max, "0") {
-            return Some("they are turned off; `sysctl user.max_user_namespaces=15000`, or run as root".into());
+            return Some(
+                "they are turned off; `sysctl user.max_user_namespaces=15000`, or run as root".into(),
+            );
         }
         if is(&self.unprivileged, "0") {
             return Some(

@@ -22,7 +22,8 @@ const DATAGRAM: usize = 65_535;
 
 /// Serves until inside is gone. Blocks.
 pub(crate) fn serve(door: &OwnedFd) {
-    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() else {
+    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+    else {
         eprintln!("error: cannot serve the namespaces: no runtime");
         return;
     };
