@@ -95,13 +95,21 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
     }
 
+    /// 422: what is wrong with a request's own options, such as `DeleteOptions`.
+    pub(crate) fn options(kind: &str, errors: &[FieldError]) -> Self {
+        Self::invalid("meta.k8s.io", kind, "", errors)
+    }
+
     /// 405.
     pub(crate) fn method_not_allowed() -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
+        let message = "the server does not allow this method on the requested resource";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message).with_empty_details()
+    }
+
+    /// Upstream's generic answers carry `details: {}`.
+    fn with_empty_details(mut self) -> Self {
+        self.details = Some(json!({}));
+        self
     }
 
     /// 406: none of the accepted forms can be produced.
@@ -109,8 +117,15 @@ impl ApiError {
         Self::new(
             StatusCode::NOT_ACCEPTABLE,
             "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml",
+            "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml",
         )
+        .with_empty_details()
+    }
+
+    /// 415: a patch of no known kind.
+    pub(crate) fn unknown_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message).with_empty_details()
     }
 
     /// 415.
@@ -145,7 +160,8 @@ impl ApiError {
         )
     }
 
-    /// 409 of server-side apply: `(manager, field)` for each field that another manager owns.
+    /// 409 of server-side apply: `(manager, field)` for each field that another manager owns. One conflict is told in a line, more
+    /// of them by manager.
     pub(crate) fn apply_conflicts(conflicts: &[(String, String)]) -> Self {
         let causes: Vec<Value> = conflicts
             .iter()
@@ -153,8 +169,19 @@ impl ApiError {
                 json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": field})
             })
             .collect();
-        let lines: Vec<String> =
-            conflicts.iter().map(|(manager, field)| format!("conflict with {manager}: {field}")).collect();
+        let mut lines: Vec<String> = Vec::new();
+        let mut managers: Vec<&str> = conflicts.iter().map(|(manager, _)| manager.as_str()).collect();
+        managers.sort_unstable();
+        managers.dedup();
+        for manager in managers {
+            let fields = conflicts.iter().filter(|(other, _)| other == manager).map(|(_, field)| field);
+            if conflicts.len() == 1 {
+                lines.extend(fields.map(|field| format!("conflict with {manager}: {field}")));
+            } else {
+                lines.push(format!("conflicts with {manager}:"));
+                lines.extend(fields.map(|field| format!("- {field}")));
+            }
+        }
         let plural = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
         let message = format!("Apply failed with {} {plural}: {}", conflicts.len(), lines.join("\n"));
         let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
@@ -176,7 +203,13 @@ impl ApiError {
             })
             .collect();
         let subject = Subject { group, resource: kind, name };
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let mut lines: Vec<String> = Vec::with_capacity(errors.len());
+        for line in errors.iter().map(ToString::to_string) {
+            // The same said twice is read once; the causes keep both.
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
         let list = if lines.len() == 1 { lines[0].clone() } else { format!("[{}]", lines.join(", ")) };
         let qualified = subject.qualified();
         let mut error = Self::new(
@@ -202,6 +235,11 @@ impl ApiError {
             "InternalError",
             format!("Internal error occurred: {cause}"),
         )
+    }
+
+    /// 500 in the words of whatever failed, without a reason: what upstream answers where it has no better class of error.
+    pub(crate) fn failure(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
     }
 
     /// 503.

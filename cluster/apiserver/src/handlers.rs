@@ -123,14 +123,14 @@ fn verb(ctx: &Ctx, method: &Method) -> Result<&'static str, ApiError> {
     let connect = matches!(ctx.sub.as_str(), "exec" | "attach" | "portforward");
     Ok(match (method.as_str(), ctx.name.is_some()) {
         ("GET" | "POST", true) if connect => "create",
-        ("GET" | "HEAD", true) => {
+        ("GET", true) => {
             if ctx.query.flag("watch") {
                 "watch"
             } else {
                 "get"
             }
         }
-        ("GET" | "HEAD", false) => {
+        ("GET", false) => {
             if ctx.query.flag("watch") {
                 "watch"
             } else {
@@ -179,7 +179,8 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
         "list" => read::list(&ctx)?,
         "watch" => watch::watch(&ctx)?,
         _ => {
-            if verb == "create" && (ctx.name.is_some() || !ctx.sub.is_empty()) {
+            let nowhere = ctx.resource.namespaced && ctx.namespace.is_empty();
+            if verb == "create" && (nowhere || ctx.name.is_some() || !ctx.sub.is_empty()) {
                 return Err(ApiError::method_not_allowed());
             }
             let body = request::read(request.into_body()).await?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, UPGRADE, USER_AGENT};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -47,6 +47,11 @@ impl tower::Service<Request<kube::client::Body>> for Transport {
         let server = self.server.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.user.clone());
+        // The manager of the fields that a component writes is called as the component.
+        let agent = self.user.name.rsplit(':').next().unwrap_or_default();
+        if let Ok(agent) = HeaderValue::from_str(agent) {
+            request.headers_mut().entry(USER_AGENT).or_insert(agent);
+        }
         if request.headers().contains_key(UPGRADE) || request.headers().contains_key(CONNECTION) {
             let user = self.user.clone();
             return Box::pin(piped(server, user, request));

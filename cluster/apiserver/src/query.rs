@@ -1,5 +1,7 @@
 //! The query string of a request.
 
+use cluster_schema::FieldError;
+
 use crate::error::ApiError;
 use crate::selector::{FieldSelector, LabelSelector};
 
@@ -16,6 +18,12 @@ impl Query {
             .map(|(key, value)| (key.into_owned(), value.into_owned()))
             .collect();
         Self { pairs }
+    }
+
+    /// Puts a parameter in place of what the client sent under that name.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.pairs.retain(|(name, _)| name != key);
+        self.pairs.push((key.to_owned(), value.to_owned()));
     }
 
     /// The first value, if it is not empty.
@@ -37,18 +45,30 @@ impl Query {
             .is_some_and(|(_, value)| matches!(value.as_str(), "true" | "1" | "True" | ""))
     }
 
-    /// A number.
+    /// A number; one below zero counts as absent.
     ///
     /// # Errors
     /// 400 if it is none.
     pub(crate) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
-        self.get(key)
-            .map(|value| {
-                value.parse().map_err(|_| {
-                    ApiError::bad_request(format!("invalid {key}: {value:?} is not a non-negative number"))
-                })
-            })
-            .transpose()
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number: i64 = value.parse().map_err(|_| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax"))
+        })?;
+        Ok(u64::try_from(number).ok())
+    }
+
+    /// `resourceVersion`, if it is there.
+    ///
+    /// # Errors
+    /// As upstream: 400 of a list, 500 of a watch.
+    fn revision(&self, watch: bool) -> Result<Option<u64>, ApiError> {
+        let Some(value) = self.get("resourceVersion") else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| {
+            let message = format!(
+                "resourceVersion: Invalid value: {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"
+            );
+            if watch { ApiError::failure(message) } else { ApiError::bad_request(format!("invalid {message}")) }
+        })
     }
 }
 
@@ -94,38 +114,23 @@ impl ListOptions {
             .map_err(ApiError::bad_request)?;
         let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
             .map_err(ApiError::bad_request)?;
-        let revision_match = match query.get("resourceVersionMatch") {
-            None => None,
-            Some("NotOlderThan") => Some(Match::NotOlderThan),
-            Some("Exact") => Some(Match::Exact),
-            Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
-                )));
-            }
-        };
         let send_initial_events = query.get("sendInitialEvents").map(|value| value == "true" || value == "1");
         let watch = query.flag("watch");
-        if send_initial_events.is_some() {
-            if !watch {
-                return Err(ApiError::bad_request("sendInitialEvents is forbidden for list"));
-            }
-            if revision_match != Some(Match::NotOlderThan) {
-                return Err(ApiError::bad_request(
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ));
-            }
-        } else if watch && revision_match.is_some() {
-            return Err(ApiError::bad_request(
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            ));
+        let errors = option_errors(query, watch, send_initial_events.is_some());
+        if !errors.is_empty() {
+            return Err(ApiError::options("ListOptions", &errors));
         }
+        let revision_match = match query.get("resourceVersionMatch") {
+            Some("NotOlderThan") => Some(Match::NotOlderThan),
+            Some("Exact") => Some(Match::Exact),
+            _ => None,
+        };
         Ok(Self {
             labels,
             fields,
             limit: query.number("limit")?.filter(|limit| *limit > 0).map(|limit| limit as usize),
             continue_token: query.get("continue").map(str::to_owned),
-            revision: query.number("resourceVersion")?,
+            revision: query.revision(watch)?,
             revision_match,
             bookmarks: query.flag("allowWatchBookmarks"),
             timeout_seconds: query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0),
@@ -137,6 +142,44 @@ impl ListOptions {
     pub(crate) fn selects(&self, object: &serde_json::Value) -> bool {
         self.labels.matches(object) && self.fields.matches(object)
     }
+}
+
+/// What `ListOptions` may not say together.
+fn option_errors(query: &Query, watch: bool, initial_events: bool) -> Vec<FieldError> {
+    const MATCH: &str = "resourceVersionMatch";
+    let mut errors = Vec::new();
+    let wanted = query.get(MATCH);
+    let revision = query.get("resourceVersion");
+    if watch || initial_events {
+        if wanted.is_some() && !initial_events {
+            let detail = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            errors.push(FieldError::forbidden(MATCH, detail));
+        }
+        if initial_events {
+            if !watch {
+                errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+            } else if wanted != Some("NotOlderThan") {
+                let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+                errors.push(FieldError::forbidden(MATCH, detail));
+            }
+        }
+        return errors;
+    }
+    let Some(wanted) = wanted else { return errors };
+    if revision.is_none() {
+        errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+    }
+    if query.get("continue").is_some() {
+        errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+    }
+    if !matches!(wanted, "Exact" | "NotOlderThan") {
+        errors.push(FieldError::not_supported(MATCH, &wanted.into(), &["Exact", "NotOlderThan", ""]));
+    }
+    if wanted == "Exact" && revision == Some("0") {
+        let detail = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+        errors.push(FieldError::forbidden(MATCH, detail));
+    }
+    errors
 }
 
 /// `fieldValidation`.
@@ -164,33 +207,28 @@ pub(crate) struct WriteOptions {
 }
 
 impl WriteOptions {
-    /// From the query and, for the manager's name, the user agent.
+    /// From the query and, for the manager's name, the user agent. `kind` is that of the options as a whole: `CreateOptions`,
+    /// `UpdateOptions` or `PatchOptions`.
     ///
     /// # Errors
-    /// 400 with what is wrong.
-    pub(crate) fn from_query(query: &Query, user_agent: Option<&str>) -> Result<Self, ApiError> {
-        let mut dry_run = false;
-        for value in query.all("dryRun") {
-            match value {
-                "All" => dry_run = true,
-                "" => {}
-                other => {
-                    return Err(ApiError::bad_request(format!(
-                        "dryRun: Unsupported value: [\"{other}\"]: supported values: \"All\""
-                    )));
-                }
-            }
-        }
+    /// 422 with what is wrong.
+    pub(crate) fn from_query(query: &Query, user_agent: Option<&str>, kind: &str) -> Result<Self, ApiError> {
+        let dry: Vec<&str> = query.all("dryRun").filter(|value| !value.is_empty()).collect();
+        let mut errors: Vec<FieldError> = dry_run_error(&dry).into_iter().collect();
+        let dry_run = !dry.is_empty();
         let field_validation = match query.get("fieldValidation") {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
             Some("Ignore") => FieldValidation::Ignore,
             Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
-                )));
+                let supported = ["", "Ignore", "Strict", "Warn"];
+                errors.push(FieldError::not_supported("fieldValidation", &other.into(), &supported));
+                FieldValidation::Warn
             }
         };
+        if !errors.is_empty() {
+            return Err(ApiError::options(kind, &errors));
+        }
         let agent = || {
             // As upstream: the user agent up to the first slash.
             let agent = user_agent.unwrap_or("unknown").split('/').next().unwrap_or("unknown");
@@ -199,6 +237,12 @@ impl WriteOptions {
         let field_manager = query.get("fieldManager").map_or_else(agent, str::to_owned);
         Ok(Self { dry_run, field_validation, field_manager, force: query.flag("force") })
     }
+}
+
+/// What is wrong with the values of `dryRun`.
+pub(crate) fn dry_run_error(values: &[&str]) -> Option<FieldError> {
+    let all = values.iter().all(|value| *value == "All");
+    (!all).then(|| FieldError::not_supported("dryRun", &values.into(), &["All"]))
 }
 
 #[cfg(test)]
@@ -217,7 +261,7 @@ mod tests {
 
     #[test]
     fn write_options() {
-        let parse = |text, agent| WriteOptions::from_query(&Query::parse(Some(text)), agent);
+        let parse = |text, agent| WriteOptions::from_query(&Query::parse(Some(text)), agent, "CreateOptions");
         let options = parse("dryRun=All&fieldValidation=Strict", Some("kubectl/v1.32 (linux)")).unwrap();
         assert!(options.dry_run && options.field_validation == FieldValidation::Strict);
         assert_eq!(options.field_manager, "kubectl");

@@ -129,7 +129,7 @@ pub(crate) fn list(
     if accept == Accept::JSON && !convert::is_needed(resource) {
         return bytes(StatusCode::OK, "application/json", list_bytes(resource, objects, metadata));
     }
-    let objects: Vec<_> =
+    let mut objects: Vec<_> =
         objects.iter().map(|object| convert::from_storage(resource, &object.value)).collect();
     let body = match accept.shape {
         Shape::Table => table::table(accept, resource, include, &objects, metadata.clone(), true),
@@ -138,10 +138,33 @@ pub(crate) fn list(
             json!({"kind": "PartialObjectMetadataList", "apiVersion": accept.meta_version(), "metadata": metadata, "items": items})
         }
         Shape::Plain => {
+            if resource.builtin {
+                for object in &mut objects {
+                    if let Some(map) = object.to_mut().as_object_mut() {
+                        map.retain(|field, _| !is_type_meta(field));
+                    }
+                }
+            }
             json!({"kind": resource.list_kind(), "apiVersion": resource.api_version(), "metadata": metadata, "items": objects})
         }
     };
     value(StatusCode::OK, accept, &body)
+}
+
+fn is_type_meta(field: &str) -> bool {
+    matches!(field, "kind" | "apiVersion")
+}
+
+/// An item of a list of a built-in type: as upstream, without what the list says already.
+struct Item<'a>(&'a Value);
+
+impl serde::Serialize for Item<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(map) => serializer.collect_map(map.iter().filter(|(field, _)| !is_type_meta(field))),
+            other => other.serialize(serializer),
+        }
+    }
 }
 
 /// The list, put together from the objects' own bytes.
@@ -160,7 +183,12 @@ fn list_bytes(resource: &Resource, objects: &[std::sync::Arc<Object>], metadata:
         if index > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(&object.json);
+        if resource.builtin {
+            // Writing to memory does not fail.
+            let _ = serde_json::to_writer(&mut body, &Item(&object.value));
+        } else {
+            body.extend_from_slice(&object.json);
+        }
     }
     body.extend_from_slice(b"]}");
     body

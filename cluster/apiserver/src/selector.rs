@@ -1,5 +1,7 @@
 //! Label and field selectors, as they stand in a query string or in a `LabelSelector`.
 
+mod parse;
+
 use serde_json::Value;
 
 /// One condition on a label.
@@ -23,16 +25,7 @@ impl LabelSelector {
     /// # Errors
     /// What is wrong, for a 400.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let mut requirements = Vec::new();
-        for part in split(text) {
-            let part = part.trim();
-            if !part.is_empty() {
-                requirements.push(requirement(part).ok_or_else(|| {
-                    format!("unable to parse requirement: found '{part}', expected: '=', '!=', 'in', 'notin' or a key")
-                })?);
-            }
-        }
-        Ok(Self(requirements))
+        parse::labels(text).map(Self)
     }
 
     /// From `matchLabels` and `matchExpressions`.
@@ -85,67 +78,6 @@ impl Requirement {
             }
         }
     }
-}
-
-/// Splits at commas outside parentheses.
-fn split(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut from) = (Vec::new(), 0_i32, 0);
-    for (at, character) in text.char_indices() {
-        match character {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(&text[from..at]);
-                from = at + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[from..]);
-    parts
-}
-
-fn is_key(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
-}
-
-fn requirement(part: &str) -> Option<Requirement> {
-    if let Some(key) = part.strip_prefix('!') {
-        let key = key.trim();
-        return is_key(key).then(|| Requirement::Absent(key.to_owned()));
-    }
-    if is_key(part) {
-        return Some(Requirement::Exists(part.to_owned()));
-    }
-    if let Some(body) = part.strip_suffix(')') {
-        let (head, values) = body.split_once('(')?;
-        let (key, operator) = head.trim().rsplit_once(char::is_whitespace)?;
-        let key = key.trim();
-        let values = values.split(',').map(|value| value.trim().to_owned()).collect();
-        return match operator {
-            "in" if is_key(key) => Some(Requirement::In(key.to_owned(), values)),
-            "notin" if is_key(key) => Some(Requirement::NotIn(key.to_owned(), values)),
-            _ => None,
-        };
-    }
-    let (key, value, not) = if let Some((key, value)) = part.split_once("!=") {
-        (key, value, true)
-    } else if let Some((key, value)) = part.split_once("==") {
-        (key, value, false)
-    } else if let Some((key, value)) = part.split_once('=') {
-        (key, value, false)
-    } else if let Some((key, value)) = part.split_once('>') {
-        return Some(Requirement::Greater(key.trim().to_owned(), value.trim().parse().ok()?));
-    } else {
-        let (key, value) = part.split_once('<')?;
-        return Some(Requirement::Less(key.trim().to_owned(), value.trim().parse().ok()?));
-    };
-    let (key, value) = (key.trim(), value.trim());
-    let valid = is_key(key) && value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    valid.then(|| {
-        let values = vec![value.to_owned()];
-        if not { Requirement::NotIn(key.to_owned(), values) } else { Requirement::In(key.to_owned(), values) }
-    })
 }
 
 /// Conditions on fields, by their paths.

@@ -59,13 +59,22 @@ impl Server {
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         let snapshot = self.registry.snapshot();
         match parts.as_slice() {
+            // The older form of a watch: the path says it, not the query.
+            ["api", version, "watch", rest @ ..] if !rest.is_empty() => {
+                let target = request::resolve(&snapshot, "", version, &segments[3..])?;
+                self.resource(request, target, user, true).await
+            }
+            ["apis", group, version, "watch", rest @ ..] if !rest.is_empty() => {
+                let target = request::resolve(&snapshot, group, version, &segments[4..])?;
+                self.resource(request, target, user, true).await
+            }
             ["api", version, rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, "", version, &segments[2..])?;
-                self.resource(request, target, user).await
+                self.resource(request, target, user, false).await
             }
             ["apis", group, version, rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, group, version, &segments[3..])?;
-                self.resource(request, target, user).await
+                self.resource(request, target, user, false).await
             }
             _ => {
                 crate::authorize::non_resource(self, &user, request.method(), &path)?;
@@ -92,8 +101,12 @@ impl Server {
         request: Request<Body>,
         target: request::Target,
         user: User,
+        watch: bool,
     ) -> Result<Reply, ApiError> {
-        let query = Query::parse(request.uri().query());
+        let mut query = Query::parse(request.uri().query());
+        if watch {
+            query.set("watch", "true");
+        }
         let ctx = Ctx::new(self.clone(), target, user, query, &request)?;
         handlers::dispatch(ctx, request).await
     }

@@ -15,6 +15,8 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
 const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+/// What a key with more than one slash is told.
+const SLASHES: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
 /// All annotations of an object together.
 const MAX_ANNOTATIONS: usize = 256 << 10;
 
@@ -68,6 +70,24 @@ fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// The key of a label, in a selector as in an object.
+pub(crate) fn label_key(field: &str, key: &str, errors: &mut Vec<FieldError>) {
+    if key.matches('/').count() > 1 {
+        errors.push(FieldError::invalid(field, &key.into(), format!("a valid label key {SLASHES}")));
+        return;
+    }
+    qualified(field, key, errors);
+}
+
+/// The value of a label.
+pub(crate) fn label_value(field: &str, value: &str, errors: &mut Vec<FieldError>) {
+    if value.len() > 63 {
+        errors.push(FieldError::invalid(field, &value.into(), "must be no more than 63 bytes"));
+    } else if !value.is_empty() && !IS_QUALIFIED.is_match(value) {
+        errors.push(FieldError::invalid(field, &value.into(), LABEL_VALUE));
+    }
+}
+
 /// Checks a qualified name such as a label's key.
 fn qualified(field: &str, key: &str, errors: &mut Vec<FieldError>) {
     let (prefix, name) = match key.rsplit_once('/') {
@@ -91,13 +111,9 @@ fn qualified(field: &str, key: &str, errors: &mut Vec<FieldError>) {
 /// Checks labels at a path.
 pub(crate) fn labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) {
     for (key, value) in labels.as_object().into_iter().flatten() {
-        qualified(field, key, errors);
+        label_key(field, key, errors);
         let Some(value) = value.as_str() else { continue };
-        if value.len() > 63 {
-            errors.push(FieldError::invalid(field, &value.into(), "must be no more than 63 bytes"));
-        } else if !value.is_empty() && !IS_QUALIFIED.is_match(value) {
-            errors.push(FieldError::invalid(field, &value.into(), LABEL_VALUE));
-        }
+        label_value(field, value, errors);
     }
 }
 
@@ -116,9 +132,13 @@ pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
         errors.push(too_long("metadata.annotations", MAX_ANNOTATIONS));
     }
     for (index, finalizer) in meta::finalizers(object).iter().enumerate() {
+        let field = format!("metadata.finalizers[{index}]");
         let standard = ["orphan", "foregroundDeletion", "kubernetes"];
-        if !finalizer.contains('/') && !standard.contains(finalizer) && resource.builtin {
-            qualified(&format!("metadata.finalizers[{index}]"), finalizer, &mut errors);
+        let before = errors.len();
+        qualified(&field, finalizer, &mut errors);
+        if errors.len() == before && !finalizer.contains('/') && !standard.contains(finalizer) && resource.builtin {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(field, &(*finalizer).into(), detail));
         }
     }
     let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -146,11 +166,15 @@ pub(crate) fn metadata_update(_resource: &Resource, new: &Value, old: &Value) ->
     let mut errors = Vec::new();
     if meta::is_terminating(old) {
         let before = meta::finalizers(old);
-        let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !before.contains(f)).collect();
+        let added: Vec<String> =
+            meta::finalizers(new).into_iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
         if !added.is_empty() {
             errors.push(FieldError::forbidden(
                 "metadata.finalizers",
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+                format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                    added.join(", ")
+                ),
             ));
         }
     }

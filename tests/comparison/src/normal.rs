@@ -24,6 +24,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     vec![
         // The head of kubectl's own log lines.
         rule(r"(?m)^[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] ", ""),
+        rule(r"(-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=\\]+-----END CERTIFICATE-----(\\n|\s)*)+", "<certificate>"),
         rule(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "<time>"),
         rule(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} [\d:]{8} [+-]\d{4}", "<time>"),
         rule(r"https?://127\.0\.0\.1:\d+", "<server>"),

@@ -17,6 +17,8 @@ use crate::{hooks, node, normal};
 
 /// How long one step may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A step that takes longer is named: the whole comparison should take a minute or two.
+const SLOW: Duration = Duration::from_secs(8);
 /// What every script may use besides `kubectl` and `api`.
 const PRELUDE: &str = r#"
 # eventually CMD...: runs it until it succeeds, silently; then prints its output.
@@ -62,7 +64,7 @@ pub(crate) fn tools(scratch: &Path) -> Result<Tools> {
         let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
         Some(base.join("ebb/kubernetes-1.35.4"))
     });
-    let all = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+    let all = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
     let kubernetes = cache.filter(|cache| all.iter().all(|name| cache.join(name).is_file()));
     Ok(Tools { bin, kubernetes, hooks: hooks::Hooks::start()? })
 }
@@ -142,6 +144,7 @@ async fn one(step: &Step, namespace: &str, kubeconfig: &Path, side: &Side, tools
         .kill_on_drop(true)
         .spawn()
         .context("bash is needed")?;
+    let started = std::time::Instant::now();
     let text = match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
         Ok(output) => {
             let output = output?;
@@ -150,6 +153,10 @@ async fn one(step: &Step, namespace: &str, kubeconfig: &Path, side: &Side, tools
         }
         Err(_) => format!("[not done within {} s]\n", PATIENCE.as_secs()),
     };
+    let took = started.elapsed();
+    if took > SLOW {
+        eprintln!("{}: {}: {:.1} s on the {} side", namespace, step.title, took.as_secs_f32(), side.name);
+    }
     Ok(normal::normal(&text))
 }
 

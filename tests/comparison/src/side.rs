@@ -101,8 +101,8 @@ impl Real {
     pub(crate) async fn start(folder: &Path, tools: &Tools) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let cache = tools.kubernetes.as_deref().context(
-            "the real side needs kube-apiserver, kube-controller-manager and kube-scheduler: tests/kubernetes/build.sh builds them into \
-             $EBB_KUBERNETES_CACHE (default ~/.cache/ebb/kubernetes-1.35.4)",
+            "the real side needs etcd, kube-apiserver, kube-controller-manager and kube-scheduler: tests/comparison/build.sh builds them \
+             into $EBB_KUBERNETES_CACHE (default ~/.cache/ebb/kubernetes-1.35.4)",
         )?;
         let [clients, peers, api] = free_ports()?;
         let mut processes = Vec::new();
@@ -125,13 +125,12 @@ impl Real {
         };
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         start(
-            Path::new("etcd"),
+            &cache.join("etcd"),
             words(&format!(
                 "--data-dir etcd --unsafe-no-fsync --listen-client-urls {etcd} --advertise-client-urls {etcd} --listen-peer-urls {peers} \
                  --initial-advertise-peer-urls {peers} --initial-cluster default={peers} --log-level warn"
             )),
-        )
-        .context("is the package etcd-server installed?")?;
+        )?;
 
         let key = rcgen::KeyPair::generate()?;
         std::fs::write(folder.join("accounts.key"), key.serialize_pem())?;

@@ -6,14 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster_schema::FieldError;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::Ctx;
 use super::write::settle;
-use crate::error::ApiError;
-use crate::query::{ListOptions, Query};
+use crate::error::{ApiError, Subject};
+use crate::query::{ListOptions, Query, dry_run_error};
 use crate::registry::{Resource, crd};
 use crate::reply::{self, Reply};
 use crate::store::{Conflict, Expect, Object};
@@ -44,22 +45,28 @@ impl Options {
             Some(grace) => Some(grace),
             None => query.number("gracePeriodSeconds")?.map(|grace| grace as i64),
         };
-        if grace.is_some_and(|grace| grace < 0) {
-            return Err(ApiError::bad_request("gracePeriodSeconds: must be greater than or equal to 0"));
-        }
+        let mut errors = Vec::new();
         let mut propagation = text("propagationPolicy");
-        if propagation.is_none() && (body["orphanDependents"] == true || query.flag("orphanDependents")) {
+        let orphan = body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|v| v == "true"));
+        if let (Some(policy), Some(_)) = (&propagation, orphan) {
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(FieldError::invalid("propagationPolicy", &policy.as_str().into(), detail));
+        } else if orphan == Some(true) {
             propagation = Some("Orphan".to_owned());
         }
         if let Some(policy) = &propagation
             && !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground")
         {
-            return Err(ApiError::bad_request(format!(
-                "propagationPolicy: Unsupported value: \"{policy}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
-            )));
+            let supported = ["Foreground", "Background", "Orphan", "nil"];
+            errors.push(FieldError::not_supported("propagationPolicy", &policy.as_str().into(), &supported));
         }
-        let dry_run = body["dryRun"].as_array().is_some_and(|list| list.iter().any(|value| value == "All"))
-            || query.all("dryRun").any(|value| value == "All");
+        let in_body = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let dry: Vec<&str> = in_body.chain(query.all("dryRun")).filter(|value| !value.is_empty()).collect();
+        errors.extend(dry_run_error(&dry));
+        if !errors.is_empty() {
+            return Err(ApiError::options("DeleteOptions", &errors));
+        }
+        let dry_run = !dry.is_empty();
         let condition = |field: &str| body["preconditions"][field].as_str().map(str::to_owned);
         Ok(Self {
             grace,
@@ -138,7 +145,7 @@ pub(crate) async fn delete_object(ctx: &Ctx, name: &str, options: &Options) -> R
         let Some(old) = ctx.server.store.get(&key.kind, &key.namespace, name) else {
             return Err(ApiError::not_found(subject));
         };
-        check(options, &old, subject)?;
+        check(resource, options, &old)?;
         admit::delete(ctx, &old)?;
         if attempt == 0 {
             let before = convert::from_storage(resource, &old.value);
@@ -170,28 +177,24 @@ pub(crate) async fn delete_object(ctx: &Ctx, name: &str, options: &Options) -> R
     Err(ApiError::modified(subject))
 }
 
-fn check(options: &Options, old: &Object, subject: crate::error::Subject<'_>) -> Result<(), ApiError> {
+fn check(resource: &Resource, options: &Options, old: &Object) -> Result<(), ApiError> {
+    // Upstream names the kind here, not the resource.
+    let subject = Subject { group: &resource.group, resource: &resource.kind, name: &old.key.name };
+    let differs = |what: &str, wanted: &str, found: &str, perhaps: &str| {
+        let cause = format!(
+            "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {perhaps}"
+        );
+        Err(ApiError::conflict(subject, cause))
+    };
     if let Some(uid) = &options.uid
         && uid != meta::uid(&old.value)
     {
-        return Err(ApiError::conflict(
-            subject,
-            format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta::uid(&old.value)
-            ),
-        ));
+        return differs("UID", uid, meta::uid(&old.value), "deleted and then recreated");
     }
     if let Some(revision) = &options.revision
         && *revision != old.revision.to_string()
     {
-        return Err(ApiError::conflict(
-            subject,
-            format!(
-                "Precondition failed: ResourceVersion in precondition: {revision}, ResourceVersion in object meta: {}",
-                old.revision
-            ),
-        ));
+        return differs("ResourceVersion", revision, &old.revision.to_string(), "modified");
     }
     Ok(())
 }
@@ -265,8 +268,8 @@ fn pod_grace(pod: &Value, options: &Options) -> i64 {
     options
         .grace
         .or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64())
-        .unwrap_or(DEFAULT_GRACE)
-        .max(0)
+        // Below zero is upstream's way to say at once.
+        .map_or(DEFAULT_GRACE, |grace| if grace < 0 { 1 } else { grace })
 }
 
 /// Is nothing left that keeps a marked object?

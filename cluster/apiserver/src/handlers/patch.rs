@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cluster_schema::FieldError;
 use cluster_schema::apply::{ApplyError, Manager, apply};
 use cluster_schema::patch::{PatchError, json_patch, merge_patch, strategic_merge};
 use http::StatusCode;
@@ -34,27 +35,36 @@ pub(crate) fn kind(ctx: &Ctx) -> Result<Kind, ApiError> {
         "application/merge-patch+json" => Ok(Kind::Merge),
         "application/strategic-merge-patch+json" if ctx.resource.builtin => Ok(Kind::Strategic),
         "application/apply-patch+yaml" => Ok(Kind::Apply),
-        _ if ctx.resource.builtin => Err(ApiError::unsupported_media(
-            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
-        )),
-        _ => Err(ApiError::unsupported_media(
+        "application/strategic-merge-patch+json" => Err(ApiError::unsupported_media(
             "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
         )),
+        _ => Err(ApiError::unknown_patch()),
     }
 }
 
 /// PATCH on an object or its status.
 pub(crate) async fn patch(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
-    let options = ctx.write_options()?;
     let kind = kind(ctx)?;
+    let options = ctx.write_options("PatchOptions")?;
     if kind == Kind::Apply {
         return self::apply_patch(ctx, body, &options).await;
     }
-    if options.force {
-        return Err(ApiError::bad_request("force: Forbidden: may not be specified for non-apply patch"));
+    if ctx.query.get("force").is_some() {
+        let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+        return Err(ApiError::options("PatchOptions", &[error]));
     }
     let patch: Value = serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+    let (fits, wanted) = match kind {
+        Kind::Json => (patch.is_array(), "[]handlers.jsonPatchOp"),
+        _ => (patch.is_object(), "map[string]interface {}"),
+    };
+    if !fits {
+        let got = json_kind(&patch);
+        return Err(ApiError::bad_request(format!(
+            "error decoding patch: json: cannot unmarshal {got} into Go value of type {wanted}"
+        )));
+    }
     for _ in 0..ATTEMPTS {
         let old = super::read::find(ctx)?;
         let new = patched(ctx, kind, &old, &patch, &options)?;
@@ -82,43 +92,67 @@ fn patched(
         meta::unset(&mut new, "resourceVersion");
     }
     if meta::name(&new) != old.key.name {
-        return Err(ApiError::bad_request("metadata.name: the name of an object cannot be patched"));
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&new),
+            old.key.name
+        )));
     }
     check_kind(ctx, &mut new)?;
+    let (before, after) = (meta::uid(&before), meta::uid(&new));
+    if !after.is_empty() && before != after {
+        // A patch changes what is there: to another uid is no precondition, but a change of what cannot change.
+        let error = FieldError::invalid("metadata.uid", &after.into(), "field is immutable");
+        return Err(ctx.invalid(&old.key.name, &[error.clone(), error]));
+    }
     check_fields(ctx, &mut new, options.field_validation)?;
     Ok(new)
 }
 
 /// The document with the patch applied.
 pub(crate) fn run(ctx: &Ctx, kind: Kind, before: &Value, patch: &Value) -> Result<Value, ApiError> {
-    let failed = |error: PatchError| ApiError::bad_request(error.to_string());
     match kind {
-        Kind::Json => json_patch(before, patch).map_err(|error| ApiError {
-            code: StatusCode::UNPROCESSABLE_ENTITY,
-            reason: "Invalid",
-            message: format!("the server rejected our request due to an error in our request: {error}"),
-            details: None,
-        }),
-        Kind::Merge => {
-            if !patch.is_object() {
-                return Err(ApiError::bad_request("a merge patch must be an object"));
+        Kind::Json => json_patch(before, patch).map_err(|error| {
+            tracing::debug!(%error, name = ctx.object_name(), "a JSON patch does not apply");
+            ApiError {
+                code: StatusCode::UNPROCESSABLE_ENTITY,
+                reason: "Invalid",
+                message: "the server rejected our request due to an error in our request".to_owned(),
+                details: Some(Value::Object(serde_json::Map::new())),
             }
-            Ok(merge_patch(before, patch))
-        }
-        Kind::Strategic | Kind::Apply => {
-            strategic_merge(ctx.resource.schema(), before, patch).map_err(failed)
-        }
+        }),
+        Kind::Merge => Ok(merge_patch(before, patch)),
+        Kind::Strategic | Kind::Apply => strategic_merge(ctx.resource.schema(), before, patch)
+            .map_err(|error: PatchError| ApiError::failure(error.to_string())),
+    }
+}
+
+/// A JSON value's kind, as Go's decoder names it.
+fn json_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 
 /// Server-side apply.
 async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<Reply, ApiError> {
     if ctx.query.get("fieldManager").is_none() {
-        return Err(ApiError::bad_request("fieldManager: Required value: is required for apply patch"));
+        let error = FieldError::required("fieldManager", "is required for apply patch");
+        return Err(ApiError::options("PatchOptions", &[error]));
     }
     let mut applied = request::yaml(body)?;
     if !applied["apiVersion"].is_string() || !applied["kind"].is_string() {
-        return Err(ApiError::bad_request("an apply patch must have apiVersion and kind"));
+        let (group, version) = match applied["apiVersion"].as_str().unwrap_or_default().rsplit_once('/') {
+            Some((group, version)) => (group, version),
+            None => ("", applied["apiVersion"].as_str().unwrap_or_default()),
+        };
+        let kind = applied["kind"].as_str().unwrap_or_default();
+        return Err(ApiError::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
     }
     if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));

@@ -31,7 +31,7 @@ pub(crate) async fn bind_to(ctx: &Ctx, binding: &Value) -> Result<Reply, ApiErro
         let error = cluster_schema::FieldError::required("target.name", "");
         return Err(ApiError::invalid("", "Binding", ctx.object_name(), &[error]));
     }
-    let options = ctx.write_options()?;
+    let options = ctx.write_options("CreateOptions")?;
     for _ in 0..ATTEMPTS {
         let old = read::find(ctx)?;
         let uid = meta::uid(binding);

@@ -63,26 +63,69 @@ pub(crate) fn check_fields(resource: &Resource, options: &ListOptions) -> Result
         }
         return Ok(());
     }
-    let more: &[&str] = match resource.kind.as_str() {
-        "Pod" => &["spec.", "status."],
-        "Event" => &["involvedObject.", "regarding.", "reason", "reportingComponent", "source", "type"],
-        "Node" => &["spec.unschedulable"],
-        "Namespace" => &["status.phase"],
-        "Secret" => &["type"],
-        "Service" => &["spec.clusterIP", "spec.type"],
-        "ReplicaSet" | "ReplicationController" => &["status.replicas"],
-        "Job" => &["status.successful"],
-        _ => &[],
-    };
+    let more = selectable(resource);
     for field in options.fields.fields() {
-        let known = field == "metadata.name"
-            || field == "metadata.namespace"
-            || more.iter().any(|prefix| field.starts_with(prefix));
-        if !known {
-            return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+        let known = field == "metadata.name" || (field == "metadata.namespace" && resource.kind != "Namespace");
+        if known || more.is_some_and(|more| more.contains(&field)) {
+            continue;
         }
+        return Err(ApiError::bad_request(match more {
+            Some(_) => format!("field label not supported: {field}"),
+            None => {
+                format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+            }
+        }));
     }
     Ok(())
+}
+
+/// Fields of a built-in type that a selector may speak of, beyond name and namespace; none for types that offer only those.
+fn selectable(resource: &Resource) -> Option<&'static [&'static str]> {
+    Some(match (resource.group.as_str(), resource.kind.as_str()) {
+        ("", "Pod") => &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
+        ],
+        ("", "Event") => &[
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "source",
+            "type",
+        ],
+        ("events.k8s.io", "Event") => &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ],
+        ("", "Node") => &["spec.unschedulable"],
+        ("", "Namespace") => &["status.phase"],
+        ("", "Secret") => &["type"],
+        ("", "Service") => &["spec.clusterIP", "spec.type"],
+        ("", "ReplicationController") => &["status.replicas"],
+        ("batch", "Job") => &["status.successful"],
+        _ => return None,
+    })
 }
 
 /// The objects that a list or watch selects, and the revision at which they were so.
@@ -135,8 +178,11 @@ pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
     }
     let (mut revision, mut objects) = select(ctx, &options);
     if let Some(token) = &options.continue_token {
-        let token =
-            Continue::decode(token).ok_or_else(|| ApiError::bad_request("continue key is not valid"))?;
+        if options.revision.is_some_and(|revision| revision > 0) {
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let token = Continue::decode(token)
+            .ok_or_else(|| ApiError::bad_request("invalid continue token: continue key is not valid"))?;
         if !ctx.server.store.reaches_back_to(&ctx.resource.storage, token.revision) {
             return Err(ApiError::expired(
                 "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",

@@ -90,7 +90,7 @@ pub(crate) async fn handle(ctx: &Ctx, verb: &str, request: Request<Body>) -> Res
     if !matches!(verb, "update" | "patch") {
         return Err(ApiError::method_not_allowed());
     }
-    let options = ctx.write_options()?;
+    let options = ctx.write_options(if verb == "patch" { "PatchOptions" } else { "UpdateOptions" })?;
     let body = request::read(request.into_body()).await?;
     for _ in 0..ATTEMPTS {
         let old = read::find(ctx)?;

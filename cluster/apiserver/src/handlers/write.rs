@@ -48,25 +48,26 @@ impl Outcome {
 }
 
 impl Ctx {
-    pub(crate) fn write_options(&self) -> Result<WriteOptions, ApiError> {
-        WriteOptions::from_query(&self.query, self.user_agent.as_deref())
+    /// `kind` is that of the options: `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    pub(crate) fn write_options(&self, kind: &str) -> Result<WriteOptions, ApiError> {
+        WriteOptions::from_query(&self.query, self.user_agent.as_deref(), kind)
     }
 
-    fn invalid(&self, name: &str, errors: &[cluster_schema::FieldError]) -> ApiError {
+    pub(crate) fn invalid(&self, name: &str, errors: &[cluster_schema::FieldError]) -> ApiError {
         ApiError::invalid(&self.resource.group, &self.resource.kind, name, errors)
     }
 }
 
 /// POST on a collection.
 pub(crate) async fn create(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
-    let options = ctx.write_options()?;
+    let options = ctx.write_options("CreateOptions")?;
     let object = decode(ctx, body, options.field_validation)?;
     create_object(ctx, object, &options, Track::Update).await?.reply(ctx, StatusCode::CREATED)
 }
 
 /// PUT on an object or its status.
 pub(crate) async fn update(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
-    let options = ctx.write_options()?;
+    let options = ctx.write_options("UpdateOptions")?;
     let object = decode(ctx, body, options.field_validation)?;
     if meta::name(&object) != ctx.object_name() {
         return Err(ApiError::bad_request(format!(
@@ -143,8 +144,7 @@ pub(crate) fn check_kind(ctx: &Ctx, object: &mut Value) -> Result<(), ApiError> 
             meta::set(object, "namespace", ctx.namespace.clone());
         } else if namespace != ctx.namespace {
             return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request ({} != {})",
-                namespace, ctx.namespace
+                "the namespace of the provided object does not match the namespace sent on the request"
             )));
         }
     } else {
