@@ -10,7 +10,7 @@ mod netlink;
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,12 +19,17 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use parking_lot::Mutex;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use ipam::Ipam;
 use netlink::Netlink;
+
+/// How long a port of a pod may take to accept a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// How pods are connected.
 #[derive(Debug, Clone)]
@@ -76,6 +81,13 @@ impl PodNetwork {
     }
 }
 
+/// In the network namespace of the calling thread.
+fn tcp_socket(family: AddressFamily) -> io::Result<TcpSocket> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = nix::sys::socket::socket(family, SockType::Stream, flags, None)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
 fn path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }
@@ -109,8 +121,8 @@ enum Job {
 
 struct EnterJob {
     net: File,
-    port: u16,
-    reply: oneshot::Sender<io::Result<std::net::TcpStream>>,
+    family: AddressFamily,
+    reply: oneshot::Sender<io::Result<TcpSocket>>,
 }
 
 /// A handle to the thread that makes pod networks.
@@ -159,11 +171,34 @@ impl Network {
         let _ = self.send(Job::Release { device: network.device.clone(), address: network.address });
     }
 
-    /// Connects to a port on the loopback address inside a pod, where port-forward goes.
-    pub async fn connect_inside(&self, network: &PodNetwork, port: u16) -> io::Result<std::net::TcpStream> {
-        let Some(net) = &network.net else { return std::net::TcpStream::connect(("127.0.0.1", port)) };
+    /// Connects to a port on the loopback address inside a pod, where port-forward goes: of IPv4, or else of IPv6.
+    pub async fn connect_inside(&self, network: &PodNetwork, port: u16) -> io::Result<TcpStream> {
+        let mut first = None;
+        for (family, address) in [
+            (AddressFamily::Inet, IpAddr::from(Ipv4Addr::LOCALHOST)),
+            (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::LOCALHOST)),
+        ] {
+            let connected = async {
+                let socket = self.socket_inside(network, family).await?;
+                let connecting = socket.connect((address, port).into());
+                tokio::time::timeout(CONNECT_WITHIN, connecting)
+                    .await
+                    .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+            };
+            match connected.await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+
+    /// A socket stays in the namespace it was made in: only its making needs the thread that goes there, so that a connection that hangs
+    /// holds nobody up.
+    async fn socket_inside(&self, network: &PodNetwork, family: AddressFamily) -> io::Result<TcpSocket> {
+        let Some(net) = &network.net else { return tcp_socket(family) };
         let (reply, answer) = oneshot::channel();
-        let job = Job::Enter(Box::new(EnterJob { net: net.try_clone()?, port, reply }));
+        let job = Job::Enter(Box::new(EnterJob { net: net.try_clone()?, family, reply }));
         self.send(job).map_err(io::Error::other)?;
         answer.await.map_err(io::Error::other)?
     }
@@ -266,7 +301,7 @@ impl Maker {
                 }
                 Some(Job::Release { device, address }) => self.release(device.as_deref(), address),
                 Some(Job::Enter(job)) => {
-                    let _ = job.reply.send(self.connect(&job.net, job.port));
+                    let _ = job.reply.send(self.socket(&job.net, job.family));
                 }
                 Some(Job::Close(reply)) => {
                     self.config.pool = 0;
@@ -374,14 +409,11 @@ impl Maker {
         }
     }
 
-    fn connect(&self, net: &File, port: u16) -> io::Result<std::net::TcpStream> {
+    fn socket(&self, net: &File, family: AddressFamily) -> io::Result<TcpSocket> {
         setns(net, CloneFlags::CLONE_NEWNET)?;
-        let stream = std::net::TcpStream::connect_timeout(
-            &std::net::SocketAddr::from(([127, 0, 0, 1], port)),
-            Duration::from_secs(2),
-        );
+        let socket = tcp_socket(family);
         self.return_home();
-        stream
+        socket
     }
 
     fn release(&mut self, device: Option<&str>, address: Option<Ipv4Addr>) {

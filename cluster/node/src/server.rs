@@ -1,8 +1,11 @@
 //! The paths that a kubelet serves and the API server forwards to: logs, exec, attach, port-forward, figures.
 
+mod carrier;
 mod exec;
 mod logs;
+mod portforward;
 mod socket;
+mod spdy;
 mod stats;
 
 use std::sync::Arc;
@@ -19,16 +22,10 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
-        .route("/portForward/{namespace}/{pod}", any(port_forward))
+        .route("/portForward/{namespace}/{pod}", any(portforward::port_forward))
         .route("/stats/summary", get(stats::summary))
         .route("/healthz", get(async || "ok"))
         .with_state(context)
-}
-
-async fn port_forward() -> Refusal {
-    let message = "port-forward is not served by this node yet; on the node's machine the pod's address (kubectl get \
-                   pod -o wide) can be reached directly\n";
-    (StatusCode::NOT_IMPLEMENTED, message.to_owned())
 }
 
 /// A refusal as kubelet makes it: a status code and a line of text.

@@ -68,3 +68,39 @@ where
         .body(Body::empty())
         .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
+
+/// Accepts an upgrade to a protocol that is no WebSocket, named by the token `protocol`, and runs `serve` on the connection. What is spoken inside it
+/// is in a header of its own, of which the client must offer the value that is known.
+pub(super) fn upgrade_plain<F, S>(
+    mut request: Request,
+    protocol: &'static str,
+    (name, known): (&'static str, &'static str),
+    serve: S,
+) -> Result<Response, Refusal>
+where
+    S: FnOnce(Upgraded) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let offered: Vec<&str> =
+        request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    if !offered.iter().flat_map(|value| value.split(',')).any(|value| value.trim() == known) {
+        return Err((
+            StatusCode::FORBIDDEN,
+            format!("no common protocol: offered {offered:?}, known {known:?}\n"),
+        ));
+    }
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => serve(upgraded).await,
+            Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
+        }
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, protocol)
+        .header(name, known)
+        .body(Body::empty())
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
