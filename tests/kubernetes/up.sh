@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts a real single-node Kubernetes on this machine: up.sh [--control-plane-only] DIR
 #
-# All state is under DIR; DIR/kubeconfig is the administrator's, DIR/load-image FILE imports an image archive, down.sh DIR ends it.
+# All state is under DIR; DIR/kubeconfig is the administrator's, DIR/load-image FILE imports an image archive, DIR/kill-container ID
+# ends a container as a crash would, restart.sh DIR NAME a process; down.sh DIR ends all of it.
 # The node lives in a network namespace of its own, reached from here through one link and three routes, so instances neither collide
 # with each other nor touch this machine's packet rules. The binaries are built once (build.sh). Needs root, Go, and Debian packages that are
 # installed when they are missing.
@@ -176,7 +177,8 @@ CNI
 start containerd containerd -c containerd.toml
 await 60 containerd ctr -a "$dir/containerd.sock" version
 printf '#!/bin/sh\n# Makes the images of an archive usable on this cluster.\nexec ctr -a "%s" -n k8s.io images import "$1"\n' "$dir/containerd.sock" >load-image
-chmod +x load-image
+printf '#!/bin/sh\n# Ends a container of this cluster by SIGKILL, by its id.\nexec ctr -a "%s" -n k8s.io tasks kill -s SIGKILL "$1"\n' "$dir/containerd.sock" >kill-container
+chmod +x load-image kill-container
 "$here/pause/image.sh" "$bin/pause" localhost/pause:1 pause.tar
 ./load-image pause.tar >/dev/null
 
