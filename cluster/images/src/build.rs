@@ -44,6 +44,8 @@ pub struct BuildRequest {
     pub user: Option<String>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
+    /// Whether the layer is compressed by zstd, for an image that is to travel.
+    pub compressed: bool,
     /// Processor and system; this machine's if not given, and another one only for binaries and Go projects.
     pub platform: Option<Platform>,
 }
@@ -152,7 +154,8 @@ impl Store {
     }
 
     /// Puts the executable file `program` into an image of its own, at `dest`, which is its entrypoint: with the interpreter and the
-    /// libraries that it needs, this machine's CA certificates, users and `/tmp` around it. Gives the manifest's digest. Blocks on the disk.
+    /// libraries that it needs, this machine's CA certificates, users and `/tmp` around it, compressed. Gives the manifest's digest. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// [`ImageError::InvalidName`]; [`ImageError::Build`] for a `dest` that is not absolute, for what is no executable of this machine's kind,
@@ -167,7 +170,8 @@ impl Store {
         crate::Reference::parse(name)?;
         let (mut root, platform) = (RootFs::new(), Platform::host());
         let program = assemble::program(&mut root, program, dest.to_owned(), &platform)?;
-        let request = BuildRequest { tag: name.to_owned(), labels, ..BuildRequest::default() };
+        let request =
+            BuildRequest { tag: name.to_owned(), labels, compressed: true, ..BuildRequest::default() };
         assemble::image(self, root, program, &request, &platform)
     }
 }

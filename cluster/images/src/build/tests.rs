@@ -131,3 +131,23 @@ fn importing_again_writes_nothing() {
     assert_eq!(store.list().len(), 1);
     assert!(store.import_binary(b"x", "x", "relative", &["x"]).is_err());
 }
+
+#[tokio::test]
+async fn a_program_travels_compressed_with_its_libraries_and_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    // Linked dynamically on any glibc system.
+    let digest = store.import_program(Path::new("/bin/cat"), "cat:v1", "/cat", BTreeMap::new()).unwrap();
+    let image = store.ensure("cat:v1", PullPolicy::Never, &[], None).await.unwrap();
+    assert!(image.layers[0].join("cat").is_file() && image.layers[0].join("etc/passwd").is_file());
+    assert_eq!(run(&store, "cat:v1").await, "");
+    let file = dir.path().join("cat.tar");
+    store.export_as(&[("cat:v1", "localhost/team/cat:v2")], &file).await.unwrap();
+    let listed = Command::new("tar").args(["-xOf"]).arg(&file).arg("manifest.json").output().unwrap().stdout;
+    let listed: serde_json::Value = serde_json::from_slice(&listed).unwrap();
+    assert_eq!(listed[0]["RepoTags"], serde_json::json!(["localhost/team/cat:v2"]));
+    let other = Store::open(&dir.path().join("other")).unwrap();
+    assert_eq!(other.load_archive(&file, None).await.unwrap(), ["team/cat:v2"]);
+    let loaded = other.ensure("localhost/team/cat:v2", PullPolicy::Never, &[], None).await.unwrap();
+    assert_eq!(loaded.digest, digest);
+}
