@@ -94,7 +94,7 @@ pub(crate) fn table(
             match include {
                 Include::Metadata => row["object"] = partial(accept, object),
                 Include::Object => row["object"] = object.as_ref().clone(),
-                Include::Nothing => {}
+                Include::Nothing => row["object"] = Value::Null,
             }
             if let Some(conditions) = printers::conditions(resource, object) {
                 row["conditions"] = conditions;

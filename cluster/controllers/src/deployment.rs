@@ -17,7 +17,6 @@ use k8s_openapi::{
     api::apps::v1::{Deployment, ReplicaSet},
     jiff::Timestamp,
 };
-use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -126,6 +125,7 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
     }
     let plan = plan::plan(&observed, Timestamp::now());
     let mut status = plan.status;
+    let mut revision = None;
     for action in plan.actions {
         match action {
             Action::Create(set) => match world.create(&world.replica_sets, set.as_ref()).await {
@@ -152,22 +152,22 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
                 world.merge(&world.replica_sets, &Key::new(&key.namespace, name), &patch).await?;
             }
             Action::Delete(set) => world.delete(&world.replica_sets, set.as_ref()).await?,
-            Action::Revision(revision) => {
-                let patch = json!({"metadata": {"annotations": {revision::REVISION: revision}}});
-                world.merge(&world.deployments, &key, &patch).await?;
-            }
+            Action::Revision(number) => revision = Some(number),
         }
     }
     plan.events.into_iter().for_each(|event| world.events.record(event));
-    if let Some(status) = status {
-        // The annotation above may have made a newer version, which the answer brought into the cache.
+    if status.is_some() || revision.is_some() {
         let newest = world
             .deployments
             .get(&key)
             .filter(|newest| meta::uid(newest.as_ref()) == meta::uid(deployment.as_ref()));
         let mut object = newest.map_or_else(|| deployment.as_ref().clone(), |newest| newest.as_ref().clone());
         if object.metadata.generation == deployment.metadata.generation {
-            object.status = Some(status);
+            object.status = status.or(object.status);
+            if let Some(revision) = revision {
+                let annotations = object.metadata.annotations.get_or_insert_default();
+                annotations.insert(revision::REVISION.to_owned(), revision);
+            }
             match world.replace_status(&world.deployments, &object).await {
                 Err(error) if error.is_not_found() => {}
                 other => other?,

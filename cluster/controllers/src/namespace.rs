@@ -91,7 +91,7 @@ async fn reconcile(
     let results: Vec<(String, Result<Left, Error>)> = stream::iter(content.cloned().collect::<Vec<_>>())
         .map(|kind| {
             let (world, name) = (Arc::clone(&world), name.clone());
-            async move { (kind.resource.plural.clone(), empty(&world, &name, &kind).await) }
+            async move { (format!("{}.{}", kind.resource.plural, kind.resource.group), empty(&world, &name, &kind).await) }
         })
         .buffer_unordered(8)
         .collect()
@@ -226,6 +226,18 @@ fn conditions(
         format!("Failed to delete all resource types, {} remaining: {}", failures.len(), failures.join("; "));
     vec![
         make(
+            "NamespaceDeletionDiscoveryFailure",
+            false,
+            ("DiscoveryFailed", "ResourcesDiscovered"),
+            (String::new(), "All resources successfully discovered"),
+        ),
+        make(
+            "NamespaceDeletionGroupVersionParsingFailure",
+            false,
+            ("GroupVersionParsingFailed", "ParsedGroupVersions"),
+            (String::new(), "All legacy kube types successfully parsed"),
+        ),
+        make(
             "NamespaceDeletionContentFailure",
             !failures.is_empty(),
             ("ContentDeletionFailed", "ContentDeleted"),
@@ -262,7 +274,7 @@ mod tests {
     #[test]
     fn conditions_tell_what_holds_it_up() {
         let left = BTreeMap::from([(
-            "pods".to_owned(),
+            "pods.".to_owned(),
             Left { count: 2, finalizers: BTreeMap::from([("example.com/x".to_owned(), 1)]) },
         )]);
         let then = Timestamp::from_second(5).unwrap();
@@ -271,14 +283,16 @@ mod tests {
         assert_eq!(
             told,
             [
+                ("NamespaceDeletionDiscoveryFailure", "False"),
+                ("NamespaceDeletionGroupVersionParsingFailure", "False"),
                 ("NamespaceDeletionContentFailure", "False"),
                 ("NamespaceContentRemaining", "True"),
                 ("NamespaceFinalizersRemaining", "True")
             ]
         );
         assert_eq!(
-            made[1].message.as_deref(),
-            Some("Some resources are remaining: pods has 2 resource instances")
+            made[3].message.as_deref(),
+            Some("Some resources are remaining: pods. has 2 resource instances")
         );
         let mut namespace = Namespace::default();
         namespace.status.get_or_insert_default().conditions = Some(made.clone());

@@ -33,7 +33,7 @@ pub struct Manager<'a> {
 /// One field that somebody else owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The owner as Kubernetes prints it: `"kubectl" using apps/v1 at 2026-01-01T00:00:00Z`.
+    /// The owner as Kubernetes prints it: `"kubectl" using apps/v1`.
     pub manager: String,
     /// Path of the field, as in `.spec.replicas`.
     pub field: String,
@@ -52,7 +52,7 @@ pub enum ApplyError {
     /// Other managers own what would change: 409, with a `FieldManagerConflict` cause for each.
     #[error("{}", conflict_message(.0))]
     Conflicts(Vec<Conflict>),
-    /// The applied object cannot be applied at all: 400.
+    /// The applied object cannot be applied at all: 500, as upstream has it.
     #[error("{0}")]
     Invalid(String),
 }
@@ -99,8 +99,14 @@ pub fn apply(
     }
     let mut applied = applied.clone();
     forget_system_fields(&mut applied, schema.origin());
-    typed::check(root, &applied, "")
-        .map_err(|e| ApplyError::Invalid(format!("failed to create typed patch object: {e}")))?;
+    let mut errors = Vec::new();
+    typed::fits(root, &applied, "", &mut errors);
+    let fits = match errors.as_slice() {
+        [] => typed::check(root, &applied, ""),
+        [only] => Err(only.clone()),
+        several => Err(format!("errors:\n  {}", several.join("\n  "))),
+    };
+    fits.map_err(|e| ApplyError::Invalid(format!("failed to create typed patch object ({}): {e}", title(&applied))))?;
     let skeleton = skeleton(&applied);
     let before = live.map_or_else(|| skeleton.clone(), without_managers);
     let mut managers = managed::decode(live);
@@ -128,9 +134,12 @@ pub fn apply(
     let object = prune(schema, merged, &managers, &last);
 
     let diff = typed::compare(schema.root(), &before, &object);
-    let conflicts = yield_fields(&mut managers, &key, &diff);
+    let (conflicts, taken) = yield_fields(&mut managers, &key, &diff);
     if !force && !conflicts.is_empty() {
-        return Err(ApplyError::Conflicts(conflicts));
+        let allowed = if manager.name == KUBECTL { last_applied(schema, live) } else { FieldSet::default() };
+        if !taken.difference(&allowed).is_empty() {
+            return Err(ApplyError::Conflicts(conflicts));
+        }
     }
     if managers.get(&key).is_some_and(|e| e.set.is_empty()) {
         managers.remove(&key);
@@ -143,9 +152,46 @@ pub fn apply(
         return Ok(live.clone());
     }
     let mut object = object;
+    if manager.name == KUBECTL && object["metadata"]["annotations"][LAST_APPLIED].is_string() {
+        // kubectl may go back to applying on its own side: its note stays what was applied last.
+        object["metadata"]["annotations"][LAST_APPLIED] = format!("{}\n", noted(&applied)).into();
+    }
     managed::cap(&mut managers);
     managed::encode(&managers, &mut object);
     Ok(object)
+}
+
+/// The manager under which kubectl applies unless told otherwise.
+const KUBECTL: &str = "kubectl";
+/// Where client-side apply notes what it applied.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Who and what an applied object is: `namespace/name; group/version, Kind=Kind`.
+fn title(applied: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text(&applied["metadata"]["namespace"]), text(&applied["metadata"]["name"]));
+    let version = text(&applied["apiVersion"]);
+    let version = if version.contains('/') { version } else { format!("/{version}") };
+    format!("{namespace}/{name}; {version}, Kind={}", text(&applied["kind"]))
+}
+
+/// The applied object as the note has it: keys in order, without the note itself.
+fn noted(applied: &Value) -> String {
+    let mut applied = without_managers(applied);
+    if let Some(Value::Object(annotations)) = applied.pointer_mut("/metadata/annotations") {
+        annotations.remove(LAST_APPLIED);
+    }
+    set::sorted(&applied).to_string()
+}
+
+/// What client-side apply owns beyond doubt: fields of its note that are still as it wrote them. kubectl takes them over without
+/// a conflict when it turns to server-side apply.
+fn last_applied(schema: &Schema, live: Option<&Value>) -> FieldSet {
+    let note = live.and_then(|live| live["metadata"]["annotations"][LAST_APPLIED].as_str());
+    let Some(noted) = note.and_then(|note| serde_json::from_str::<Value>(note).ok()) else { return FieldSet::default() };
+    let live = live.map(without_managers).unwrap_or_default();
+    let diff = typed::compare(schema.root(), &noted, &live);
+    typed::field_set(Some(schema.root()), &noted).difference(&diff.modified.union(&diff.removed))
 }
 
 /// Records who changed what by a create, update or patch: rewrites `metadata.managedFields` of `new`.
@@ -193,8 +239,9 @@ pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, manag
 
 /// Takes what changed away from all managers but one, and lists what that would mean as conflicts. Fields that are gone are
 /// nobody's, and no conflict.
-fn yield_fields(managers: &mut Managers, except: &Key, diff: &typed::Diff) -> Vec<Conflict> {
+fn yield_fields(managers: &mut Managers, except: &Key, diff: &typed::Diff) -> (Vec<Conflict>, FieldSet) {
     let mut conflicts = Vec::new();
+    let mut all = FieldSet::default();
     let changed = diff.modified.union(&diff.added);
     for (key, entry) in managers.iter_mut() {
         if key == except {
@@ -202,27 +249,25 @@ fn yield_fields(managers: &mut Managers, except: &Key, diff: &typed::Diff) -> Ve
         }
         let taken = entry.set.intersection(&changed);
         if !taken.is_empty() {
-            let manager = printed(key, entry);
+            let manager = printed(key, &entry.api_version);
             conflicts
                 .extend(taken.paths().into_iter().map(|field| Conflict { manager: manager.clone(), field }));
             entry.set = entry.set.difference(&taken);
+            all = all.union(&taken);
         }
         entry.set = entry.set.difference(&diff.removed);
     }
     managers.retain(|key, entry| key == except || !entry.set.is_empty());
-    conflicts
+    (conflicts, all)
 }
 
-fn printed(key: &Key, entry: &Entry) -> String {
+fn printed(key: &Key, api_version: &str) -> String {
     let mut out = format!("{:?}", key.name);
     if !key.subresource.is_empty() {
         out.push_str(&format!(" with subresource {:?}", key.subresource));
     }
     if key.operation != APPLY {
-        out.push_str(&format!(" using {}", entry.api_version));
-        if !entry.time.is_empty() {
-            out.push_str(&format!(" at {}", entry.time));
-        }
+        out.push_str(&format!(" using {api_version}"));
     }
     out
 }

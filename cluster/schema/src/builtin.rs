@@ -126,6 +126,7 @@ fn sub(schema: &Value, index: &HashMap<String, u32>) -> Sub {
 
 fn inline_node(schema: &Value, index: &HashMap<String, u32>) -> Node {
     let mut node = Node { ty: parse::ty(schema), checks: parse::checks(schema), ..Node::default() };
+    node.wide = schema.get("format").and_then(Value::as_str) == Some("int64");
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
         node.properties = properties.iter().map(|(k, v)| (k.clone(), sub(v, index))).collect();
     }

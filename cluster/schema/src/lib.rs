@@ -9,6 +9,7 @@
 
 pub mod apply;
 mod builtin;
+pub mod decode;
 mod defaults;
 mod error;
 pub mod expression;
@@ -109,6 +110,18 @@ impl Schema {
     /// Removes what [`Schema::unknown_fields`] names.
     pub fn prune(&self, obj: &mut Value) {
         fields::prune(&self.0.root, obj);
+    }
+
+    /// The first value whose type is not that of its field: only of built-in kinds, whose decoding knows types.
+    pub fn mismatch(&self, obj: &Value) -> Option<decode::Mismatch> {
+        if self.0.origin == Origin::Builtin { decode::mismatch(&self.0.root, obj) } else { None }
+    }
+
+    /// Removes empty lists and maps of built-in kinds, as Kubernetes' encoding does. Custom resources keep theirs.
+    pub fn drop_empty(&self, obj: &mut Value) {
+        if self.0.origin == Origin::Builtin {
+            decode::drop_empty(&self.0.root, obj);
+        }
     }
 
     /// Fills in what was left out, and brings quantities into canonical form. Doing it twice changes nothing.

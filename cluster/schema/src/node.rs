@@ -73,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) items: Option<Box<Sub>>,
     pub(crate) required: Vec<String>,
     pub(crate) nullable: bool,
+    /// An integer of 64 bits rather than 32.
+    pub(crate) wide: bool,
     pub(crate) preserve: bool,
     pub(crate) embedded: bool,
     pub(crate) default: Option<Value>,

@@ -30,7 +30,10 @@ pub(crate) async fn main(mut arguments: impl Iterator<Item = String>) -> Result<
     if !has_type && !body.is_empty() {
         request = request.header("content-type", "application/json");
     }
-    let client = Client::try_default().await.context("no client from KUBECONFIG")?;
+    let mut config = kube::Config::infer().await.context("no server from KUBECONFIG")?;
+    // An answer that asks to come again later is an answer.
+    config.default_retry = false;
+    let client = Client::try_from(config)?;
     let response = client.send(request.body(Body::from(body))?).await?;
     let (parts, body) = response.into_parts();
     print!("HTTP {}", parts.status.as_u16());

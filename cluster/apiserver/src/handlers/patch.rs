@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster_schema::FieldError;
 use cluster_schema::apply::{ApplyError, Manager, apply};
+use cluster_schema::decode::go_text;
 use cluster_schema::patch::{PatchError, json_patch, merge_patch, strategic_merge};
 use http::StatusCode;
 use serde_json::Value;
@@ -60,7 +61,7 @@ pub(crate) async fn patch(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
         _ => (patch.is_object(), "map[string]interface {}"),
     };
     if !fits {
-        let got = json_kind(&patch);
+        let got = cluster_schema::decode::kind(&patch);
         return Err(ApiError::bad_request(format!(
             "error decoding patch: json: cannot unmarshal {got} into Go value of type {wanted}"
         )));
@@ -105,6 +106,13 @@ fn patched(
         let error = FieldError::invalid("metadata.uid", &after.into(), "field is immutable");
         return Err(ctx.invalid(&old.key.name, &[error.clone(), error]));
     }
+    if kind == Kind::Strategic
+        && let Some(mismatch) = ctx.resource.schema().mismatch(&new)
+    {
+        let detail = format!("unrecognized type: {}", mismatch.expected);
+        let patch = go_text(patch);
+        return Err(ApiError::invalid("", "", "", &[FieldError::invalid("patch", &patch.into(), detail)]));
+    }
     check_fields(ctx, &mut new, options.field_validation)?;
     Ok(new)
 }
@@ -127,18 +135,6 @@ pub(crate) fn run(ctx: &Ctx, kind: Kind, before: &Value, patch: &Value) -> Resul
     }
 }
 
-/// A JSON value's kind, as Go's decoder names it.
-fn json_kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
-}
-
 /// Server-side apply.
 async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<Reply, ApiError> {
     if ctx.query.get("fieldManager").is_none() {
@@ -158,7 +154,12 @@ async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<R
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     meta::unset(&mut applied, "managedFields");
+    let placed = !meta::namespace(&applied).is_empty();
     check_kind(ctx, &mut applied)?;
+    if !placed {
+        // What the applier did not say is not in its words when they are refused.
+        meta::unset(&mut applied, "namespace");
+    }
     if meta::name(&applied).is_empty() {
         meta::set(&mut applied, "name", ctx.object_name());
     } else if meta::name(&applied) != ctx.object_name() {
@@ -168,7 +169,6 @@ async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<R
             ctx.object_name()
         )));
     }
-    check_fields(ctx, &mut applied, options.field_validation)?;
     admit_names(&mut applied);
     let api_version = ctx.resource.api_version();
     let manager = Manager {
@@ -184,6 +184,9 @@ async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<R
             apply(ctx.resource.schema(), before.as_deref(), &applied, &manager, options.force, &meta::now())
                 .map_err(|error| refused(&error))?;
         let mut merged = merged;
+        if ctx.resource.namespaced {
+            meta::set(&mut merged, "namespace", ctx.namespace.clone());
+        }
         let (outcome, code) = match &old {
             Some(old) => {
                 if applied["metadata"]["resourceVersion"].is_null() {
@@ -229,6 +232,6 @@ fn refused(error: &ApplyError) -> ApiError {
                 conflicts.iter().map(|conflict| (conflict.manager.clone(), conflict.field.clone())).collect();
             ApiError::apply_conflicts(&list)
         }
-        other => ApiError::bad_request(other.to_string()),
+        other => ApiError::failure(other.to_string()),
     }
 }

@@ -106,6 +106,12 @@ pub(crate) async fn finalize_namespace(ctx: &Ctx, body: &[u8]) -> Result<Reply, 
 pub(crate) fn decode(ctx: &Ctx, body: &[u8], validation: FieldValidation) -> Result<Value, ApiError> {
     let mut object = request::decode(ctx.content_type.as_deref(), body)?;
     check_kind(ctx, &mut object)?;
+    if let Some(mismatch) = ctx.resource.schema().mismatch(&object) {
+        let (kind, version) = (&ctx.resource.kind, &ctx.resource.version);
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: {mismatch}"
+        )));
+    }
     check_fields(ctx, &mut object, validation)?;
     Ok(object)
 }
@@ -267,6 +273,12 @@ pub(crate) async fn create_object(
     }
     admit::prepare(resource, &mut object, None);
     resource.schema().default(&mut object);
+    resource.schema().drop_empty(&mut object);
+    // As upstream, before admission: what the server and webhooks fill in is nobody's.
+    if tracking == Track::Update {
+        meta::unset(&mut object, "managedFields");
+        track(ctx, None, &mut object, options);
+    }
     if resource.builtin && resource.kind == "Pod" {
         admit::serviceaccount::expect(ctx, &object).await;
     }
@@ -275,10 +287,6 @@ pub(crate) async fn create_object(
         resource.schema().prune(&mut object);
         admit::prepare(resource, &mut object, None);
         resource.schema().default(&mut object);
-    }
-    if tracking == Track::Update {
-        meta::unset(&mut object, "managedFields");
-        track(ctx, None, &mut object, options);
     }
     let mut errors = validate::metadata(resource, &object);
     errors.extend(validate::schema(resource, &object, None));
@@ -352,6 +360,15 @@ pub(crate) async fn update_object(
     }
     admit::prepare(resource, &mut new, Some(before));
     resource.schema().default(&mut new);
+    let reset = new["metadata"]["managedFields"].is_array();
+    resource.schema().drop_empty(&mut new);
+    if tracking == Track::Update {
+        // A client that sends an empty list gives up all tracking; one that sends none keeps it.
+        if !reset {
+            meta::carry("managedFields", &before["metadata"], &mut new["metadata"]);
+        }
+        track(ctx, Some(before), &mut new, options);
+    }
     admit::update(ctx, &mut new, before)?;
     if ctx.server.hooks.mutate(ctx, Operation::Update, Some(before), &mut new, options.dry_run).await? {
         resource.schema().prune(&mut new);
@@ -365,13 +382,6 @@ pub(crate) async fn update_object(
     if ctx.sub.is_empty() && has_generation(ctx) && spec_changed(ctx, before, &new) {
         let generation = before["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         meta::set(&mut new, "generation", generation);
-    }
-    if tracking == Track::Update {
-        // A client that sends an empty list gives up all tracking; one that sends none keeps it.
-        if !new["metadata"]["managedFields"].is_array() {
-            meta::carry("managedFields", &before["metadata"], &mut new["metadata"]);
-        }
-        track(ctx, Some(before), &mut new, options);
     }
     let mut errors = validate::metadata(resource, &new);
     errors.extend(validate::metadata_update(resource, &new, before));

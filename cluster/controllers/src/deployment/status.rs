@@ -33,6 +33,9 @@ pub(crate) fn set(
     let now = meta::whole_seconds(now);
     let conditions = status.conditions.get_or_insert_default();
     let held = conditions.iter().position(|condition| condition.type_ == type_);
+    if held.is_some_and(|at| conditions[at].status == value && conditions[at].reason.as_deref() == Some(reason)) {
+        return;
+    }
     let mut made = DeploymentCondition {
         type_: type_.to_owned(),
         status: value.to_owned(),
@@ -41,16 +44,13 @@ pub(crate) fn set(
         last_update_time: Some(now.clone()),
         last_transition_time: Some(now),
     };
-    match held.map(|at| &mut conditions[at]) {
-        None => conditions.push(made),
-        Some(held) if held.status == made.status && held.reason == made.reason => {}
-        Some(held) => {
-            if held.status == made.status {
-                made.last_transition_time.clone_from(&held.last_transition_time);
-            }
-            *held = made;
-        }
+    if let Some(held) = held.map(|at| conditions.remove(at))
+        && held.status == made.status
+    {
+        made.last_transition_time = held.last_transition_time;
     }
+    // As upstream, what changed last stands last.
+    conditions.push(made);
 }
 
 fn remove(status: &mut DeploymentStatus, type_: &str) {
@@ -94,7 +94,7 @@ pub(crate) fn counted(
         ready_replicas: some(ready),
         available_replicas: some(available),
         unavailable_replicas: some((sum(rolling::size) - available).max(0)),
-        terminating_replicas: some(terminating),
+        terminating_replicas: Some(terminating),
         collision_count: base.collision_count,
         conditions: base.conditions.clone(),
     };

@@ -117,7 +117,7 @@ pub(crate) fn status(
         fully_labeled_replicas: some(labeled),
         ready_replicas: some(ready),
         available_replicas: some(available),
-        terminating_replicas: some(terminating),
+        terminating_replicas: Some(terminating),
         observed_generation: set.metadata.generation,
         conditions: conditions(&held, outcome, now),
     };

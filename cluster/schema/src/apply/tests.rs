@@ -112,7 +112,7 @@ fn conflicts_with_updaters_name_version_and_time() {
     let error = apply(&deployment(), Some(&live), &wanted, &applier("me"), false, T2).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "Apply failed with 2 conflicts: conflicts with \"kubectl-create\" using apps/v1 at 2026-01-01T00:00:00Z:\n- .spec.paused\n\
+        "Apply failed with 2 conflicts: conflicts with \"kubectl-create\" using apps/v1:\n- .spec.paused\n\
          - .spec.replicas"
     );
 }

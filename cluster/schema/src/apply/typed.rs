@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::set::{FieldSet, Step, sorted};
-use crate::node::{Field, ListType, Node, Sub};
+use crate::decode::{go_syntax, go_text, go_type_of};
+use crate::node::{Field, ListType, Node, Sub, Ty};
 
 /// How a value takes part.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,42 @@ fn steps(sub: Option<&Sub>, items: &[Value]) -> Vec<Step> {
         Some(sub) => items.iter().enumerate().map(|(i, item)| item_step(sub, i, item)).collect(),
         None => Vec::new(),
     }
+}
+
+/// Fields that the schema does not declare, and values of another type than it says.
+pub(crate) fn fits(sub: Option<&Sub>, value: &Value, path: &str, errors: &mut Vec<String>) {
+    let Some(sub) = sub else { return };
+    let unstructured = || format!("&value.valueUnstructured{{Value:{}}}", go_syntax(value));
+    let wrong = match (sub.ty, value) {
+        (_, Value::Null) | (Ty::Any | Ty::IntOrString | Ty::Quantity, _) => return,
+        (Ty::Object, _) if sub.preserve && sub.properties.is_empty() => return,
+        (Ty::Object, Value::Object(map)) => {
+            for (key, value) in map {
+                let path = format!("{path}.{key}");
+                match sub.field(key) {
+                    Field::Known(sub) | Field::Entry(sub) => fits(Some(sub), value, &path, errors),
+                    Field::Untyped => {}
+                    Field::Unknown => errors.push(format!("{path}: field not declared in schema")),
+                }
+            }
+            return;
+        }
+        (Ty::Array, Value::Array(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                let step = if sub.list == ListType::Atomic { format!("i:{index}").into() } else { item_step(sub, index, item) };
+                let step = FieldSet { members: [step].into(), ..FieldSet::default() };
+                fits(sub.items.as_deref(), item, &format!("{path}{}", step.paths()[0]), errors);
+            }
+            return;
+        }
+        (Ty::String, Value::String(_)) | (Ty::Boolean, Value::Bool(_)) | (Ty::Integer | Ty::Number, Value::Number(_)) => return,
+        (Ty::String, _) => format!("expected string, got {}", unstructured()),
+        (Ty::Boolean, _) => format!("expected boolean, got {}", unstructured()),
+        (Ty::Integer | Ty::Number, _) => format!("expected numeric (int or float), got {}", go_type_of(value)),
+        (Ty::Array, _) => format!("expected list, got &{{{}}}", go_text(value)),
+        (Ty::Object, _) => format!("expected map, got &{{{}}}", go_text(value)),
+    };
+    errors.push(format!("{path}: {wrong}"));
 }
 
 /// What an applied object may not hold: list items without their keys, or twice.

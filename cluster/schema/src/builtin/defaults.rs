@@ -135,7 +135,19 @@ fn core_rule(name: &str) -> Option<Rule> {
         "Service" => service,
         "Secret" => secret,
         "Namespace" => namespace,
+        // What Go's types write even when it is not set.
+        "PodCondition" => |o| set(o, "lastProbeTime", Value::Null),
+        "ContainerStatus" => |o| {
+            set(o, "lastState", json!({}));
+            set(o, "state", json!({}));
+        },
+        "NodeSpec" => |o| {
+            if let Some(range) = o.get("podCIDR").cloned() {
+                set(o, "podCIDRs", json!([range]));
+            }
+        },
         "NodeStatus" => |o| {
+            with(o, "daemonEndpoints", |o| with(o, "kubeletEndpoint", |o| set(o, "Port", 0)));
             if let Some(capacity) = o.get("capacity").cloned() {
                 set(o, "allocatable", capacity);
             }

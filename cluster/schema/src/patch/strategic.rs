@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::PatchError;
+use crate::decode::go_text;
 use crate::node::Sub;
 
 const PATCH: &str = "$patch";
@@ -76,7 +77,11 @@ fn directive(patch: &Map<String, Value>) -> Result<Option<&str>, PatchError> {
         None => Ok(None),
         Some(Value::String(d)) if matches!(d.as_str(), "replace" | "delete" | "merge") => Ok(Some(d)),
         Some(other) => {
-            malformed(format!("unknown patch type found: {other}; $patch takes replace, delete or merge"))
+            malformed(format!(
+                "unknown patch type: {} in map: {}",
+                go_text(other),
+                go_text(&Value::Object(patch.clone()))
+            ))
         }
     }
 }
@@ -203,7 +208,7 @@ fn list(sub: &Sub, items: &mut Vec<Value>, patch: &[Value]) -> Result<(), PatchE
             }
             _ => {
                 if !map.contains_key(key) {
-                    return malformed(format!("map: {value} does not contain declared merge key: {key}"));
+                    return malformed(format!("map: {} does not contain declared merge key: {key}", go_text(value)));
                 }
                 plain.push(value);
             }

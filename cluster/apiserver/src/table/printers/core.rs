@@ -22,9 +22,9 @@ pub(super) fn columns(kind: &str) -> Option<&'static [Column]> {
         "EndpointSlice" => {
             columns![string "Name", string "AddressType", string "Ports", string "Endpoints", string "Age"]
         }
-        "ConfigMap" => columns![string "Name", string "Data", string "Age"],
-        "Secret" => columns![string "Name", string "Type", string "Data", string "Age"],
-        "ServiceAccount" => columns![string "Name", string "Secrets", string "Age"],
+        "ConfigMap" => columns![string "Name", integer "Data", string "Age"],
+        "Secret" => columns![string "Name", string "Type", integer "Data", string "Age"],
+        "ServiceAccount" => columns![string "Name", string "Age"],
         "Event" => columns![
             string "Last Seen", string "Type", string "Reason", string "Object", string "~Subobject", string "~Source",
             string "Message", string "~First Seen", string "~Count", string "~Name",
@@ -122,19 +122,17 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
         }
         "ConfigMap" => {
             let count = text::count(&object["data"]) + text::count(&object["binaryData"]);
-            vec![name(object), count.to_string().into(), age(object, now)]
+            vec![name(object), count.into(), age(object, now)]
         }
         "Secret" => {
             vec![
                 name(object),
                 object["type"].clone(),
-                text::count(&object["data"]).to_string().into(),
+                text::count(&object["data"]).into(),
                 age(object, now),
             ]
         }
-        "ServiceAccount" => {
-            vec![name(object), text::count(&object["secrets"]).to_string().into(), age(object, now)]
-        }
+        "ServiceAccount" => vec![name(object), age(object, now)],
         "Event" => event(object, now),
         "Lease" => {
             vec![name(object), spec["holderIdentity"].as_str().unwrap_or_default().into(), age(object, now)]

@@ -10,7 +10,7 @@ use crate::meta;
 pub(super) fn columns(kind: &str) -> Option<&'static [Column]> {
     Some(match kind {
         "Deployment" => columns![
-            string "Name", string "Ready", integer "Up-to-date", integer "Available", string "Age",
+            string "Name", string "Ready", string "Up-to-date", string "Available", string "Age",
             string "~Containers", string "~Images", string "~Selector",
         ],
         "ReplicaSet" | "ReplicationController" => columns![
