@@ -16,6 +16,7 @@ pub mod duration;
 pub mod field_error;
 pub mod manifests;
 pub mod meta;
+pub mod mtls;
 pub mod names;
 pub mod networking;
 pub mod quantity;

@@ -238,6 +238,9 @@ pub mod ebb {
     pub const MESH_AUDIENCE: &str = "ebb-mesh";
     /// The sidecar container's name.
     pub const QUEUE_PROXY: &str = "queue-proxy";
-    /// Label on ConfigMaps, and on namespaces to switch plaintext on: strict or permissive.
+    /// The NetworkPolicy that keeps plaintext from apps, in each namespace with a revision in mode strict.
+    pub const MESH_POLICY: &str = "ebb-mesh";
+    /// Annotation on templates and label on namespaces, to say whether pods take plaintext: strict or permissive. The platform puts what
+    /// is in force as a label on each pod.
     pub const MTLS_MODE: &str = "mesh.ebb.dev/mtls";
 }

@@ -61,6 +61,7 @@ pub fn revision(object: &Revision, old: Option<&Revision>, configs: &Configs) ->
     let found = object.metadata.annotations.as_ref();
     let mut errors = metadata(&object.metadata)
         .also(annotations::autoscaling(found, configs).via_field("annotations"))
+        .also(annotations::mtls(found).via_field("annotations"))
         .via_field("metadata");
     errors.add(owner_label(&object.metadata, serving::CONFIGURATION, "Configuration"));
     match old {
@@ -153,6 +154,7 @@ fn template(template: &RevisionTemplateSpec, parent: &ObjectMeta, configs: &Conf
     let mut of_annotations = annotations::autoscaling(found, configs);
     of_annotations.add(annotations::queue_resources(found));
     of_annotations.add(annotations::progress_deadline(found));
+    of_annotations.add(annotations::mtls(found));
     errors.add(of_annotations.via_field("metadata.annotations"));
     errors.add(revision_name(template, parent));
     errors

@@ -12,7 +12,7 @@ use std::{
 
 use cluster_apiserver::{ApiServer, MASTERS};
 use cluster_images::Store;
-use cluster_node::{NetworkConfig, Node};
+use cluster_node::{NetworkConfig, Node, Policies};
 use cluster_rootless::Door;
 use kube::Client;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use crate::{
     link::{self, Links},
     masquerade,
     plan::{self, Hold, NetworkPlan},
-    ready,
+    policies, ready,
 };
 
 /// The API server's port on the node's address, where `kubernetes.default` leads to. The address is the instance's own, so the port is free.
@@ -52,6 +52,8 @@ pub struct Cluster {
     /// DNS, proxy and registry, which pods may need until they have stopped.
     services: (CancellationToken, TaskTracker),
     _masquerade: Option<cluster_firewall::Held>,
+    /// The agent's address is its own.
+    _guard: Option<cluster_firewall::Held>,
     _hold: Hold,
     _lock: fs::File,
 }
@@ -78,6 +80,7 @@ impl Cluster {
             links.way_out(&plan).await?;
         }
         let masquerade = outbound(&plan, config.door.as_ref());
+        let guard = policies::guard(&plan);
         tracing::debug!(elapsed = ?begin.elapsed(), network = %plan.cluster_cidr(), "network made");
         match Self::start_on(&config, &plan).await {
             Ok((api, node, images, registry, controllers, services)) => {
@@ -92,6 +95,7 @@ impl Cluster {
                     controllers,
                     services,
                     _masquerade: masquerade,
+                    _guard: guard,
                     _hold: hold,
                     _lock: lock,
                 };
@@ -170,11 +174,13 @@ impl Cluster {
         };
         let serve = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let policies = Policies::new(policies::always(plan));
+        let origin = policies::origin(plan);
         // Whatever fails from here on takes the parts that run already with it.
         let guard = (stop.clone().drop_guard(), serve.clone().drop_guard());
         let images = images.await?;
         let registry = start_registry(config, plan, &images, &tasks, &serve).await?;
-        start_services(config, plan, api, &tasks, &serve);
+        start_services(config, plan, api, &policies, (&tasks, &serve));
         let node = Node::start(cluster_node::Config {
             node_name: config.node_name.clone(),
             data_dir: config.data_dir.join("node"),
@@ -189,6 +195,8 @@ impl Cluster {
                 cluster_domain: config.cluster_domain.clone(),
                 pool: config.network_pool,
             },
+            policies,
+            origin: Some(origin),
             helper_exe: config.helper_exe.clone(),
             helpers: config.helpers,
             pids_limit: None,
@@ -403,8 +411,8 @@ fn start_services(
     config: &ClusterConfig,
     plan: &NetworkPlan,
     api: &ApiServer,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
+    policies: &Policies,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
 ) {
     let client = api.client("system:kube-proxy", &[MASTERS]);
     let wanted = cluster_services::Config {
@@ -415,6 +423,7 @@ fn start_services(
         // Not on every address of the machine: what a developer tries out is not for the whole neighbourhood.
         node_port_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(plan.node_ip())],
         door: config.door.clone(),
+        gate: Some(policies::gate(plan, policies)),
     };
     let stop = stop.clone();
     tasks.spawn(async move {

@@ -17,6 +17,7 @@ mod config;
 mod error;
 mod link;
 mod masquerade;
+mod policies;
 mod plan;
 mod ready;
 

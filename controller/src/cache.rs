@@ -86,6 +86,17 @@ where
             .collect()
     }
 
+    /// Whether any of the objects that [`Self::find`] finds is such.
+    pub(crate) fn any(&self, namespace: &str, entry: &str, such: impl Fn(&K) -> bool) -> bool {
+        let inner = self.inner.read();
+        let names = inner.index.get(&(namespace.to_owned(), entry.to_owned()));
+        let mut objects = names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| inner.objects.get(&(namespace.to_owned(), name.clone())));
+        objects.any(|object| such(object))
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
         self.inner.read().objects.values().cloned().collect()
     }

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_api::meta::ebb::SYSTEM_NAMESPACE;
+use ebb_component::leader::Candidate;
 use ebb_component::{BadVariable, Env, Health, Ports};
 use ebb_mesh::Mode;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +63,8 @@ pub struct Config {
     pub ports: Ports,
     /// Cancelled once the webhooks are registered and the reconcilers work. Not from the environment.
     pub ready: Readiness,
+    /// Our name in the election of the replica whose reconcilers work. `POD_NAME`, `POD_IP`; without them there is no election.
+    pub candidate: Option<Candidate>,
     /// Reconciliations at a time. `EBB_CONCURRENCY`, default 32.
     pub concurrency: NonZeroUsize,
 }
@@ -90,6 +93,7 @@ impl Config {
             mtls_mode: "strict".into(),
             ports: Ports::default(),
             ready: Readiness::default(),
+            candidate: None,
             concurrency: CONCURRENCY,
         }
     }
@@ -113,6 +117,7 @@ impl Config {
             ca: env.text("EBB_CA", default.ca),
             mtls_mode: if mode == Mode::Strict { "strict" } else { "permissive" }.into(),
             concurrency: env.parsed("EBB_CONCURRENCY", "a number of at least 1", default.concurrency)?,
+            candidate: env.candidate()?,
             system_namespace: default.system_namespace,
             ready: default.ready,
         })
@@ -130,7 +135,7 @@ impl Config {
             activator: self.activator.clone(),
             ca: self.ca.clone(),
             trust_domain: self.trust_domain.clone(),
-            mtls_mode: self.mtls_mode.clone(),
+            mtls_mode: self.mtls_mode.parse().unwrap_or_default(),
             roots,
         }
     }

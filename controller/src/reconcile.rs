@@ -1,9 +1,12 @@
 //! The loop: watches fill the caches and the queue, workers take keys, look, decide and write.
 
 use dashmap::DashMap;
-use ebb_api::meta::ebb::MESH_ROOT;
+use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT};
 use ebb_api::meta::serving as keys;
+use ebb_api::mtls::Mode;
 use ebb_api::serving::Revision;
+use ebb_component::Admin;
+use ebb_component::leader::{Election, Term};
 use ebb_component::watch::events;
 use ebb_mesh::ca::Authority;
 use futures::StreamExt;
@@ -28,7 +31,7 @@ use crate::plan::label;
 use crate::revision::digest::{Credentials, Resolver};
 use crate::revision::{Digests, Platform};
 use crate::sks::private_name;
-use crate::world::{Key, Kind, World};
+use crate::world::{ANY, Key, Kind, World};
 use crate::{Live, configuration, domain_mapping, gc, labeler, revision, route, service, sks};
 
 /// Everything a worker needs.
@@ -44,12 +47,14 @@ struct Reconciler {
     digests: DashMap<String, (Digests, u32)>,
 }
 
-/// Runs the reconcilers until `shutdown`.
+/// Runs until `shutdown`: the watches always, the reconcilers while this replica leads.
 pub(crate) async fn run(
     config: &Arc<Config>,
     client: Client,
     live: Live,
     authority: Arc<Authority>,
+    admin: &Admin,
+    election: Election,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let world = World::new(config.system_namespace.clone());
@@ -57,6 +62,11 @@ pub(crate) async fn run(
     watch_all(&mut tasks, &world, &client);
     let configured = Arc::new(tokio::sync::Notify::new());
     tasks.spawn(watch_configs(client.clone(), world.clone(), live.clone(), configured.clone()));
+    let (queued, leading) = (world.clone(), election.clone());
+    admin.also_tell(Box::new(move || {
+        let text = figures(&queued, leading.leads());
+        Box::pin(async move { text })
+    }));
     let reconciler = Arc::new(Reconciler {
         executor: Executor::new(client.clone()),
         resolver: Resolver::default(),
@@ -73,35 +83,35 @@ pub(crate) async fn run(
         while !world.is_synced() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tracing::info!("reconciling");
         reconciler.config.ready.reconcilers.cancel();
-        let permits = Arc::new(Semaphore::new(reconciler.config.concurrency.get()));
-        loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let key = world.queue.next().await;
-            let reconciler = reconciler.clone();
-            tokio::spawn(async move {
-                let started = std::time::Instant::now();
-                let result = reconciler.reconcile(&key).await;
-                metrics::histogram!("ebb_reconcile_seconds", "kind" => kind_name(key.kind))
-                    .record(started.elapsed().as_secs_f64());
-                if let Err(error) = &result
-                    && error.is_passing()
-                {
-                    tracing::debug!(kind = ?key.kind, namespace = %key.namespace, name = %key.name, %error, "will be tried again");
-                } else if let Err(error) = &result {
-                    tracing::warn!(kind = ?key.kind, namespace = %key.namespace, name = %key.name, %error, "will be tried again");
-                }
-                reconciler.world.queue.done(&key, result.is_ok());
-                drop(permit);
-            });
-        }
+        election.lead(&shutdown, |term| reconciler.clone().work(term)).await;
     };
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = work => {}
-    }
+    let _ = shutdown.run_until_cancelled(work).await;
     Ok(())
+}
+
+/// What is told of the queue when the metrics are read.
+fn figures(world: &World, leads: bool) -> String {
+    let (waiting, running) = world.queue.lengths();
+    format!(
+        "# TYPE ebb_controller_queue_waiting gauge\nebb_controller_queue_waiting {waiting}\n\
+         # TYPE ebb_controller_queue_running gauge\nebb_controller_queue_running {running}\n\
+         # TYPE ebb_controller_leads gauge\nebb_controller_leads {}\n",
+        u8::from(leads)
+    )
+}
+
+/// A key that is being reconciled; whatever becomes of that, the queue is told.
+struct Running {
+    world: Arc<World>,
+    key: Key,
+    ok: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.world.queue.done(&self.key, self.ok);
+    }
 }
 
 fn kind_name(kind: Kind) -> &'static str {
@@ -113,6 +123,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Sks => "ServerlessService",
         Kind::DomainMapping => "DomainMapping",
         Kind::Gc => "Gc",
+        Kind::MeshPolicy => "MeshPolicy",
     }
 }
 
@@ -196,6 +207,27 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
             after.or(before).into_iter().for_each(|d| w.deployment_changed(d, fresh));
         },
     );
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        all(),
+        |w| &w.namespaces,
+        |w, before, after| {
+            after.into_iter().for_each(|o| w.namespace_changed(before.map(|b| &**b), o));
+        },
+    );
+    let policies = watcher::Config::default().fields(&format!("metadata.name={MESH_POLICY}"));
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        policies,
+        |w| &w.network_policies,
+        |w, before, after| {
+            after.or(before).into_iter().for_each(|o| w.network_policy_changed(o, after.is_none()));
+        },
+    );
     let roots = watcher::Config::default().fields(&format!("metadata.name={MESH_ROOT}"));
     follow(
         tasks,
@@ -243,6 +275,49 @@ async fn watch_configs(client: Client, world: Arc<World>, live: Live, first: Arc
 }
 
 impl Reconciler {
+    /// Takes keys from the queue for as long as the term lasts. The caches were kept all the time; what another replica did before
+    /// is looked at again.
+    async fn work(self: Arc<Self>, term: Term) {
+        tracing::info!("reconciling");
+        self.world.want_all();
+        let permits = Arc::new(Semaphore::new(self.config.concurrency.get()));
+        loop {
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let key = self.world.queue.next().await;
+            let running = Running { world: self.world.clone(), key, ok: false };
+            let (this, term) = (self.clone(), term.clone());
+            tokio::spawn(async move {
+                if term.is_on() {
+                    let _ = term.lost().run_until_cancelled(this.one(running)).await;
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn one(self: Arc<Self>, mut running: Running) {
+        let (key, started) = (running.key.clone(), std::time::Instant::now());
+        let result = self.reconcile(&key).await;
+        let kind = kind_name(key.kind);
+        let outcome = match &result {
+            Ok(()) => "ok",
+            Err(error) if error.is_passing() => "passing",
+            Err(_) => "error",
+        };
+        metrics::histogram!("ebb_controller_reconcile_seconds", "kind" => kind)
+            .record(started.elapsed().as_secs_f64());
+        metrics::counter!("ebb_controller_reconciles_total", "kind" => kind, "outcome" => outcome)
+            .increment(1);
+        let (namespace, name) = (&key.namespace, &key.name);
+        match &result {
+            Ok(()) => running.ok = true,
+            Err(error) if error.is_passing() => {
+                tracing::debug!(kind, namespace, name, %error, "will be tried again");
+            }
+            Err(error) => tracing::warn!(kind, namespace, name, %error, "will be tried again"),
+        }
+    }
+
     async fn reconcile(self: &Arc<Self>, key: &Key) -> Result<(), Error> {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         let world = &self.world;
@@ -280,6 +355,15 @@ impl Reconciler {
                 self.execute(key, &*object, gc::plan(&object, &revisions, &configs.gc, now)).await
             }
             Kind::Revision => self.revision(key, &configs, now).await,
+            Kind::MeshPolicy => {
+                let Some(object) = world.network_policies.get(namespace, name) else { return Ok(()) };
+                let platform = self.mode(&configs);
+                let needed = world.revisions.any(namespace, ANY, |revision| {
+                    revision.metadata.deletion_timestamp.is_none()
+                        && world.mode(revision, platform) == Mode::Strict
+                });
+                self.execute(key, &*object, revision::network_policy::plan(&object, needed)).await
+            }
             Kind::Route => self.route(key, &configs, now).await,
             Kind::Sks => self.sks(key, now).await,
             Kind::DomainMapping => {
@@ -347,10 +431,21 @@ impl Reconciler {
             pods: &pods,
             pod_autoscaler: pod_autoscaler.as_deref(),
             mesh_root: mesh_root.as_deref(),
+            network_policy: None,
             images: &images,
         };
-        let platform: Platform = self.config.platform(self.authority.roots_pem());
+        let network_policy = world.network_policies.get(namespace, MESH_POLICY);
+        let observed = revision::Observed { network_policy: network_policy.as_deref(), ..observed };
+        let platform = Platform {
+            mtls_mode: world.mode(&object, self.mode(configs)),
+            ..self.config.platform(self.authority.roots_pem())
+        };
         self.execute(key, &*object, revision::plan(&observed, configs, &platform, now)).await
+    }
+
+    /// Whether plaintext is refused where nobody nearer says so.
+    fn mode(&self, configs: &ebb_api::config::Configs) -> Mode {
+        configs.network.mtls_mode.or_else(|| self.config.mtls_mode.parse().ok()).unwrap_or_default()
     }
 
     /// How far the lookup of a revision's digests is; starts it if need be.

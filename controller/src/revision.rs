@@ -3,6 +3,7 @@
 mod autoscaler;
 mod deployment;
 pub mod digest;
+pub mod network_policy;
 mod queue_proxy;
 mod status;
 
@@ -12,11 +13,13 @@ use ebb_api::conditions::Conditioned;
 use ebb_api::config::Configs;
 use ebb_api::meta::ebb::MESH_ROOT;
 use ebb_api::meta::serving as keys;
+use ebb_api::mtls::Mode;
 use ebb_api::names;
 use ebb_api::serving::{Configuration, ContainerStatus, Revision, Route};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use std::collections::BTreeMap;
@@ -58,7 +61,7 @@ pub struct Platform {
     /// Whose identities are trusted.
     pub trust_domain: String,
     /// Whether plaintext to pods is refused (strict) or not (permissive).
-    pub mtls_mode: String,
+    pub mtls_mode: Mode,
     /// The mesh's roots, PEM.
     pub roots: String,
 }
@@ -82,6 +85,8 @@ pub struct Observed<'a> {
     pub pod_autoscaler: Option<&'a PodAutoscaler>,
     /// The ConfigMap with the mesh's roots in its namespace.
     pub mesh_root: Option<&'a ConfigMap>,
+    /// The NetworkPolicy of its namespace that keeps plaintext out.
+    pub network_policy: Option<&'a NetworkPolicy>,
     /// Names of the Image objects that are there.
     pub images: &'a [String],
 }
@@ -154,6 +159,11 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
     }
     // Pods mount it, so it comes before them.
     plan.first.extend(ensure(observed.mesh_root, &mesh_root(revision, platform), Compare::Covers));
+    if platform.mtls_mode == Mode::Strict {
+        // It guards pods from their first moment.
+        let wanted = network_policy::network_policy(revision.namespace());
+        plan.first.extend(ensure(observed.network_policy, &wanted, Compare::Covers));
+    }
     let wanted = deployment(revision, &status, configs, platform);
     let owned = |metadata: &ObjectMeta| controlled_by(metadata, uid);
     match observed.deployment {

@@ -2,20 +2,23 @@
 
 use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::caching::Image;
-use ebb_api::meta::ebb::MESH_ROOT;
+use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT, MTLS_MODE};
 use ebb_api::meta::networking::SKS;
 use ebb_api::meta::serving as keys;
+use ebb_api::mtls::{self, Mode};
 use ebb_api::networking::{ClusterDomainClaim, Ingress, ServerlessService};
 use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service as CoreService};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service as CoreService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use std::sync::Arc;
 
 use crate::cache::Cache;
 use crate::plan::{annotation, controller_of, label};
 use crate::queue::Queue;
+use crate::revision::network_policy::network_policy;
 use crate::sks::SERVICE_NAME;
 
 /// What kind of object a key names.
@@ -29,6 +32,8 @@ pub(crate) enum Kind {
     DomainMapping,
     /// The old revisions of a Configuration.
     Gc,
+    /// The NetworkPolicy that keeps plaintext from the apps of a namespace.
+    MeshPolicy,
 }
 
 /// An object to be reconciled.
@@ -58,17 +63,23 @@ pub(crate) struct World {
     pub(crate) core_services: Cache<CoreService>,
     pub(crate) slices: Cache<EndpointSlice>,
     pub(crate) mesh_roots: Cache<ConfigMap>,
+    pub(crate) network_policies: Cache<NetworkPolicy>,
+    pub(crate) namespaces: Cache<Namespace>,
 }
 
 fn by_label(object: &impl ResourceExt, key: &str) -> Vec<String> {
     label(object.meta(), key).map(str::to_owned).into_iter().collect()
 }
 
+/// The entry of the index that has all revisions of a namespace.
+pub(crate) const ANY: &str = "any";
+
 fn revision_index(revision: &Revision) -> Vec<String> {
     let configuration = label(&revision.metadata, keys::CONFIGURATION).map(|c| format!("cfg/{c}"));
     let routes = annotation(&revision.metadata, keys::ROUTES).unwrap_or_default();
     configuration
         .into_iter()
+        .chain([ANY.to_owned()])
         .chain(routes.split(',').filter(|r| !r.is_empty()).map(|r| format!("route/{r}")))
         .collect()
 }
@@ -109,6 +120,8 @@ impl World {
             core_services: Cache::new(|s| by_label(s, keys::ROUTE)),
             slices: Cache::new(|s| by_label(s, SERVICE_NAME)),
             mesh_roots: Cache::new(|_| Vec::new()),
+            network_policies: Cache::new(|_| Vec::new()),
+            namespaces: Cache::new(|_| Vec::new()),
         })
     }
 
@@ -129,6 +142,8 @@ impl World {
             self.core_services.is_synced(),
             self.slices.is_synced(),
             self.mesh_roots.is_synced(),
+            self.network_policies.is_synced(),
+            self.namespaces.is_synced(),
         ]
         .into_iter()
         .all(|synced| synced)
@@ -158,6 +173,40 @@ impl World {
         each(self, Kind::Route, self.routes.all());
         each(self, Kind::Sks, self.skss.all());
         each(self, Kind::DomainMapping, self.domain_mappings.all());
+        each(self, Kind::MeshPolicy, self.network_policies.all());
+    }
+
+    /// Whether plaintext is refused at the pods of a revision.
+    pub(crate) fn mode(&self, revision: &Revision, platform: Mode) -> Mode {
+        let namespace = self.namespaces.get("", &revision.namespace().unwrap_or_default());
+        let labels = namespace.as_ref().and_then(|found| found.metadata.labels.as_ref());
+        mtls::effective(revision.metadata.annotations.as_ref(), labels, platform)
+    }
+
+    pub(crate) fn namespace_changed(&self, before: Option<&Namespace>, after: &Namespace) {
+        let said = |object: &Namespace| label(&object.metadata, MTLS_MODE).map(str::to_owned);
+        if before.map(said) == Some(said(after)) || (before.is_none() && said(after).is_none()) {
+            return;
+        }
+        let name = after.name_any();
+        if let Err(problem) = mtls::said(after.metadata.labels.as_ref()) {
+            tracing::warn!(namespace = %name, label = MTLS_MODE, %problem, "strict is in force");
+        }
+        for revision in self.revisions.find(&name, ANY) {
+            self.want(Kind::Revision, &name, &revision.name_any());
+        }
+        self.want(Kind::MeshPolicy, &name, MESH_POLICY);
+    }
+
+    pub(crate) fn network_policy_changed(&self, object: &NetworkPolicy, gone: bool) {
+        let namespace = object.namespace().unwrap_or_default();
+        self.want(Kind::MeshPolicy, &namespace, MESH_POLICY);
+        // Its revisions make it again, or put it right.
+        if gone || object.spec != network_policy(Some(namespace.clone())).spec {
+            for revision in self.revisions.find(&namespace, ANY) {
+                self.want(Kind::Revision, &namespace, &revision.name_any());
+            }
+        }
     }
 
     pub(crate) fn service_changed(&self, object: &Service) {
@@ -191,6 +240,9 @@ impl World {
     pub(crate) fn revision_changed(&self, object: &Revision) {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         self.want(Kind::Revision, &namespace, &name);
+        if self.revisions.get(&namespace, &name).is_none() {
+            self.want(Kind::MeshPolicy, &namespace, MESH_POLICY);
+        }
         if let Some(configuration) = label(&object.metadata, keys::CONFIGURATION) {
             self.want(Kind::Configuration, &namespace, configuration);
             self.want(Kind::Gc, &namespace, configuration);
@@ -275,9 +327,7 @@ impl World {
     pub(crate) fn mesh_root_changed(&self, object: &ConfigMap, gone: bool) {
         if gone && object.name_any() == MESH_ROOT {
             let namespace = object.namespace().unwrap_or_default();
-            for revision in
-                self.revisions.all().iter().filter(|r| r.namespace().as_deref() == Some(&namespace))
-            {
+            for revision in self.revisions.find(&namespace, ANY) {
                 self.want(Kind::Revision, &namespace, &revision.name_any());
             }
         }

@@ -7,6 +7,7 @@
 //! - `EBB_E2E_EBB`: the `ebb` that installed it (default: the one of this build).
 //! - `EBB_E2E_KILL_CONTAINER`: a command that is given the id of a container (as in a pod's status) and ends it by SIGKILL.
 //! - `EBB_E2E_RESTART_API_SERVER`: a command that takes the API server away for a while and brings it back.
+//! - `EBB_E2E_NETWORK_POLICY`: set if the cluster's network plugin enforces NetworkPolicy.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub(crate) struct Given {
     load_image: Option<String>,
     kill_container: Option<String>,
     restart_api_server: Option<String>,
+    network_policy: bool,
 }
 
 impl Given {
@@ -44,6 +46,7 @@ impl Given {
             load_image: variable("EBB_E2E_LOAD_IMAGE"),
             kill_container: variable("EBB_E2E_KILL_CONTAINER"),
             restart_api_server: variable("EBB_E2E_RESTART_API_SERVER"),
+            network_policy: variable("EBB_E2E_NETWORK_POLICY").is_some(),
         };
         let image = match variable("EBB_E2E_IMAGE") {
             Some(image) => image,
@@ -61,6 +64,11 @@ impl Given {
     /// Whether the cases that kill its parts can run.
     pub(crate) fn may_be_disturbed(&self) -> bool {
         self.kill_container.is_some() && self.restart_api_server.is_some() && self.load_image.is_some()
+    }
+
+    /// Whether policies mean anything there.
+    pub(crate) fn enforces_network_policy(&self) -> bool {
+        self.network_policy
     }
 
     /// Runs the `ebb` that installed the platform.

@@ -2,7 +2,7 @@
 //!
 //! Without `EBB_E2E_KUBECONFIG` one `ebb up` is started on free ports for all cases (and one more for each case that breaks it);
 //! with it, the same cases run on the platform that the kubeconfig names (`given.rs` says which variables go with it). Cases that need
-//! a process of `ebb up` to kill, or components that are pods, carry that in brackets before their name, and are reported as ignored elsewhere.
+//! a process of `ebb up` to kill, components that are pods, or a network that enforces NetworkPolicy, carry that in brackets before their name, and are reported as ignored elsewhere.
 
 mod cluster_cases;
 mod component_cases;
@@ -28,6 +28,8 @@ enum Needs {
     Any,
     /// A platform of its own, started as a process.
     EbbUp,
+    /// A network that enforces NetworkPolicy.
+    NetworkPolicy,
     /// Components that are pods, on a cluster whose parts may be killed; no other case runs meanwhile.
     Cluster,
 }
@@ -37,6 +39,7 @@ impl Needs {
         match self {
             Self::Any => "",
             Self::EbbUp => "ebb up",
+            Self::NetworkPolicy => "network policy",
             Self::Cluster => "cluster",
         }
     }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         (serving_cases::CASES, Needs::Any),
         (cluster_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),
+        (mesh_cases::NETWORK_POLICY_CASES, Needs::NetworkPolicy),
         (fault_cases::CASES, Needs::EbbUp),
         (component_cases::CASES, Needs::Cluster),
     ] {
@@ -86,6 +90,7 @@ fn trial(name: &'static str, case: Case, needs: Needs, platform: Arc<Platform>) 
     let ignored = match needs {
         Needs::Any => false,
         Needs::EbbUp => platform.as_given().is_some(),
+        Needs::NetworkPolicy => !platform.as_given().is_none_or(given::Given::enforces_network_policy),
         Needs::Cluster => !platform.as_given().is_some_and(given::Given::may_be_disturbed),
     };
     let run = move || {

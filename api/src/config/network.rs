@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::reader::Reader;
 use super::{ConfigError, Data};
 use crate::meta::networking::EBB_INGRESS_CLASS;
+use crate::mtls::Mode;
 use crate::template::{Template, Values};
 
 const DOMAIN_FIELDS: &[&str] = &["Name", "Namespace", "Domain"];
@@ -46,6 +47,8 @@ pub struct Network {
     pub default_external_scheme: String,
     /// A port to be put into external URLs, where the gateway has another than the scheme's own.
     pub external_url_port: Option<u16>,
+    /// Whether pods take plaintext, where neither revision nor namespace says so; none leaves it to the controller's settings.
+    pub mtls_mode: Option<Mode>,
 }
 
 impl Default for Network {
@@ -64,6 +67,7 @@ impl Default for Network {
             autocreate_cluster_domain_claims: false,
             default_external_scheme: "http".into(),
             external_url_port: None,
+            mtls_mode: None,
         }
     }
 }
@@ -126,6 +130,12 @@ impl Network {
             match raw.parse::<u16>() {
                 Ok(port) if port > 0 => c.external_url_port = Some(port),
                 _ => r.fail("external-url-port", format!("{raw:?} is not a port")),
+            }
+        }
+        if let Some(raw) = r.raw("mtls-mode").filter(|mode| !mode.is_empty()) {
+            match raw.parse() {
+                Ok(mode) => c.mtls_mode = Some(mode),
+                Err(message) => r.fail("mtls-mode", message),
             }
         }
         r.finish(c)

@@ -31,6 +31,7 @@ fn bad_values_name_their_key() {
         ("config-network", "rollout-duration", "-1"),
         ("config-network", "http-protocol", "disabledish"),
         ("config-network", "external-url-port", "70000"),
+        ("config-network", "mtls-mode", "sometimes"),
         ("config-observability", "tracing-sampling-rate", "2"),
     ] {
         let errors = Configs::default().set(map, &data(&[(key, value)])).expect_err(key);

@@ -24,6 +24,14 @@ pub(super) fn autoscaling(found: Annotations<'_>, configs: &Configs) -> FieldErr
         .also(initial_scale(found, configs))
 }
 
+/// Checks `mesh.ebb.dev/mtls`.
+pub(super) fn mtls(found: Annotations<'_>) -> FieldErrors {
+    match crate::mtls::said(found) {
+        Ok(_) => FieldErrors::none(),
+        Err(message) => FieldErrors::new(format!("invalid value: {message}"), &[crate::meta::ebb::MTLS_MODE]),
+    }
+}
+
 fn class(found: Annotations<'_>) -> FieldErrors {
     match keys::CLASS.get(found) {
         Some((key, value))

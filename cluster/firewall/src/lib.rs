@@ -5,12 +5,15 @@
 //!
 //! Wire format: Linux `include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h`.
 
+mod encode;
 mod message;
+mod origin;
 mod rules;
 mod socket;
 
+pub use origin::Origin;
 pub use rules::{Chain, Family, Hook, Match, Rule, Ruleset, Verdict};
-pub use socket::{Held, hold, load, remove};
+pub use socket::{Held, hold, load, make, remove};
 
 /// Why rules could not be loaded.
 #[derive(Debug, thiserror::Error)]

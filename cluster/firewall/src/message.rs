@@ -18,6 +18,9 @@ pub(crate) enum Kind {
     DelTable = 2,
     NewChain = 3,
     NewRule = 6,
+    DelRule = 8,
+    NewSet = 9,
+    NewSetElements = 12,
 }
 
 /// A transaction under construction: messages between a begin and an end.
@@ -25,11 +28,13 @@ pub(crate) enum Kind {
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     sequence: u32,
+    /// Where the last command begins.
+    last: usize,
 }
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        let mut batch = Self { bytes: Vec::with_capacity(1024), sequence: 0 };
+        let mut batch = Self { bytes: Vec::with_capacity(4096), sequence: 0, last: 0 };
         // The resource id names the subsystem, in network order.
         batch.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, |_| {});
         batch
@@ -38,16 +43,23 @@ impl Batch {
     /// One command; its attributes are written by `body`.
     pub(crate) fn command(&mut self, kind: Kind, family: u8, body: impl FnOnce(&mut Attributes<'_>)) {
         let flags = match kind {
-            Kind::DelTable => NLM_F_REQUEST | NLM_F_ACK,
-            Kind::NewTable | Kind::NewChain => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE,
-            Kind::NewRule => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND,
+            Kind::DelTable | Kind::DelRule => NLM_F_REQUEST,
+            Kind::NewTable | Kind::NewChain | Kind::NewSet | Kind::NewSetElements => {
+                NLM_F_REQUEST | NLM_F_CREATE
+            }
+            Kind::NewRule => NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND,
         };
+        self.last = self.bytes.len();
         self.message((NFNL_SUBSYS_NFTABLES << 8) | kind as u16, flags, family, 0, body);
     }
 
-    /// The bytes to send, and how many acknowledgements they will have.
+    /// The bytes to send, and the sequence number of the one acknowledgement that follows when all went well. Errors are reported
+    /// for whatever command has one; an acknowledgement for each would overrun the socket's buffer with some hundred rules.
     pub(crate) fn finish(mut self) -> (Vec<u8>, u32) {
         let acknowledged = self.sequence - 1;
+        let at = self.last + 6;
+        let flags = u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]]) | NLM_F_ACK;
+        self.bytes[at..at + 2].copy_from_slice(&flags.to_ne_bytes());
         self.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, |_| {});
         (self.bytes, acknowledged)
     }

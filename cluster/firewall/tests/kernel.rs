@@ -1,11 +1,13 @@
 //! The rules against the kernel, in a network namespace of the test's own. Needs root, as the platform does.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use cluster_firewall::{Chain, Family, Hook, Match, Rule, Ruleset, Verdict, hold, load, remove};
+use cluster_firewall::{
+    Chain, Family, Hook, Match, Origin, Rule, Ruleset, Verdict, hold, load, make, remove,
+};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs in a thread with a network namespace of its own, whose loopback is up.
@@ -133,4 +135,168 @@ fn interfaces_masquerade_and_dropped_packets() {
         .unwrap();
         assert_eq!(connect(7004).unwrap_err().kind(), ErrorKind::TimedOut);
     });
+}
+
+/// From an address of the loopback network.
+fn connect_from(source: [u8; 4], port: u16) -> std::io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    let target = SocketAddr::from(([127, 0, 0, 1], port));
+    socket.connect_timeout(&target.into(), Duration::from_millis(300))?;
+    Ok(socket.into())
+}
+
+#[test]
+fn only_the_opening_packet_is_judged() {
+    use std::io::{Read, Write};
+    in_namespace(|| {
+        let listener = TcpListener::bind("127.0.0.1:7006").unwrap();
+        let mut near = connect(7006).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let untracked = |name: &str, hook| Chain {
+            name: name.into(),
+            hook,
+            rules: vec![rule(vec![Match::Protocol(6)], Verdict::NoTrack)],
+        };
+        let input = vec![
+            rule(vec![Match::TcpUnderWay], Verdict::Accept),
+            rule(vec![Match::Established], Verdict::Accept),
+            rule(vec![Match::Protocol(6)], Verdict::Reset),
+            rule(Vec::new(), Verdict::Drop),
+        ];
+        let chains = vec![
+            untracked("arriving", Hook::RawArrive),
+            untracked("leaving", Hook::RawLeave),
+            Chain { name: "input".into(), hook: Hook::Input, rules: input },
+        ];
+        make(&Ruleset { table: "test".into(), family: Family::Inet, chains }).unwrap();
+        near.write_all(b"x").unwrap();
+        let mut byte = [0];
+        far.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x", "a connection under way goes on");
+        assert_eq!(connect(7006).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        remove("test", Family::Inet).unwrap();
+        assert!(connect(7006).is_ok());
+    });
+}
+
+#[test]
+fn sets_of_any_size_hold_their_addresses_and_no_others() {
+    in_namespace(|| {
+        let _listener = TcpListener::bind("127.0.0.1:7007").unwrap();
+        // More than one message's worth, and more than a socket's buffer takes at once.
+        let many: Vec<Ipv4Addr> = (0..9000u32).map(|n| Ipv4Addr::from(0x7f01_0000 + n)).collect();
+        let rules = |addresses: Vec<Ipv4Addr>| {
+            filter(vec![
+                rule(vec![Match::TcpUnderWay], Verdict::Accept),
+                rule(vec![Match::SourceAmong(addresses), Match::Tcp(7007, 7007)], Verdict::Accept),
+                rule(vec![Match::SourceAmong(vec![[127, 9, 9, 9].into()])], Verdict::Accept),
+                rule(vec![Match::Protocol(6)], Verdict::Reset),
+            ])
+        };
+        load(&rules(many)).unwrap();
+        for allowed in [[127, 1, 0, 0], [127, 1, 35, 39], [127, 9, 9, 9]] {
+            assert!(connect_from(allowed, 7007).is_ok(), "{allowed:?}");
+        }
+        for refused in [[127, 1, 35, 40], [127, 0, 0, 1]] {
+            assert_eq!(connect_from(refused, 7007).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+    });
+}
+
+#[test]
+fn what_leaves_is_judged_by_destination() {
+    in_namespace(|| {
+        let _first = TcpListener::bind("127.0.0.1:7008").unwrap();
+        let _second = TcpListener::bind("127.0.0.2:7008").unwrap();
+        let chain = Chain {
+            name: "out".into(),
+            hook: Hook::Leave,
+            rules: vec![
+                rule(vec![Match::TcpUnderWay], Verdict::Accept),
+                rule(vec![Match::DestinationAmong(vec![[127, 0, 0, 2].into()])], Verdict::Accept),
+                rule(vec![Match::Destination("127.0.0.1/32".parse().unwrap())], Verdict::Reset),
+            ],
+        };
+        load(&Ruleset { table: "test".into(), family: Family::Inet, chains: vec![chain] }).unwrap();
+        assert_eq!(connect(7008).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let other = SocketAddr::from(([127, 0, 0, 2], 7008));
+        assert!(TcpStream::connect_timeout(&other, Duration::from_millis(300)).is_ok());
+    });
+}
+
+#[test]
+fn only_marked_sockets_send_from_the_agents_address() {
+    in_namespace(|| {
+        let listener = TcpListener::bind("127.0.0.1:7009").unwrap();
+        let origin = Origin { address: [127, 5, 5, 5].into(), pods: "127.0.0.0/8".parse().unwrap() };
+        let guard = hold(&origin.guard("guard")).unwrap();
+        assert_eq!(connect_from([127, 5, 5, 5], 7009).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(connect_from([127, 5, 5, 6], 7009).is_ok());
+        drop(listener.accept().unwrap());
+        let target = SocketAddr::from(([127, 0, 0, 1], 7009));
+        let socket = origin.socket(target, socket2::Type::STREAM).unwrap();
+        socket.set_nonblocking(false).unwrap();
+        socket.connect(&target.into()).unwrap();
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip(), std::net::IpAddr::from([127, 5, 5, 5]));
+        drop(guard);
+        assert!(connect_from([127, 5, 5, 5], 7009).is_ok());
+    });
+}
+
+#[test]
+fn an_error_anywhere_leaves_everything_as_it_was() {
+    in_namespace(|| {
+        let _listener = TcpListener::bind("127.0.0.1:7010").unwrap();
+        load(&filter(vec![rule(vec![Match::Tcp(7010, 7010)], Verdict::Reset)])).unwrap();
+        // A chain of addresses has no business at the input hook.
+        let bad = vec![rule(vec![], Verdict::Accept), rule(vec![], Verdict::Masquerade)];
+        assert!(load(&filter(bad)).is_err());
+        assert_eq!(connect(7010).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+/// Not a test of speed but a figure to look at: `cargo test -p cluster-firewall --test kernel -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints what loading rules costs"]
+fn cost_of_loading() {
+    let mut took = Vec::new();
+    for _ in 0..100 {
+        thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let untracked = |name: &str, hook| Chain {
+                name: name.into(),
+                hook,
+                rules: vec![rule(vec![Match::Protocol(6)], Verdict::NoTrack)],
+            };
+            let mut rules: Vec<Rule> = vec![
+                rule(vec![Match::TcpUnderWay], Verdict::Accept),
+                rule(vec![Match::FromInterface("lo".into())], Verdict::Accept),
+                rule(vec![Match::Established], Verdict::Accept),
+            ];
+            rules.extend([8012, 8022, 8112, 9090].map(|p| rule(vec![Match::Tcp(p, p + 1)], Verdict::Accept)));
+            rules.push(rule(vec![Match::Protocol(6)], Verdict::Reset));
+            rules.push(rule(vec![], Verdict::Drop));
+            let chains = vec![
+                untracked("arriving", Hook::RawArrive),
+                untracked("leaving", Hook::RawLeave),
+                Chain { name: "input".into(), hook: Hook::Input, rules },
+            ];
+            let ruleset = Ruleset { table: "cost".into(), family: Family::Inet, chains };
+            let begun = std::time::Instant::now();
+            make(&ruleset).unwrap();
+            let made = begun.elapsed();
+            load(&ruleset).unwrap();
+            (made, begun.elapsed() - made)
+        })
+        .join()
+        .map(|pair| took.push(pair))
+        .unwrap();
+    }
+    for (name, pick) in [("first", 0), ("again", 1)] {
+        let mut times: Vec<Duration> = took.iter().map(|t| if pick == 0 { t.0 } else { t.1 }).collect();
+        times.sort();
+        eprintln!("{name}: p50 {:?} p95 {:?} max {:?}", times[50], times[95], times[99]);
+    }
 }

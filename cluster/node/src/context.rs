@@ -27,6 +27,9 @@ pub(crate) struct Context {
     pub(crate) runtime: Runtime,
     pub(crate) network: Network,
     pub(crate) network_config: NetworkConfig,
+    pub(crate) policies: crate::policy::Policies,
+    /// Where the node's own connections to pods come from.
+    pub(crate) origin: Option<cluster_firewall::Origin>,
     pub(crate) logs: Logs,
     pub(crate) events: Recorder,
     pub(crate) objects: Objects,
@@ -101,8 +104,7 @@ impl Context {
         let exited = self.exits.expect(&id);
         let process = crate::spec::Process { args, terminal: false, ..live.process.clone() };
         let streams = Streams::Pipes { stdout: writer.into(), stderr: second.into(), stdin: None };
-        let spec = crate::spec::process(&process);
-        if let Err(error) = self.runtime.exec(&live.id, &id, &live.bundle, &spec, streams).await {
+        if let Err(error) = self.runtime.exec(&live.id, &id, &process, streams).await {
             self.exits.forget(&id);
             return Err(error.to_string());
         }

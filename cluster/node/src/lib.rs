@@ -26,16 +26,19 @@ pub mod network;
 mod node;
 mod objects;
 mod pod;
+pub mod policy;
 pub mod quantity;
 mod register;
 pub mod runtime;
 mod server;
 pub mod spec;
+mod terminal;
 mod users;
 
 pub use error::Error;
 pub use network::NetworkConfig;
 pub use node::{Config, Node};
+pub use policy::Policies;
 
 /// A new id for a container or an exec: 32 hexadecimal digits.
 pub(crate) fn new_id() -> String {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use cluster_firewall::{Family, Ruleset};
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
@@ -106,13 +107,16 @@ pub enum NetworkError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// The pod's packet rules cannot be loaded; without them it may not run.
+    #[error("the pod's network policies cannot be enforced: {0}")]
+    Rules(#[from] cluster_firewall::Error),
     /// The thread that makes namespaces has ended.
     #[error("the thread that makes pod networks has ended; restart the node")]
     Gone,
 }
 
 enum Job {
-    Claim(String, oneshot::Sender<Result<PodNetwork, NetworkError>>),
+    Claim(String, Option<Box<Ruleset>>, oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Host(oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Release { device: Option<String>, address: Option<Ipv4Addr> },
     Enter(Box<EnterJob>),
@@ -152,10 +156,32 @@ impl Network {
         Ok(Self { jobs: Arc::new(Mutex::new(jobs)) })
     }
 
-    /// Namespaces and an address for a pod of this host name.
-    pub async fn claim(&self, hostname: &str) -> Result<PodNetwork, NetworkError> {
+    /// Namespaces and an address for a pod of this host name, with packet rules in force if it is to have some.
+    pub async fn claim(&self, hostname: &str, rules: Option<Ruleset>) -> Result<PodNetwork, NetworkError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Claim(hostname.to_owned(), reply))?;
+        self.send(Job::Claim(hostname.to_owned(), rules.map(Box::new), reply))?;
+        answer.await.map_err(|_| NetworkError::Gone)?
+    }
+
+    /// Puts packet rules in the place of those that a pod has; none opens it.
+    pub async fn enforce(&self, network: &PodNetwork, rules: Option<Ruleset>) -> Result<(), NetworkError> {
+        let Some(net) = &network.net else { return Ok(()) };
+        let net = net.try_clone().map_err(kernel("cannot duplicate a descriptor"))?;
+        let (reply, answer) = oneshot::channel();
+        let work = move || {
+            let entered = setns(&net, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| kernel("cannot enter a pod's network namespace")(errno.into()));
+            entered.and_then(|()| match rules {
+                Some(rules) => Ok(cluster_firewall::load(&rules)?),
+                None => Ok(cluster_firewall::remove(crate::policy::TABLE, Family::Inet)?),
+            })
+        };
+        // A thread of its own, which need not find its way back, and keeps no pod that is being started waiting.
+        std::thread::Builder::new()
+            .name("pod-rules".to_owned())
+            .stack_size(256 * 1024)
+            .spawn(move || reply.send(work()))
+            .map_err(kernel("cannot start a thread"))?;
         answer.await.map_err(|_| NetworkError::Gone)?
     }
 
@@ -287,11 +313,16 @@ impl Maker {
                 }
             };
             match job {
-                Some(Job::Claim(hostname, reply)) => {
+                Some(Job::Claim(hostname, rules, reply)) => {
                     let network = if self.shelf.is_empty() { self.make() } else { Ok(self.shelf.remove(0)) };
-                    if let Ok(network) = &network {
-                        self.name(network, &hostname);
-                    }
+                    let network =
+                        network.and_then(|network| match self.equip(&network, &hostname, rules.as_deref()) {
+                            Ok(()) => Ok(network),
+                            Err(error) => {
+                                self.release(network.device.as_deref(), network.address);
+                                Err(error.into())
+                            }
+                        });
                     if let Err(Ok(unclaimed)) = reply.send(network) {
                         self.release(unclaimed.device.as_deref(), unclaimed.address);
                     }
@@ -380,14 +411,26 @@ impl Maker {
         })
     }
 
-    /// Sets the host name; the container library does so only in a uts namespace that it makes itself.
-    fn name(&self, network: &PodNetwork, hostname: &str) {
-        let Some(uts) = &network.uts else { return };
+    /// Sets the host name, as the container library does so only in a uts namespace that it makes itself, and loads packet rules.
+    fn equip(
+        &self,
+        network: &PodNetwork,
+        hostname: &str,
+        rules: Option<&Ruleset>,
+    ) -> Result<(), cluster_firewall::Error> {
+        let Some(uts) = &network.uts else { return Ok(()) };
         let named = setns(uts, CloneFlags::CLONE_NEWUTS).and_then(|()| nix::unistd::sethostname(hostname));
         if let Err(error) = named {
             warn!(%error, hostname, "cannot set a pod's host name");
         }
+        let loaded = match (rules, &network.net) {
+            (Some(rules), Some(net)) => setns(net, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| cluster_firewall::Error::Socket(errno.into()))
+                .and_then(|()| cluster_firewall::make(rules)),
+            _ => Ok(()),
+        };
         self.return_home();
+        loaded
     }
 
     fn make_host(&mut self) -> Result<PodNetwork, NetworkError> {

@@ -23,6 +23,7 @@ use crate::logs::Logs;
 use crate::network::{Network, NetworkConfig};
 use crate::objects::Objects;
 use crate::pod::{Handle, spawn};
+use crate::policy::Policies;
 use crate::register::{self, Facts};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server;
@@ -40,6 +41,10 @@ pub struct Config {
     pub images: Arc<dyn ImageSource>,
     /// How pods are connected.
     pub network: NetworkConfig,
+    /// Who may connect to whom; fed by this node, and asked by whoever connects in place of a pod.
+    pub policies: Policies,
+    /// Where the node's own connections to pods come from; without it, from wherever the system chooses.
+    pub origin: Option<cluster_firewall::Origin>,
     /// The program whose main function calls [`crate::runtime::helper_main`] for
     /// [`crate::runtime::HELPER_ARGUMENT`]; normally `/proc/self/exe`.
     pub helper_exe: PathBuf,
@@ -63,6 +68,9 @@ impl std::fmt::Debug for Config {
             .finish_non_exhaustive()
     }
 }
+
+/// Processes that each helper keeps ready: a pod of two containers for each of two helpers, and a second pod.
+const PARKED: usize = 2;
 
 type Workers = Arc<Mutex<HashMap<String, Handle>>>;
 
@@ -102,7 +110,14 @@ impl Node {
         folder(&data_dir.join("pods"))?;
         let network = Network::start(config.network.clone()).await?;
         let runtime_config =
-            RuntimeConfig { helper_exe: config.helper_exe.clone(), state_dir, helpers: config.helpers };
+            RuntimeConfig {
+                helper_exe: config.helper_exe.clone(),
+                state_dir,
+                helpers: config.helpers,
+                parked: PARKED,
+                cgroup_parent: Some(cgroup_prefix.clone()),
+                hierarchies: None,
+            };
         let (runtime, mut ended) = Runtime::start(runtime_config).await?;
         let shutdown = CancellationToken::new();
         let exits = Exits::default();
@@ -139,6 +154,8 @@ impl Node {
             runtime,
             network,
             network_config: config.network,
+            policies: config.policies,
+            origin: config.origin,
             events: Recorder::start(config.client.clone(), &config.node_name),
             objects: Objects::start(&config.client, &shutdown),
             exits,
@@ -150,6 +167,8 @@ impl Node {
             memory: facts.memory_bytes,
             pods: dashmap::DashMap::new(),
         });
+        let policies = context.policies.clone();
+        tokio::spawn(policies.run(context.client.clone(), context.network.clone(), shutdown.clone()));
         tokio::spawn(watch_pods(Arc::clone(&context), shutdown.clone()));
         Ok(Self { context, facts, shutdown, hierarchies })
     }
@@ -325,6 +344,7 @@ fn uid(pod: &Pod) -> String {
 
 fn apply(context: &Arc<Context>, workers: &Workers, ended: &Arc<Notify>, pod: Pod) {
     let uid = uid(&pod);
+    context.policies.pod_changed(&pod);
     let mut known = workers.lock();
     if let Some(worker) = known.get(&uid) {
         worker.changed(pod);
@@ -332,8 +352,10 @@ fn apply(context: &Arc<Context>, workers: &Workers, ended: &Arc<Notify>, pod: Po
     }
     let handle = {
         let (workers, uid, ended) = (Arc::clone(workers), uid.clone(), Arc::clone(ended));
+        let policies = context.policies.clone();
         spawn(Arc::clone(context), pod, move || {
             workers.lock().remove(&uid);
+            policies.pod_gone(&uid);
             ended.notify_waiters();
         })
     };

@@ -17,9 +17,12 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Namespace and name of a Service.
 pub(crate) type Key = (String, String);
 
+/// What Services are served for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) enum Protocol {
+pub enum Protocol {
+    /// Connections.
     Tcp,
+    /// Datagrams.
     Udp,
 }
 

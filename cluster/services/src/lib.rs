@@ -7,6 +7,7 @@
 //! already (`local CIDR dev lo`).
 
 mod dns;
+mod gate;
 mod index;
 mod proxy;
 mod watch;
@@ -16,10 +17,13 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
 use cluster_rootless::Door;
+use ipnet::Ipv4Net;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use gate::Gate;
+pub use index::Protocol;
 
 use crate::index::Index;
 
@@ -36,6 +40,8 @@ pub struct Config {
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Addresses on which NodePorts are served; empty for none.
     pub node_port_addresses: Vec<IpAddr>,
+    /// Who may connect to which endpoint, and from where the proxy does so for them; none lets everybody.
+    pub gate: Option<Gate>,
     /// The machine's loopback, where this process has a network of its own: loopback NodePorts are served there.
     pub door: Option<Door>,
 }
@@ -70,7 +76,12 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
         let server = Arc::new(dns::Server::new(Arc::clone(&index), zone, upstreams));
         tasks.spawn(server.run(listen, shutdown.clone()));
     }
-    let proxy = Arc::new(proxy::Proxy::new(config.node_port_addresses.clone(), config.door.clone(), shutdown.clone()));
+    let proxy = Arc::new(proxy::Proxy::new(
+        config.node_port_addresses.clone(),
+        config.door.clone(),
+        config.gate.clone(),
+        shutdown.clone(),
+    ));
     tasks.spawn(watch::run(client, index, proxy, shutdown.clone()));
     tasks.close();
     shutdown.cancelled().await;

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
+use crate::gate::Gate;
 use crate::index::{Address, Key, Protocol, Service};
 use balance::Balancer;
 
@@ -27,6 +28,7 @@ use balance::Balancer;
 pub(crate) struct Proxy {
     node_port_addresses: Vec<IpAddr>,
     door: Option<Door>,
+    gate: Option<Gate>,
     /// By Service, then by where they listen.
     listeners: Mutex<HashMap<Key, HashMap<Listen, Listener>>>,
     shutdown: CancellationToken,
@@ -60,9 +62,10 @@ impl Proxy {
     pub(crate) fn new(
         node_port_addresses: Vec<IpAddr>,
         door: Option<Door>,
+        gate: Option<Gate>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { node_port_addresses, door, listeners: Mutex::default(), shutdown }
+        Self { node_port_addresses, door, gate, listeners: Mutex::default(), shutdown }
     }
 
     /// Brings the listeners of one Service up to date; none means that it is gone. Must be called in a runtime.
@@ -132,11 +135,12 @@ impl Proxy {
                 socket.listen(1024)?;
                 let listener = tokio::net::TcpListener::from_std(socket.into())?;
                 let (stop, balancer) = (stop.clone(), Arc::clone(&balancer));
-                tokio::spawn(tcp::serve(listener, balancer, stop, self.shutdown.clone()));
+                tokio::spawn(tcp::serve(listener, balancer, self.gate.clone(), stop, self.shutdown.clone()));
             }
             Protocol::Udp => {
                 let socket = tokio::net::UdpSocket::from_std(socket.into())?;
-                tokio::spawn(udp::serve(Arc::new(socket), Arc::clone(&balancer), stop.clone()));
+                let (balancer, gate) = (Arc::clone(&balancer), self.gate.clone());
+                tokio::spawn(udp::serve(Arc::new(socket), balancer, gate, stop.clone()));
             }
         }
         Ok(Listener { balancer, stop, socket: handle })

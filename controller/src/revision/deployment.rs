@@ -50,7 +50,7 @@ pub fn deployment(
             }),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
-                    labels: Some(labels(revision)),
+                    labels: Some(pod_labels(revision, platform)),
                     annotations: Some(annotations(revision)),
                     ..ObjectMeta::default()
                 }),
@@ -60,6 +60,13 @@ pub fn deployment(
         }),
         status: None,
     }
+}
+
+/// As the revision's, and what policies go by.
+fn pod_labels(revision: &Revision, platform: &Platform) -> BTreeMap<String, String> {
+    let mut labels = labels(revision);
+    labels.insert(ebb::MTLS_MODE.into(), platform.mtls_mode.to_string());
+    labels
 }
 
 /// Pods before the revision is first Ready: initial-scale, and at least min-scale.

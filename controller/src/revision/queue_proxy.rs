@@ -143,7 +143,7 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
         ("EBB_ACTIVATOR", platform.activator.clone()),
         ("EBB_CA", platform.ca.clone()),
         ("EBB_TRUST_DOMAIN", platform.trust_domain.clone()),
-        ("EBB_MTLS_MODE", platform.mtls_mode.clone()),
+        ("EBB_MTLS_MODE", platform.mtls_mode.to_string()),
     ];
     let field = |name: &str, path: &str| EnvVar {
         name: name.into(),

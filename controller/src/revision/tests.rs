@@ -28,6 +28,8 @@ struct Scene {
     pods: Vec<Arc<Pod>>,
     pa: Option<PodAutoscaler>,
     mesh_root: Option<ConfigMap>,
+    network_policy: Option<NetworkPolicy>,
+    mode: Mode,
     images: Vec<String>,
 }
 
@@ -47,6 +49,8 @@ impl Scene {
             pods: Vec::new(),
             pa: Some(pod_autoscaler(&revision)),
             mesh_root: Some(mesh_root(&revision, &platform())),
+            network_policy: Some(network_policy::network_policy(revision.namespace())),
+            mode: Mode::Strict,
             images: vec!["hello-00001-cache-user-container".into()],
             revision,
         }
@@ -82,9 +86,10 @@ impl Scene {
             pods: &self.pods,
             pod_autoscaler: self.pa.as_ref(),
             mesh_root: self.mesh_root.as_ref(),
+            network_policy: self.network_policy.as_ref(),
             images: &self.images,
         };
-        plan(&observed, &configs(), &platform(), at(1))
+        plan(&observed, &configs(), &Platform { mtls_mode: self.mode, ..platform() }, at(1))
     }
 }
 
@@ -314,4 +319,46 @@ fn reachability() {
         assert_eq!(value["spec"]["reachability"].as_str(), want, "{state}");
         assert_eq!(value["spec"]["scaleTargetRef"]["name"], "hello-00001-deployment");
     }
+}
+
+#[test]
+fn strict_pods_are_guarded_before_they_are_made_and_permissive_ones_are_not() {
+    let mut scene = Scene::settled();
+    (scene.deployment, scene.network_policy) = (None, None);
+    let plan = scene.run();
+    let first: Vec<String> = summary(&Plan { then: Vec::new(), ..plan.clone() });
+    assert_eq!(first, ["create NetworkPolicy/ebb-mesh"], "before the Deployment");
+    let pod = |plan: &Plan| {
+        let deployments = plan.then.iter().filter_map(|change| match change {
+            Change::Create(target, body) | Change::Patch(target, body)
+                if target.resource.kind == "Deployment" =>
+            {
+                Some(body.clone())
+            }
+            _ => None,
+        });
+        deployments.last().map(|body| body["spec"]["template"].clone()).expect("a Deployment")
+    };
+    assert_eq!(pod(&plan)["metadata"]["labels"]["mesh.ebb.dev/mtls"], "strict");
+    scene.mode = Mode::Permissive;
+    let plan = scene.run();
+    assert!(plan.first.is_empty(), "{:?}", summary(&plan));
+    let template = pod(&plan);
+    assert_eq!(template["metadata"]["labels"]["mesh.ebb.dev/mtls"], "permissive");
+    let env = template["spec"]["containers"][1]["env"].as_array().expect("env").clone();
+    let mode = env.iter().find(|e| e["name"] == "EBB_MTLS_MODE").expect("the sidecar's mode");
+    assert_eq!(mode["value"], "permissive", "label and sidecar say the same");
+    // A change of mode reaches pods that are there.
+    let mut scene = Scene::settled();
+    scene.mode = Mode::Permissive;
+    assert_eq!(pod(&scene.run())["metadata"]["labels"]["mesh.ebb.dev/mtls"], "permissive");
+}
+
+#[test]
+fn a_weakened_policy_is_put_right() {
+    let mut scene = Scene::settled();
+    assert_eq!(summary(&scene.run()), [""; 0]);
+    let spec = scene.network_policy.as_mut().and_then(|policy| policy.spec.as_mut()).expect("a policy");
+    spec.ingress.get_or_insert_default().push(Default::default());
+    assert_eq!(summary(&scene.run()), ["patch NetworkPolicy/ebb-mesh"]);
 }

@@ -2,9 +2,11 @@
 //!
 //! Paths: `/` says `NAME`; `/?sleep=MS` answers later; `/echo` gives the request's head back; `/env` the environment;
 //! `/exit?code=N` ends the process; `/fill?mb=N` takes memory and keeps it. Environment: `NAME`; `START_DELAY_MS` before listening; `FAIL_AT_START=code`.
+//!
+//! `testapp get ADDRESS:PORT`, run by `kubectl exec`, is a client instead.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Mutex;
 use std::time::Duration;
 use std::{env, process, thread};
@@ -32,6 +34,12 @@ extern "C" fn end(_: i32) {
 fn main() -> std::io::Result<()> {
     // SAFETY: the handler only calls `_exit`.
     unsafe { signal(SIGTERM, end) };
+    let arguments: Vec<String> = env::args().collect();
+    if let [_, command, address] = arguments.as_slice()
+        && command == "get"
+    {
+        return get(address);
+    }
     if let Some(code) = number("FAIL_AT_START") {
         eprintln!("told to fail at start");
         process::exit(code as i32);
@@ -46,6 +54,36 @@ fn main() -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A request as another pod would send it; its answer is printed, and that there is none is an error.
+fn get(address: &str) -> std::io::Result<()> {
+    let mut last = std::io::Error::other("no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(3)) {
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+                write!(stream, "GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+                let mut reader = BufReader::new(stream);
+                let (mut line, mut length) = (String::new(), 0);
+                reader.read_line(&mut line)?;
+                print!("{line}");
+                while line.trim_end() != "" {
+                    line.clear();
+                    reader.read_line(&mut line)?;
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap_or(0);
+                    }
+                }
+                let mut body = String::new();
+                reader.take(length).read_to_string(&mut body)?;
+                print!("{body}");
+                return Ok(());
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
 }
 
 fn serve(stream: TcpStream) -> std::io::Result<()> {

@@ -11,11 +11,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use cluster_firewall::Origin;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::container::Live;
 use crate::context::Context;
@@ -220,15 +221,16 @@ pub(crate) async fn perform(
     check: &Check,
     timeout: Duration,
 ) -> Result<(), String> {
+    let origin = context.origin.as_ref();
     let look = async {
         match check {
             Check::Exec(command) => {
                 let (code, output) = context.exec_collect(live, command.clone()).await?;
                 if code == 0 { Ok(()) } else { Err(String::from_utf8_lossy(&output).into_owned()) }
             }
-            Check::Http { tls, address, path, headers } => http(*tls, address, path, headers).await,
-            Check::Tcp(target) => connect(target).await.map(|_| ()),
-            Check::Grpc { address, service } => grpc(address, service).await,
+            Check::Http { tls, address, path, headers } => http(origin, *tls, address, path, headers).await,
+            Check::Tcp(target) => connect(origin, target).await.map(|_| ()),
+            Check::Grpc { address, service } => grpc(origin, address, service).await,
             Check::Sleep(duration) => {
                 tokio::time::sleep(*duration).await;
                 Ok(())
@@ -244,20 +246,32 @@ pub(crate) async fn perform(
     }
 }
 
-async fn connect(target: &Target) -> Result<TcpStream, String> {
+/// From the node's own address, which no policy keeps out.
+async fn connect(origin: Option<&Origin>, target: &Target) -> Result<TcpStream, String> {
     let fail = |error: std::io::Error| format!("dial tcp {}:{}: {error}", target.host, target.port);
-    let stream = match target.host.parse::<IpAddr>() {
-        Ok(ip) => TcpStream::connect(SocketAddr::new(ip, target.port)).await,
-        Err(_) => TcpStream::connect((target.host.as_str(), target.port)).await,
+    let stream = match (target.host.parse::<IpAddr>(), origin) {
+        (Ok(ip), Some(origin)) => {
+            let address = SocketAddr::new(ip, target.port);
+            let socket = origin.socket(address, socket2::Type::STREAM).map_err(fail)?;
+            TcpSocket::from_std_stream(socket.into()).connect(address).await
+        }
+        (Ok(ip), None) => TcpStream::connect(SocketAddr::new(ip, target.port)).await,
+        (Err(_), _) => TcpStream::connect((target.host.as_str(), target.port)).await,
     };
     stream.map_err(fail)
 }
 
-async fn http(tls: bool, target: &Target, path: &str, headers: &[(String, String)]) -> Result<(), String> {
+async fn http(
+    origin: Option<&Origin>,
+    tls: bool,
+    target: &Target,
+    path: &str,
+    headers: &[(String, String)],
+) -> Result<(), String> {
     let scheme = if tls { "https" } else { "http" };
     let url = format!("{scheme}://{}:{}{path}", target.host, target.port);
     let describe = |error: &dyn std::fmt::Display| format!("Get {url:?}: {error}");
-    let stream = connect(target).await.map_err(|error| describe(&error))?;
+    let stream = connect(origin, target).await.map_err(|error| describe(&error))?;
     let mut request =
         http::Request::get(path).header("user-agent", "kube-probe/1.35").header("accept", "*/*");
     let mut host = format!("{}:{}", target.host, target.port);
@@ -303,10 +317,10 @@ where
 }
 
 /// `grpc.health.v1.Health/Check`; its two messages are small enough to write by hand.
-async fn grpc(target: &Target, service: &str) -> Result<(), String> {
+async fn grpc(origin: Option<&Origin>, target: &Target, service: &str) -> Result<(), String> {
     let describe =
         |error: &dyn std::fmt::Display| format!("gRPC probe of {}:{}: {error}", target.host, target.port);
-    let stream = connect(target).await.map_err(|error| describe(&error))?;
+    let stream = connect(origin, target).await.map_err(|error| describe(&error))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -497,16 +511,16 @@ mod tests {
             requests
         });
         let headers = [("Host".to_owned(), "me".to_owned()), ("X-A".to_owned(), "b".to_owned())];
-        http(false, &target, "/z", &headers).await.unwrap();
-        http(false, &target, "/", &[]).await.unwrap();
-        assert!(http(false, &target, "/", &[]).await.unwrap_err().contains("statuscode: 503"));
+        http(None, false, &target, "/z", &headers).await.unwrap();
+        http(None, false, &target, "/", &[]).await.unwrap();
+        assert!(http(None, false, &target, "/", &[]).await.unwrap_err().contains("statuscode: 503"));
         let requests = server.await.unwrap();
         assert!(
             requests[0].starts_with("GET /z HTTP/1.1\r\n") && requests[0].contains("host: me\r\n"),
             "{requests:?}"
         );
         assert!(
-            http(false, &target, "/", &[]).await.unwrap_err().contains("refused"),
+            http(None, false, &target, "/", &[]).await.unwrap_err().contains("refused"),
             "nobody listens any more"
         );
     }

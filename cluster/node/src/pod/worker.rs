@@ -27,7 +27,7 @@ use super::volumes::{self, Source, Token, Tokens};
 use super::{begin, dns, probe, status, volume_dir};
 use crate::context::{Context, PodView};
 use crate::images::{Image, Policy};
-use crate::network::PodNetwork;
+use crate::network::{NetworkError, PodNetwork};
 
 /// A handle to a pod's worker.
 #[derive(Debug, Clone)]
@@ -216,6 +216,7 @@ impl Worker {
                 let network = self.network.lock().take();
                 self.view.network.lock().take();
                 if let Some(network) = network {
+                    self.context.policies.detach(&self.view.uid);
                     self.context.network.release(&network);
                 }
                 let _ = self.events.send(Event::SandboxRemoved);
@@ -236,9 +237,9 @@ impl Worker {
         let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
         tokio::spawn(async move {
             let claimed = if host_network {
-                context.network.claim_host().await
+                context.network.claim_host().await.map(Arc::new)
             } else {
-                context.network.claim(&dns::hostname(&pod)).await
+                claim(&context, &pod).await
             };
             let network = match claimed {
                 Ok(network) => network,
@@ -249,12 +250,12 @@ impl Worker {
             };
             let address = network.address;
             if let Err(error) = write_files(&context, &pod, address, &pod_dir) {
+                context.policies.detach(&view.uid);
                 context.network.release(&network);
                 let message = format!("cannot write {}: {error}", pod_dir.display());
                 let _ = events.send(Event::SandboxFailed(message));
                 return;
             }
-            let network = Arc::new(network);
             *view.network.lock() = Some(Arc::clone(&network));
             *slot.lock() = Some(network);
             let _ = events.send(Event::SandboxReady(address));
@@ -432,6 +433,24 @@ impl Worker {
         }
         info!(namespace, pod = name, "pod removed");
     }
+}
+
+/// A network of its own, with all that policies say of the pod in force.
+async fn claim(context: &Context, pod: &Pod) -> Result<Arc<PodNetwork>, NetworkError> {
+    let (policies, uid) = (&context.policies, pod.metadata.uid.as_deref().unwrap_or_default());
+    policies.listed().await;
+    let mut isolation = policies.isolation(uid);
+    let network = context.network.claim(&dns::hostname(pod), policies.rules(&isolation)).await?;
+    let network = Arc::new(network);
+    while let Err(newer) = policies.attach(uid, &network, isolation) {
+        if let Err(error) = context.network.enforce(&network, policies.rules(&newer)).await {
+            policies.detach(uid);
+            context.network.release(&network);
+            return Err(error);
+        }
+        isolation = newer;
+    }
+    Ok(network)
 }
 
 /// Whether a name means the tag `latest`.

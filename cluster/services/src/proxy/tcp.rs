@@ -8,10 +8,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::balance::Balancer;
+use crate::gate::Gate;
+use crate::index::Protocol;
 
 /// How long one endpoint is waited for before the next is tried. Endpoints are on this machine.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -20,6 +22,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 pub(super) async fn serve(
     listener: TcpListener,
     balancer: Arc<ArcSwap<Balancer>>,
+    gate: Option<Gate>,
     stop: CancellationToken,
     shutdown: CancellationToken,
 ) {
@@ -31,11 +34,11 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((client, peer)) => {
-                let (balancer, shutdown) = (balancer.load_full(), shutdown.clone());
+                let (balancer, gate, shutdown) = (balancer.load_full(), gate.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
-                        () = join(client, peer, &balancer) => {}
+                        () = join(client, peer, &balancer, gate.as_ref()) => {}
                     }
                 });
             }
@@ -48,8 +51,8 @@ pub(super) async fn serve(
     }
 }
 
-async fn join(mut client: TcpStream, peer: SocketAddr, balancer: &Balancer) {
-    let mut server = match connect(peer, balancer).await {
+async fn join(mut client: TcpStream, peer: SocketAddr, balancer: &Balancer, gate: Option<&Gate>) {
+    let mut server = match connect(peer, balancer, gate).await {
         Ok(server) => server,
         Err(error) => {
             tracing::debug!(%peer, %error, "no endpoint takes the connection");
@@ -67,10 +70,19 @@ async fn join(mut client: TcpStream, peer: SocketAddr, balancer: &Balancer) {
     }
 }
 
-async fn connect(peer: SocketAddr, balancer: &Balancer) -> io::Result<TcpStream> {
+async fn connect(peer: SocketAddr, balancer: &Balancer, gate: Option<&Gate>) -> io::Result<TcpStream> {
     let mut last = io::Error::other("no endpoints");
     for target in balancer.order(peer.ip(), Instant::now()) {
-        match tokio::time::timeout(CONNECT, TcpStream::connect(target)).await {
+        let open = async {
+            match gate {
+                Some(gate) => {
+                    let socket = gate.socket(peer.ip(), target, Protocol::Tcp)?;
+                    TcpSocket::from_std_stream(socket.into()).connect(target).await
+                }
+                None => TcpStream::connect(target).await,
+            }
+        };
+        match tokio::time::timeout(CONNECT, open).await {
             Ok(Ok(stream)) => {
                 balancer.chosen(peer.ip(), target, Instant::now());
                 return Ok(stream);

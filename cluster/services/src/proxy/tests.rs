@@ -68,7 +68,7 @@ async fn ask(address: SocketAddr, text: &str) -> std::io::Result<String> {
 async fn half_close_is_honoured_and_all_endpoints_are_used() {
     let virtual_ip = Ipv4Addr::new(127, 77, 0, 1);
     let port = free_port(virtual_ip).await;
-    let proxy = Proxy::new(Vec::new(), None, CancellationToken::new());
+    let proxy = Proxy::new(Vec::new(), None, None, CancellationToken::new());
     let targets = [echo("a").await, echo("b").await];
     proxy.update(&key(), Some(&service(virtual_ip, port, &targets, None)));
     let mut seen = std::collections::HashSet::new();
@@ -83,7 +83,7 @@ async fn a_dead_endpoint_is_passed_over() {
     let virtual_ip = Ipv4Addr::new(127, 77, 0, 2);
     let port = free_port(virtual_ip).await;
     let dead = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST).await));
-    let proxy = Proxy::new(Vec::new(), None, CancellationToken::new());
+    let proxy = Proxy::new(Vec::new(), None, None, CancellationToken::new());
     proxy.update(&key(), Some(&service(virtual_ip, port, &[dead, echo("a").await], None)));
     for _ in 0..20 {
         assert_eq!(ask((virtual_ip, port).into(), "x").await.unwrap(), "a:x");
@@ -97,7 +97,7 @@ async fn a_dead_endpoint_is_passed_over() {
 async fn no_endpoints_refuse_and_established_connections_stay() {
     let virtual_ip = Ipv4Addr::new(127, 77, 0, 3);
     let port = free_port(virtual_ip).await;
-    let proxy = Proxy::new(Vec::new(), None, CancellationToken::new());
+    let proxy = Proxy::new(Vec::new(), None, None, CancellationToken::new());
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = backend.local_addr().unwrap();
     proxy.update(&key(), Some(&service(virtual_ip, port, &[target], None)));
@@ -124,7 +124,7 @@ async fn no_endpoints_refuse_and_established_connections_stay() {
 async fn affinity_sticks() {
     let virtual_ip = Ipv4Addr::new(127, 77, 0, 4);
     let port = free_port(virtual_ip).await;
-    let proxy = Proxy::new(Vec::new(), None, CancellationToken::new());
+    let proxy = Proxy::new(Vec::new(), None, None, CancellationToken::new());
     let targets = [echo("a").await, echo("b").await, echo("c").await, echo("d").await];
     proxy.update(&key(), Some(&service(virtual_ip, port, &targets, Some(Duration::from_secs(60)))));
     let first = ask((virtual_ip, port).into(), "x").await.unwrap();
@@ -139,7 +139,7 @@ async fn a_node_port_in_use_is_left_alone() {
     let port = free_port(virtual_ip).await;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let number = taken.local_addr().unwrap().port();
-    let proxy = Proxy::new(vec![Ipv4Addr::LOCALHOST.into()], None, CancellationToken::new());
+    let proxy = Proxy::new(vec![Ipv4Addr::LOCALHOST.into()], None, None, CancellationToken::new());
     let mut with = service(virtual_ip, port, &[echo("a").await], None);
     with.ports[0].node_port = Some(number);
     proxy.update(&key(), Some(&with));
@@ -164,7 +164,7 @@ async fn datagrams_go_and_come_back() {
             server.send_to(&buffer[..length], peer).await.unwrap();
         }
     });
-    let proxy = Proxy::new(Vec::new(), None, CancellationToken::new());
+    let proxy = Proxy::new(Vec::new(), None, None, CancellationToken::new());
     proxy.update(&key(), Some(&service(virtual_ip, port, &[target], None)));
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.connect((virtual_ip, port)).await.unwrap();
@@ -174,4 +174,31 @@ async fn datagrams_go_and_come_back() {
         let length = client.recv(&mut buffer).await.unwrap();
         assert_eq!(&buffer[..length], text);
     }
+}
+
+#[tokio::test]
+async fn whom_policies_keep_out_gets_a_reset_and_others_come_from_the_agents_address() {
+    let virtual_ip = Ipv4Addr::new(127, 77, 0, 7);
+    let port = free_port(virtual_ip).await;
+    let backend = TcpListener::bind("127.78.0.1:0").await.unwrap();
+    let target = backend.local_addr().unwrap();
+    let agent = Ipv4Addr::new(127, 78, 0, 9);
+    let origin = cluster_firewall::Origin { address: agent, pods: "127.78.0.0/16".parse().unwrap() };
+    let gate = Gate::new(origin, |client, _, protocol| {
+        client == IpAddr::from([127, 0, 0, 5]) && protocol == Protocol::Tcp
+    });
+    let proxy = Proxy::new(Vec::new(), None, Some(gate), CancellationToken::new());
+    proxy.update(&key(), Some(&service(virtual_ip, port, &[target], None)));
+    let from = async |client: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::from(client), 0).into()).unwrap();
+        socket.connect((virtual_ip, port).into()).await.unwrap()
+    };
+    let mut refused = from([127, 0, 0, 6]).await;
+    assert_eq!(refused.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let mut let_in = from([127, 0, 0, 5]).await;
+    let (mut far, peer) = backend.accept().await.unwrap();
+    assert_eq!(peer.ip(), agent);
+    far.write_all(b"x").await.unwrap();
+    assert_eq!(let_in.read_u8().await.unwrap(), b'x');
 }

@@ -13,6 +13,8 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::balance::Balancer;
+use crate::gate::Gate;
+use crate::index::Protocol;
 
 /// A flow without an answer for so long is forgotten.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -22,7 +24,12 @@ const FLOWS: usize = 4096;
 type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;
 
 /// Forwards until `stop`.
-pub(super) async fn serve(socket: Arc<UdpSocket>, balancer: Arc<ArcSwap<Balancer>>, stop: CancellationToken) {
+pub(super) async fn serve(
+    socket: Arc<UdpSocket>,
+    balancer: Arc<ArcSwap<Balancer>>,
+    gate: Option<Gate>,
+    stop: CancellationToken,
+) {
     let flows = Flows::default();
     let mut buffer = vec![0; 65_536];
     loop {
@@ -34,7 +41,7 @@ pub(super) async fn serve(socket: Arc<UdpSocket>, balancer: Arc<ArcSwap<Balancer
         let known = flows.lock().get(&client).cloned();
         let upstream = match known {
             Some(upstream) => upstream,
-            None => match open(&socket, client, &balancer.load(), &flows, &stop).await {
+            None => match open(&socket, client, &balancer.load(), gate.as_ref(), &flows, &stop).await {
                 Some(upstream) => upstream,
                 None => continue,
             },
@@ -51,6 +58,7 @@ async fn open(
     socket: &Arc<UdpSocket>,
     client: SocketAddr,
     balancer: &Balancer,
+    gate: Option<&Gate>,
     flows: &Flows,
     stop: &CancellationToken,
 ) -> Option<Arc<UdpSocket>> {
@@ -58,8 +66,17 @@ async fn open(
         return None;
     }
     let target = balancer.order(client.ip(), Instant::now()).next()?;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let upstream = UdpSocket::bind(any).await.ok()?;
+    let upstream = match gate {
+        Some(gate) => {
+            let socket = gate.socket(client.ip(), target, Protocol::Udp);
+            let socket = socket.inspect_err(|error| tracing::debug!(%client, %error, "no flow")).ok()?;
+            UdpSocket::from_std(socket.into()).ok()?
+        }
+        None => {
+            let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            UdpSocket::bind(any).await.ok()?
+        }
+    };
     upstream.connect(target).await.ok()?;
     balancer.chosen(client.ip(), target, Instant::now());
     let upstream = Arc::new(upstream);
