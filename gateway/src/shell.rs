@@ -89,8 +89,13 @@ pub(crate) async fn serve(
         certificates.clone(),
         settler,
     );
-    tasks.spawn(programmer.run(inbox, client, synced, background.clone()));
+    tasks.spawn(programmer.run(inbox, client, synced.clone(), background.clone()));
 
+    // Whoever connects before the first table is there waits in a listener's queue: answered now, every host would be unknown.
+    tokio::select! {
+        () = synced.cancelled() => {}
+        () = shutdown.cancelled() => {}
+    }
     let servers = TaskTracker::new();
     let limits = ServerConfig::default();
     let external = Handler::new(snapshot.clone(), Side::External, &config);
