@@ -9,6 +9,7 @@
 
 mod managed;
 mod set;
+mod tracked;
 mod typed;
 
 use serde_json::Value;
@@ -106,7 +107,9 @@ pub fn apply(
         [only] => Err(only.clone()),
         several => Err(format!("errors:\n  {}", several.join("\n  "))),
     };
-    fits.map_err(|e| ApplyError::Invalid(format!("failed to create typed patch object ({}): {e}", title(&applied))))?;
+    fits.map_err(|e| {
+        ApplyError::Invalid(format!("failed to create typed patch object ({}): {e}", title(&applied)))
+    })?;
     let skeleton = skeleton(&applied);
     let before = live.map_or_else(|| skeleton.clone(), without_managers);
     let mut managers = managed::decode(live);
@@ -188,7 +191,9 @@ fn noted(applied: &Value) -> String {
 /// a conflict when it turns to server-side apply.
 fn last_applied(schema: &Schema, live: Option<&Value>) -> FieldSet {
     let note = live.and_then(|live| live["metadata"]["annotations"][LAST_APPLIED].as_str());
-    let Some(noted) = note.and_then(|note| serde_json::from_str::<Value>(note).ok()) else { return FieldSet::default() };
+    let Some(noted) = note.and_then(|note| serde_json::from_str::<Value>(note).ok()) else {
+        return FieldSet::default();
+    };
     let live = live.map(without_managers).unwrap_or_default();
     let diff = typed::compare(schema.root(), &noted, &live);
     typed::field_set(Some(schema.root()), &noted).difference(&diff.modified.union(&diff.removed))
@@ -199,19 +204,30 @@ fn last_applied(schema: &Schema, live: Option<&Value>) -> FieldSet {
 /// A client may write `managedFields` itself (kubectl does, to move from client-side to server-side apply); without any, those of
 /// `old` go on; a list of one empty entry forgets them all. An update of an object that nobody tracks stays untracked.
 pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, manager: &Manager<'_>, now: &str) {
+    let diff = match old {
+        Some(old) => typed::compare_tracked(schema.root(), old, new),
+        None => typed::compare_tracked(schema.root(), &skeleton(new), new),
+    };
+    if let Some(old) = old
+        && tracked::keep(old, new, manager, &diff, now)
+    {
+        return;
+    }
+    recompute(old, new, manager, &diff, now);
+}
+
+/// The long way of [`track_update`].
+fn recompute(old: Option<&Value>, new: &mut Value, manager: &Manager<'_>, diff: &typed::Diff, now: &str) {
     let mut managers = if managed::is_reset(new) {
         Managers::new()
     } else {
         let given = if manager.subresource.is_empty() { managed::decode(Some(new)) } else { Managers::new() };
         if given.is_empty() { managed::decode(old) } else { given }
     };
-    let after = without_managers(new);
-    let before = old.map_or_else(|| skeleton(&after), without_managers);
     if old.is_some() && managers.is_empty() {
         managed::encode(&managers, new);
         return;
     }
-    let diff = typed::compare(schema.root(), &before, &after);
     // The operation is a manager of its own until it is known whether it took anything.
     let current = Key {
         operation: "Update".into(),
@@ -219,7 +235,7 @@ pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, manag
         subresource: String::new(),
         ..Key::of(manager, "")
     };
-    yield_fields(&mut managers, &current, &diff);
+    yield_fields(&mut managers, &current, diff);
     let taken = strip(diff.modified.union(&diff.added));
     if !taken.is_empty() {
         let key = Key::of(manager, now);

@@ -375,6 +375,25 @@ proptest! {
     }
 
     #[test]
+    fn the_short_way_of_tracking_ends_where_the_long_way_does(steps in proptest::collection::vec((0..3_usize, spec()), 1..6)) {
+        let schema = deployment();
+        let mut object = object(json!({"replicas": 1}));
+        track_update(&schema, None, &mut object, &by("first", "Update"), T1);
+        for (turn, (who, spec)) in steps.into_iter().enumerate() {
+            let writer = [by("first", "Update"), by("second", "Update"), Manager { subresource: "status", ..by("first", "Update") }][who];
+            let now = format!("2026-01-01T00:00:{turn:02}Z");
+            let mut new = object.clone();
+            new["spec"] = spec;
+            let mut long = new.clone();
+            track_update(&schema, Some(&object), &mut new, &writer, &now);
+            let diff = typed::compare(schema.root(), &without_managers(&object), &without_managers(&long));
+            recompute(Some(&object), &mut long, &writer, &diff, &now);
+            prop_assert_eq!(&new, &long);
+            object = new;
+        }
+    }
+
+    #[test]
     fn comparing_with_itself_finds_nothing(a in spec(), b in spec()) {
         let schema = deployment();
         let (a, b) = (object(a), object(b));

@@ -78,16 +78,24 @@ pub(crate) fn fits(sub: Option<&Sub>, value: &Value, path: &str, errors: &mut Ve
         }
         (Ty::Array, Value::Array(items)) => {
             for (index, item) in items.iter().enumerate() {
-                let step = if sub.list == ListType::Atomic { format!("i:{index}").into() } else { item_step(sub, index, item) };
+                let step = if sub.list == ListType::Atomic {
+                    format!("i:{index}").into()
+                } else {
+                    item_step(sub, index, item)
+                };
                 let step = FieldSet { members: [step].into(), ..FieldSet::default() };
                 fits(sub.items.as_deref(), item, &format!("{path}{}", step.paths()[0]), errors);
             }
             return;
         }
-        (Ty::String, Value::String(_)) | (Ty::Boolean, Value::Bool(_)) | (Ty::Integer | Ty::Number, Value::Number(_)) => return,
+        (Ty::String, Value::String(_))
+        | (Ty::Boolean, Value::Bool(_))
+        | (Ty::Integer | Ty::Number, Value::Number(_)) => return,
         (Ty::String, _) => format!("expected string, got {}", unstructured()),
         (Ty::Boolean, _) => format!("expected boolean, got {}", unstructured()),
-        (Ty::Integer | Ty::Number, _) => format!("expected numeric (int or float), got {}", go_type_of(value)),
+        (Ty::Integer | Ty::Number, _) => {
+            format!("expected numeric (int or float), got {}", go_type_of(value))
+        }
         (Ty::Array, _) => format!("expected list, got &{{{}}}", go_text(value)),
         (Ty::Object, _) => format!("expected map, got &{{{}}}", go_text(value)),
     };
@@ -227,6 +235,34 @@ pub(crate) fn compare(sub: &Sub, lhs: &Value, rhs: &Value) -> Diff {
     out
 }
 
+/// Compares two objects but for their `managedFields`, and without copying them first.
+pub(crate) fn compare_tracked(sub: &Sub, lhs: &Value, rhs: &Value) -> Diff {
+    const METADATA: &str = "metadata";
+    let mut out = Diff::default();
+    let (Value::Object(left), Value::Object(right)) = (lhs, rhs) else { return compare(sub, lhs, rhs) };
+    maps(Some(sub), Some(left), Some(right), Some(METADATA), &mut out);
+    let (left, right) = (left.get(METADATA), right.get(METADATA));
+    let child = sub.field(METADATA).sub();
+    let mut below = Diff::default();
+    let own = match (left, right) {
+        (Some(Value::Object(left)), Some(Value::Object(right))) => {
+            maps(child, Some(left), Some(right), Some("managedFields"), &mut below);
+            Own::Same
+        }
+        (Some(Value::Object(left)), None) => {
+            maps(child, Some(left), None, Some("managedFields"), &mut below);
+            Own::Removed
+        }
+        (None, Some(Value::Object(right))) => {
+            maps(child, None, Some(right), Some("managedFields"), &mut below);
+            Own::Added
+        }
+        _ => differ(child, left, right, &mut below),
+    };
+    out.graft("f:metadata", below, own);
+    out
+}
+
 /// Fields that are structs by value in Kubernetes' own types: they are always there, so that they never come or go as fields.
 const ALWAYS: [&str; 11] = [
     "metadata",
@@ -274,7 +310,7 @@ fn differ(sub: Option<&Sub>, lhs: Option<&Value>, rhs: Option<&Value>, out: &mut
         return whole;
     }
     if left.or(right) == Some(Shape::Map) {
-        maps(sub, lhs.and_then(Value::as_object), rhs.and_then(Value::as_object), out);
+        maps(sub, lhs.and_then(Value::as_object), rhs.and_then(Value::as_object), None, out);
     } else {
         lists(sub, lhs.and_then(Value::as_array), rhs.and_then(Value::as_array), out);
     }
@@ -294,15 +330,19 @@ fn maps(
     sub: Option<&Sub>,
     lhs: Option<&Map<String, Value>>,
     rhs: Option<&Map<String, Value>>,
+    hidden: Option<&str>,
     out: &mut Diff,
 ) {
     let builtin = sub.is_some_and(|s| s.type_name.is_some());
     let both = lhs.is_some() && rhs.is_some();
     let keys = lhs.into_iter().flat_map(Map::keys);
     let more = rhs.into_iter().flat_map(Map::keys).filter(|k| lhs.is_none_or(|l| !l.contains_key(*k)));
-    for key in keys.chain(more) {
-        let child = sub.and_then(|s| s.field(key).sub());
+    for key in keys.chain(more).filter(|key| hidden != Some(key.as_str())) {
         let (l, r) = (lhs.and_then(|m| m.get(key)), rhs.and_then(|m| m.get(key)));
+        if l.is_some() && l == r {
+            continue;
+        }
+        let child = sub.and_then(|s| s.field(key).sub());
         let (l, r) = if builtin && both && ALWAYS.contains(&key.as_str()) {
             (
                 l.or(r.filter(|v| v.is_object()).map(|_| &*EMPTY)),
