@@ -1,32 +1,36 @@
 //! The Helm chart: the objects of `config/`, with what differs between clusters taken from values.
 
-use super::*;
+use std::cell::RefCell;
+
 use serde_json::json;
+
+use super::*;
 
 const COMPONENTS: [&str; 4] = ["activator", "autoscaler", "controller", "gateway"];
 
-/// Stands in an object for a template, and takes its place in the YAML.
+thread_local! {
+    /// The templates that markers stand for.
+    static TEMPLATES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Stands in an object for a template, and takes its place in the YAML: short, so that the line is not folded.
 fn marker(template: &str) -> Value {
-    // Hexadecimal, so that no YAML quoting touches it.
-    let hex: String = template.bytes().map(|b| format!("{b:02x}")).collect();
-    json!(format!("helm{hex}helm"))
+    TEMPLATES.with(|all| {
+        let mut all = all.borrow_mut();
+        all.push(template.to_owned());
+        json!(format!("helm-{}-helm", all.len() - 1))
+    })
 }
 
 /// Puts the templates where their markers are, and protects what only looks like one.
 fn templated(yaml: &str) -> String {
-    let mut out = String::new();
-    let escaped = yaml.replace("{{", "{{ \"{{\" }}");
-    for line in escaped.lines() {
-        match line.split_once("helm").and_then(|(before, rest)| {
-            let (hex, after) = rest.split_once("helm")?;
-            let bytes = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok());
-            Some((before, String::from_utf8(bytes.collect::<Option<Vec<u8>>>()?).ok()?, after))
-        }) {
-            Some((before, template, after)) => out.push_str(&format!("{before}{template}{after}\n")),
-            None => out.push_str(&format!("{line}\n")),
+    let mut text = yaml.replace("{{", "{{ \"{{\" }}");
+    TEMPLATES.with(|all| {
+        for (n, template) in all.borrow().iter().enumerate() {
+            text = text.replace(&format!("helm-{n}-helm"), template);
         }
-    }
-    out
+    });
+    text
 }
 
 fn component(object: &mut Value) {
@@ -173,5 +177,49 @@ fn every_component_can_be_sized() {
     for name in COMPONENTS {
         assert!(values[name]["resources"]["requests"]["memory"].is_string(), "{name}");
         assert_eq!(values[name]["replicas"], 1);
+    }
+}
+
+/// Rendered without values, the chart is the objects of `config/`.
+#[test]
+#[ignore = "needs helm 3 in PATH: go install helm.sh/helm/v3/cmd/helm@latest"]
+fn helm_renders_the_same_objects() {
+    let rendered = std::process::Command::new("helm")
+        .args(["template", "ebb", "charts/ebb", "--namespace", "ebb-system", "--kube-version", "1.35.0"])
+        .current_dir(root())
+        .output()
+        .expect("helm");
+    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    let text = String::from_utf8(rendered.stdout).expect("text");
+    let id = |o: &Value| format!("{} {}", o["kind"], o["metadata"]["name"]);
+    let found: BTreeMap<String, Value> = text
+        .split("\n---\n")
+        .filter_map(|document| serde_saphyr::from_str::<Value>(document).ok())
+        .filter(Value::is_object)
+        .map(|mut object| {
+            // Empty lists and maps of values without anything in them.
+            drop_empty(&mut object);
+            (id(&object), object)
+        })
+        .collect();
+    for mut object in stages().into_iter().filter(|s| s.name != "namespace").flat_map(|s| s.objects) {
+        let mut rendered =
+            found.get(&id(&object)).unwrap_or_else(|| panic!("{} is missing", id(&object))).clone();
+        if let Some(meta) = rendered["metadata"].as_object_mut() {
+            meta.remove("annotations");
+        }
+        drop_empty(&mut object);
+        assert_eq!(rendered, object, "{}", id(&object));
+    }
+}
+
+fn drop_empty(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(drop_empty);
+            map.retain(|_, v| !v.is_null() && *v != json!({}) && *v != json!([]));
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_empty),
+        _ => {}
     }
 }
