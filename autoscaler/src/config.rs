@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ebb_component::leader::Candidate;
 use ebb_component::{BadVariable, Env, Ports};
 use ebb_http::ports;
 
@@ -16,6 +17,8 @@ pub struct Config {
     pub mtls_port: u16,
     /// Ports of health and metrics (EBB_HEALTH_PORT, EBB_METRICS_PORT).
     pub ports: Ports,
+    /// Our name in the election of the replica that decides (POD_NAME, POD_IP); without one there is no election.
+    pub candidate: Option<Candidate>,
     /// Port of the queue-proxies' load reports (EBB_STATS_PORT).
     pub stats_port: u16,
 }
@@ -27,6 +30,7 @@ impl Default for Config {
             bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             mtls_port: ports::MTLS,
             ports: Ports::default(),
+            candidate: None,
             stats_port: ports::AUTOSCALE_METRICS,
         }
     }
@@ -44,6 +48,7 @@ impl Config {
             bind: env.bind()?,
             mtls_port: env.parsed("EBB_MTLS_PORT", "a port", default.mtls_port)?,
             ports: env.ports()?,
+            candidate: env.candidate()?,
             stats_port: env.parsed("EBB_STATS_PORT", "a port", default.stats_port)?,
         })
     }

@@ -18,6 +18,7 @@ use crate::core::Mode;
 use crate::settings::{Defaults, is_ours};
 
 mod explain;
+mod figures;
 mod revision;
 mod status;
 
@@ -101,8 +102,10 @@ pub enum Event {
     Replicas(Key, u32),
     /// The configuration changed.
     Config(Box<Defaults>),
-    /// All watches have delivered what exists: deciding may start.
-    Synced,
+    /// All is known that exists, and it is on us to decide: start.
+    Start,
+    /// It is on somebody else to decide: follow what happens, ask for nothing, and forget what was decided.
+    StandBy,
     /// What the sampled pods reported, projected on all of them; none when too few answered.
     Collected(Key, Option<Load>),
     /// Whether the probe through the public endpoints met activators only.
@@ -176,12 +179,12 @@ pub struct Engine {
     /// When to look at which; at most one entry for each.
     calendar: BTreeSet<(Duration, Key)>,
     defaults: Defaults,
-    synced: bool,
+    started: bool,
     effects: Vec<Effect>,
 }
 
 impl Engine {
-    /// An engine that knows nothing and decides nothing until [`Event::Synced`].
+    /// An engine that knows nothing and decides nothing until [`Event::Start`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -245,8 +248,13 @@ impl Engine {
                     self.react(&key, true, now);
                 }
             }
-            Event::Synced => {
-                if !std::mem::replace(&mut self.synced, true) {
+            Event::StandBy => {
+                self.started = false;
+                self.calendar.clear();
+                self.revisions.values_mut().for_each(Revision::stand_by);
+            }
+            Event::Start => {
+                if !std::mem::replace(&mut self.started, true) {
                     let keys: Vec<Key> = self.revisions.keys().cloned().collect();
                     for key in keys {
                         if let Some(revision) = self.revisions.get_mut(&key) {
@@ -356,6 +364,11 @@ impl Engine {
             .map(|revision| revision.explain(key))
     }
 
+    /// Whether it decides.
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
     /// How many revisions are scaled, and how many of them are at rest.
     pub fn counts(&self) -> (usize, usize) {
         let all = self.revisions.values().filter(|revision| revision.pa().is_some()).count();
@@ -363,7 +376,7 @@ impl Engine {
     }
 
     fn react(&mut self, key: &Key, decide: bool, now: Duration) {
-        if self.synced
+        if self.started
             && let Some(revision) = self.revisions.get_mut(key)
         {
             revision.react(key, decide, now, &mut self.effects);
@@ -380,7 +393,7 @@ impl Engine {
             self.calendar.remove(&(at, key.clone()));
         }
         if let Some(at) = after
-            && self.synced
+            && self.started
         {
             self.calendar.insert((at, key.clone()));
         }

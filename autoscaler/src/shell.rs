@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ebb_component::leader::{Election, Standing};
 use ebb_component::{Admin, Health, ListenError, listen};
 use ebb_http::wire::{PokeResponse, StatBatch};
 use ebb_mesh::Identity;
@@ -15,9 +16,11 @@ use tokio_util::task::TaskTracker;
 use crate::WATCHES;
 use crate::config::Config;
 use crate::engine::{Effect, Engine, Event, Explanation, Key};
+use pass_on::PassOn;
 
 mod collect;
 mod execute;
+mod pass_on;
 mod ports;
 mod sources;
 
@@ -35,8 +38,11 @@ pub enum Error {
 /// What reaches the task that owns the engine.
 pub(crate) enum Message {
     Event(Event),
+    /// All watches have delivered what exists.
+    Synced,
     Report(StatBatch, oneshot::Sender<PokeResponse>),
     Explain(Key, oneshot::Sender<Option<Explanation>>),
+    Figures(oneshot::Sender<String>),
 }
 
 pub(crate) type Mailbox = mpsc::UnboundedSender<Message>;
@@ -91,24 +97,40 @@ pub(crate) async fn serve(
     let tasks = TaskTracker::new();
 
     sources::spawn(&tasks, &client, &config.namespace, &mailbox, &synced, &shutdown);
-    tasks.spawn(ports::reports(reports, &config, identity.clone(), mailbox.clone(), shutdown.clone())?);
-    admin.also_serve(ports::explanations(mailbox.clone()));
+    let ending = admin.health().ending(&shutdown);
+    let (namespace, me) = (&config.namespace, config.candidate.clone());
+    let election = Election::of(client.clone(), namespace, "autoscaler", me, ending);
+    let pass_on = PassOn::new(identity.clone(), election.clone(), &config);
+    tasks.spawn(ports::reports(
+        reports,
+        &config,
+        identity.clone(),
+        mailbox.clone(),
+        pass_on,
+        shutdown.clone(),
+    )?);
+    admin.also_serve(ports::explanations(mailbox.clone(), election.clone(), config.ports.health));
+    admin.also_tell(ports::figures(mailbox.clone(), election.clone()));
     let executor = Arc::new(execute::Executor::new(client, identity, &config, mailbox));
-    tasks.spawn(own(inbox, executor, tasks.clone(), shutdown));
+    tasks.spawn(own(inbox, executor, election.clone(), tasks.clone(), shutdown));
     tasks.close();
     tasks.wait().await;
+    election.released().await;
     Ok(())
 }
 
-/// Owns the engine.
+/// Owns the engine, which decides while this replica leads. A leader that cannot reach the API server is none any more and writes
+/// nothing, but goes on collecting: when it leads again and nobody did meanwhile, nothing is forgotten.
 async fn own(
     mut inbox: mpsc::UnboundedReceiver<Message>,
     executor: Arc<execute::Executor>,
+    mut election: Election,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
     let clock = Clock::new();
     let mut engine = Engine::new();
+    let mut synced = false;
     let start = |effects: Vec<Effect>| {
         for effect in effects {
             let executor = executor.clone();
@@ -126,8 +148,32 @@ async fn own(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            standing = election.changed() => match standing {
+                Standing::Leads(term) => {
+                    executor.begin(Some(term));
+                    if synced {
+                        start(engine.handle(Event::Start, clock.now()));
+                    }
+                }
+                Standing::Unknown => executor.begin(None),
+                Standing::Follows(_) => {
+                    executor.begin(None);
+                    start(engine.handle(Event::StandBy, clock.now()));
+                }
+            },
             message = inbox.recv() => match message {
                 None => return,
+                Some(Message::Synced) => {
+                    synced = true;
+                    if election.leads() {
+                        start(engine.handle(Event::Start, clock.now()));
+                    }
+                }
+                // Whoever reports finds out who decides.
+                Some(Message::Report(..)) if !engine.is_started() => {}
+                Some(Message::Figures(answer)) => {
+                    let _ = answer.send(engine.figures());
+                }
                 Some(Message::Event(event)) => start(engine.handle(event, clock.now())),
                 Some(Message::Report(batch, answer)) => {
                     let (response, effects) = engine.report(&batch, clock.now());

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use ebb_mesh::IdentityConfig;
 
 use crate::admin::Ports;
+use crate::leader::Candidate;
 
 /// A variable that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -101,6 +102,15 @@ impl<'a> Env<'a> {
             health: self.parsed("EBB_HEALTH_PORT", "a port", default.health)?,
             metrics: self.parsed("EBB_METRICS_PORT", "a port", default.metrics)?,
         })
+    }
+
+    /// This replica's name in elections: POD_NAME and POD_IP. None where it is no pod, and then there is no election.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn candidate(&self) -> Result<Option<Candidate>, BadVariable> {
+        let address = self.optional("POD_IP", "an IP address")?;
+        Ok(self.get("POD_NAME").zip(address).map(|(pod, address)| Candidate { pod, address }))
     }
 
     /// How this pod gets its mesh identity: EBB_CA (host:port of the authority, default the Service `controller`) and

@@ -48,6 +48,18 @@ impl Health {
         &self.stopping
     }
 
+    /// A token that is cancelled when the component begins to end, or at the latest with `shutdown`.
+    pub fn ending(&self, shutdown: &CancellationToken) -> CancellationToken {
+        let (ending, stopping) = (shutdown.child_token(), self.stopping.clone());
+        let cancel = ending.clone();
+        tokio::spawn(async move {
+            if cancel.run_until_cancelled(stopping.cancelled()).await.is_some() {
+                cancel.cancel();
+            }
+        });
+        ending
+    }
+
     /// Why it is not ready.
     pub fn missing(&self) -> Option<String> {
         if self.stopping.is_cancelled() {

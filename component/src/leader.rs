@@ -98,7 +98,10 @@ pub enum Standing {
 
 /// The election as a component sees it.
 #[derive(Clone, Debug)]
-pub struct Election(watch::Receiver<Standing>);
+pub struct Election {
+    standing: watch::Receiver<Standing>,
+    released: CancellationToken,
+}
 
 impl Election {
     /// Stands for election until `stop`, then gives the Lease back. Must run in a tokio runtime.
@@ -123,45 +126,63 @@ impl Election {
         times: Option<LeaderElection>,
         stop: CancellationToken,
     ) -> Self {
-        let (tell, told) = watch::channel(Standing::Unknown);
-        tokio::spawn(keeper::run(keeper::Seat::new(client, namespace, component, me, tell), times, stop));
-        Self(told)
+        let (tell, mut standing) = watch::channel(Standing::Unknown);
+        standing.mark_changed();
+        let released = CancellationToken::new();
+        let seat = keeper::Seat::new(client, namespace, component, me, tell);
+        tokio::spawn(keeper::run(seat, times, stop, released.clone().drop_guard()));
+        Self { standing, released }
     }
 
     /// No election: this one leads until `stop`, as where there is only one.
     pub fn alone(stop: &CancellationToken) -> Self {
         let mut term = Term::new(None);
         term.lost = stop.child_token();
-        Self(watch::channel(Standing::Leads(term)).1)
+        let mut standing = watch::channel(Standing::Leads(term)).1;
+        standing.mark_changed();
+        let released = CancellationToken::new();
+        released.cancel();
+        Self { standing, released }
     }
 
-    /// The standing of now.
-    pub fn standing(&self) -> Standing {
-        self.0.borrow().clone()
-    }
-
-    /// The term, if this one leads.
-    pub fn term(&self) -> Option<Term> {
-        match &*self.0.borrow() {
-            Standing::Leads(term) => Some(term.clone()),
-            _ => None,
+    /// This replica's election: against others if it is a pod (`me`), else it leads.
+    pub fn of(
+        client: kube::Client,
+        namespace: &str,
+        component: &'static str,
+        me: Option<Candidate>,
+        stop: CancellationToken,
+    ) -> Self {
+        match me {
+            Some(me) => Self::stand(client, namespace, component, me, stop),
+            None => Self::alone(&stop),
         }
+    }
+
+    /// Whether this one leads.
+    pub fn leads(&self) -> bool {
+        matches!(&*self.standing.borrow(), Standing::Leads(term) if term.is_on())
     }
 
     /// Somebody else who leads.
     pub fn leader(&self) -> Option<Candidate> {
-        match &*self.0.borrow() {
+        match &*self.standing.borrow() {
             Standing::Follows(leader) => Some(leader.clone()),
             _ => None,
         }
     }
 
-    /// Waits for another standing than the last that was seen by this handle; for ever when there will be none.
+    /// Waits for another standing than this handle told last; the first time it tells that of now. For ever when there will be none.
     pub async fn changed(&mut self) -> Standing {
-        if self.0.changed().await.is_err() {
+        if self.standing.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        self.0.borrow_and_update().clone()
+        self.standing.borrow_and_update().clone()
+    }
+
+    /// Waits until the Lease was given back, after `stop`.
+    pub async fn released(&self) {
+        self.released.cancelled().await;
     }
 
     /// Runs `work` in each term of this one until `stop`. Work is dropped where it stands when its term is over.
@@ -169,7 +190,6 @@ impl Election {
     where
         F: Future<Output = ()>,
     {
-        self.0.mark_changed();
         loop {
             let Some(standing) = stop.run_until_cancelled(self.changed()).await else { return };
             let Standing::Leads(term) = standing else { continue };

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use ebb_api::meta::ebb::{MESH_AUDIENCE, MESH_ROOT};
-use ebb_mesh::SpiffeId;
-use ebb_mesh::ca::{Authority, CertificateRequest, MaterialPem};
+use ebb_mesh::ca::{Authority, CertificateRequest};
+use ebb_mesh::{Backoff, SpiffeId};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
@@ -20,9 +20,13 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::custody::Custody;
 use crate::error::Error;
-use crate::{secrets, tls};
+use crate::tls;
 
+const FIELD_MANAGER: &str = "ebb-controller";
+/// How often what is published is written again, should somebody have changed it.
+const MAKE_SURE: Duration = Duration::from_secs(300);
 /// The Secret with the authority's key.
 const SECRET: &str = "ebb-mesh-ca";
 
@@ -31,26 +35,10 @@ const SECRET: &str = "ebb-mesh-ca";
 /// A Secret with `tls.crt`, `tls.key` and `ca.crt` made by the user (an intermediate of their own) is taken as it is.
 ///
 /// # Errors
-/// When the Secret cannot be had or is damaged.
-pub async fn ensure_authority(client: &Client, config: &Config) -> Result<Arc<Authority>, Error> {
-    let make = || {
-        let root = MaterialPem::generate_root(&config.trust_domain, SystemTime::now())?;
-        Ok(secrets::Data::from([
-            ("tls.crt".to_owned(), root.chain.into_bytes()),
-            ("tls.key".to_owned(), root.key.into_bytes()),
-            ("ca.crt".to_owned(), root.roots.into_bytes()),
-        ]))
-    };
-    let data = secrets::ensure(client, &config.system_namespace, SECRET, make).await?;
-    let field = |key: &str| {
-        data.get(key).and_then(|v| String::from_utf8(v.clone()).ok()).ok_or_else(|| Error::Secret {
-            name: SECRET.into(),
-            message: format!("{key} is missing or no text"),
-        })
-    };
-    let pem = MaterialPem { chain: field("tls.crt")?, key: field("tls.key")?, roots: field("ca.crt")? };
-    let authority = Authority::new(config.trust_domain.clone(), config.certificate_ttl, &pem)?;
-    Ok(Arc::new(authority))
+/// When the Secret is damaged.
+pub async fn ensure_authority(client: &Client, config: &Config) -> Result<Arc<Custody>, Error> {
+    let (namespace, domain) = (&config.system_namespace, &config.trust_domain);
+    Custody::open(client, namespace, SECRET, domain, config.certificate_ttl, &config.renewal).await
 }
 
 #[derive(Clone)]
@@ -63,9 +51,10 @@ struct Endpoint {
 pub(crate) async fn run(
     config: &Arc<Config>,
     client: Client,
-    authority: Arc<Authority>,
+    custody: Arc<Custody>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let authority = custody.authority().clone();
     let namespace = &config.system_namespace;
     let mut names = vec![
         format!("controller.{namespace}"),
@@ -79,37 +68,43 @@ pub(crate) async fn run(
     let router = Router::new()
         .route(ebb_mesh::CERTIFICATES_PATH, post(certificates))
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
-        .with_state(Endpoint { client: client.clone(), authority: authority.clone() });
-    let published = shutdown.run_until_cancelled(publish_roots(&client, namespace, &authority));
-    tokio::join!(tls::serve(listener, tls, router, shutdown.clone()), published);
+        .with_state(Endpoint { client: client.clone(), authority });
+    let published = shutdown.run_until_cancelled(publish_roots(&client, namespace, &custody));
+    let kept = custody.keep(shutdown.clone());
+    tokio::join!(tls::serve(listener, tls, router, shutdown.clone()), kept, published);
     Ok(())
 }
 
 /// Keeps the roots where the pods of the other components mount them; they do not start before. Namespaces with revisions get theirs
 /// from the reconciler.
-async fn publish_roots(client: &Client, namespace: &str, authority: &Authority) {
+async fn publish_roots(client: &Client, namespace: &str, custody: &Custody) {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams::apply("ebb-controller").force();
-    let mut failures = 0_u32;
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let mut news = custody.changed();
+    let mut pauses = pauses();
     loop {
+        news.mark_unchanged();
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": MESH_ROOT, "labels": {"app.kubernetes.io/managed-by": "ebb"}},
-            "data": {"ca.crt": authority.roots_pem()},
+            "data": {"ca.crt": custody.authority().roots_pem()},
         });
         let wait = match api.patch(MESH_ROOT, &params, &Patch::Apply(&map)).await {
             Ok(_) => {
-                failures = 0;
-                Duration::from_secs(60)
+                pauses = self::pauses();
+                MAKE_SURE
             }
             Err(error) => {
-                failures += 1;
-                tracing::warn!(%error, "the mesh's roots could not be published; will be tried again");
-                Duration::from_millis(100 << failures.min(6))
+                tracing::warn!(%error, "ConfigMap {MESH_ROOT} could not be written; will be tried again");
+                pauses.next(rand::random())
             }
         };
-        tokio::time::sleep(wait).await;
+        let _ = tokio::time::timeout(wait, news.changed()).await;
     }
+}
+
+const fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(10))
 }
 
 async fn certificates(
@@ -154,7 +149,10 @@ async fn certificates(
             endpoint.authority.issue(&request.csr, &id, SystemTime::now()).map_err(|e| e.to_string())
         });
     match issued {
-        Ok(response) => Json(response).into_response(),
+        Ok(response) => {
+            metrics::counter!("ebb_controller_certificates_issued_total").increment(1);
+            Json(response).into_response()
+        }
         Err(error) => refuse(StatusCode::BAD_REQUEST, &error),
     }
 }
@@ -167,6 +165,7 @@ fn account_of(user: &str) -> Option<(&str, &str)> {
 }
 
 fn refuse(code: StatusCode, message: &str) -> Response {
+    metrics::counter!("ebb_controller_certificates_refused_total").increment(1);
     (code, Json(json!({"error": message}))).into_response()
 }
 

@@ -12,6 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::revision::Platform;
 
+const CERTIFICATE_TTL: Duration = Duration::from_secs(24 * 3600);
+const ROTATE_AFTER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Kubelet takes up to two minutes to bring a changed ConfigMap into a running pod.
+const SHORTEST_STEP: Duration = Duration::from_secs(600);
 const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(32).expect("it is not 0");
 
 /// What must have happened before the platform takes work. Shared by its clones.
@@ -35,6 +39,16 @@ impl Readiness {
     }
 }
 
+/// When a key that signs certificates is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// When it is this old; none for never.
+    pub after: Option<Duration>,
+    /// How long each step takes: at least the lifetime of the certificates that it signs, and long enough for the news of a root to reach
+    /// whoever shall trust it.
+    pub step: Duration,
+}
+
 /// The settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -53,6 +67,8 @@ pub struct Config {
     pub trust_domain: String,
     /// How long workload certificates live. `EBB_CERTIFICATE_TTL`, default 24h.
     pub certificate_ttl: Duration,
+    /// When the keys of the mesh's authority and of the webhooks are replaced. `EBB_CA_ROTATE_AFTER`, default 8760h; 0 for never.
+    pub renewal: Renewal,
     /// host:port of the activators, for queue-proxies. `EBB_ACTIVATOR`.
     pub activator: String,
     /// host:port of the authority, for queue-proxies. `EBB_CA`.
@@ -85,7 +101,8 @@ impl Config {
             ca_port: ebb_http::ports::CA,
             webhook_url: None,
             trust_domain: ebb_mesh::DEFAULT_TRUST_DOMAIN.into(),
-            certificate_ttl: Duration::from_secs(24 * 3600),
+            certificate_ttl: CERTIFICATE_TTL,
+            renewal: Renewal { after: Some(ROTATE_AFTER), step: CERTIFICATE_TTL },
             // The dot at the end makes the names absolute: with the five dots that a pod's resolv.conf asks for, each would else be looked up
             // in every search domain first, eight packets instead of two in the middle of a cold start.
             activator: format!("activator.{namespace}.svc.cluster.local.:{}", ebb_http::ports::MTLS),
@@ -105,6 +122,8 @@ impl Config {
     pub fn from_env(env: &Env<'_>) -> Result<Self, BadVariable> {
         let default = Self::in_namespace(&env.namespace());
         let mode = env.parsed("EBB_MTLS_MODE", "strict or permissive", Mode::Strict)?;
+        let certificate_ttl = duration(env, "EBB_CERTIFICATE_TTL", false)?.unwrap_or(CERTIFICATE_TTL);
+        let rotate_after = duration(env, "EBB_CA_ROTATE_AFTER", true)?.unwrap_or(ROTATE_AFTER);
         Ok(Self {
             bind_address: env.bind()?,
             ports: env.ports()?,
@@ -112,7 +131,11 @@ impl Config {
             ca_port: env.parsed("EBB_CA_PORT", "a port", default.ca_port)?,
             webhook_url: env.get("EBB_WEBHOOK_URL"),
             trust_domain: env.text("EBB_TRUST_DOMAIN", default.trust_domain),
-            certificate_ttl: certificate_ttl(env)?.unwrap_or(default.certificate_ttl),
+            certificate_ttl,
+            renewal: Renewal {
+                after: (!rotate_after.is_zero()).then_some(rotate_after),
+                step: certificate_ttl.max(SHORTEST_STEP),
+            },
             activator: env.text("EBB_ACTIVATOR", default.activator),
             ca: env.text("EBB_CA", default.ca),
             mtls_mode: if mode == Mode::Strict { "strict" } else { "permissive" }.into(),
@@ -141,13 +164,15 @@ impl Config {
     }
 }
 
-fn certificate_ttl(env: &Env<'_>) -> Result<Option<Duration>, BadVariable> {
-    let variable = "EBB_CERTIFICATE_TTL";
+/// A duration of at least a minute; where it can be turned off, also 0.
+fn duration(env: &Env<'_>, variable: &'static str, or_off: bool) -> Result<Option<Duration>, BadVariable> {
     let Some(value) = env.get(variable) else { return Ok(None) };
-    match ebb_api::duration::parse(&value).filter(|ttl| *ttl >= Duration::from_secs(60)) {
-        Some(ttl) => Ok(Some(ttl)),
+    let parsed = if value == "0" { Some(Duration::ZERO) } else { ebb_api::duration::parse(&value) };
+    match parsed.filter(|d| *d >= Duration::from_secs(60) || (or_off && d.is_zero())) {
+        Some(duration) => Ok(Some(duration)),
         None => {
-            let wanted = "a duration of at least a minute, such as 24h".to_owned();
+            let off = if or_off { ", or 0 for never" } else { "" };
+            let wanted = format!("a duration of at least a minute, such as 24h{off}");
             Err(BadVariable { variable, value, wanted })
         }
     }
@@ -164,10 +189,13 @@ mod tests {
         let get = |name: &str| (name == "SYSTEM_NAMESPACE").then(|| "other".into());
         let config = Config::from_env(&Env::new(&get)).expect("good");
         assert_eq!(config.ca, "controller.other.svc.cluster.local.:8114");
+        let get = |name: &str| (name == "EBB_CA_ROTATE_AFTER").then(|| "0".into());
+        assert_eq!(Config::from_env(&Env::new(&get)).expect("good").renewal.after, None);
         for (variable, value) in [
             ("EBB_WEBHOOK_PORT", "x"),
             ("EBB_MTLS_MODE", "maybe"),
             ("EBB_CERTIFICATE_TTL", "1s"),
+            ("EBB_CA_ROTATE_AFTER", "1s"),
             ("EBB_CONCURRENCY", "0"),
         ] {
             let get = |name: &str| (name == variable).then(|| value.into());

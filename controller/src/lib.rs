@@ -3,11 +3,14 @@
 //! Reconcilers are pure functions from what was observed to a [`plan::Plan`]; one executor carries all plans out. Nothing here
 //! waits for a tick: a change is seen by a watch, looked at at once, and answered with writes. Besides them this crate serves the
 //! admission webhooks and the endpoint of the mesh's certificate authority. It never touches a request of a user's.
+//!
+//! Of several replicas all serve webhooks and certificates, and all follow the watches; the reconcilers of one work.
 
 mod authority;
 mod cache;
 pub mod config;
 pub mod configuration;
+mod custody;
 pub mod domain_mapping;
 mod error;
 mod executor;
@@ -31,13 +34,15 @@ mod world;
 use arc_swap::ArcSwap;
 use ebb_api::config::Configs;
 use ebb_component::Admin;
+use ebb_component::leader::Election;
 use kube::Client;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use authority::ensure_authority;
-pub use config::{Config, Readiness};
+pub use config::{Config, Readiness, Renewal};
+pub use custody::Custody;
 pub use error::Error;
 
 /// How long each node's packet rules may go on sending the webhooks' and the authority's connections here.
@@ -82,7 +87,7 @@ pub fn main() -> std::process::ExitCode {
 pub async fn run_with_authority(
     config: Config,
     client: Client,
-    authority: Arc<ebb_mesh::ca::Authority>,
+    authority: Arc<Custody>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let admin = Admin::start("controller", config.bind_address, config.ports, config.health()).await?;
@@ -93,17 +98,28 @@ async fn serve(
     config: Config,
     admin: Admin,
     client: Client,
-    authority: Arc<ebb_mesh::ca::Authority>,
+    authority: Arc<Custody>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let ending = admin.health().ending(&shutdown);
+    let (namespace, me) = (&config.system_namespace, config.candidate.clone());
+    let election = Election::of(client.clone(), namespace, "controller", me, ending.clone());
     let config = Arc::new(config);
     let live: Live = Arc::new(ArcSwap::from_pointee(Configs::default()));
-    let reconcilers =
-        reconcile::run(&config, client.clone(), live.clone(), authority.clone(), shutdown.clone());
+    let reconcilers = reconcile::run(
+        &config,
+        client.clone(),
+        live.clone(),
+        authority.clone(),
+        &admin,
+        election.clone(),
+        ending,
+    );
     let webhooks = webhook::run(&config, client.clone(), live, shutdown.clone());
     let endpoint = authority::run(&config, client, authority, shutdown.clone());
     let result = tokio::try_join!(reconcilers, webhooks, endpoint).map(drop);
     shutdown.cancel();
+    election.released().await;
     drop(admin);
     result
 }

@@ -103,6 +103,12 @@ impl<K: Hash + Eq + Clone> Queue<K> {
         }
     }
 
+    /// How many wait and how many run.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.ready.len(), state.running.len())
+    }
+
     /// `key` has run; `ok` says whether it worked. A failure is tried again, later each time up to a minute.
     pub(crate) fn done(&self, key: &K, ok: bool) {
         let mut state = self.state.lock();

@@ -8,7 +8,6 @@ use ebb_api::serving::Revision;
 use ebb_component::Admin;
 use ebb_component::leader::{Election, Term};
 use ebb_component::watch::events;
-use ebb_mesh::ca::Authority;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::custody::Custody;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::plan::label;
@@ -41,7 +41,7 @@ struct Reconciler {
     live: Live,
     client: Client,
     config: Arc<Config>,
-    authority: Arc<Authority>,
+    authority: Arc<Custody>,
     resolver: Resolver,
     /// Lookups of digests by the revision's uid: the result and how often it has failed.
     digests: DashMap<String, (Digests, u32)>,
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     config: &Arc<Config>,
     client: Client,
     live: Live,
-    authority: Arc<Authority>,
+    authority: Arc<Custody>,
     admin: &Admin,
     election: Election,
     shutdown: CancellationToken,
@@ -62,6 +62,13 @@ pub(crate) async fn run(
     watch_all(&mut tasks, &world, &client);
     let configured = Arc::new(tokio::sync::Notify::new());
     tasks.spawn(watch_configs(client.clone(), world.clone(), live.clone(), configured.clone()));
+    let (renewed, mut roots) = (world.clone(), authority.changed());
+    tasks.spawn(async move {
+        // The ConfigMap with the roots comes with the revisions of its namespace.
+        while roots.changed().await.is_ok() {
+            renewed.want_revisions();
+        }
+    });
     let (queued, leading) = (world.clone(), election.clone());
     admin.also_tell(Box::new(move || {
         let text = figures(&queued, leading.leads());
@@ -438,7 +445,7 @@ impl Reconciler {
         let observed = revision::Observed { network_policy: network_policy.as_deref(), ..observed };
         let platform = Platform {
             mtls_mode: world.mode(&object, self.mode(configs)),
-            ..self.config.platform(self.authority.roots_pem())
+            ..self.config.platform(self.authority.authority().roots_pem())
         };
         self.execute(key, &*object, revision::plan(&observed, configs, &platform, now)).await
     }

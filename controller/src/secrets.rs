@@ -46,10 +46,6 @@ pub(crate) async fn ensure(
         match result {
             Ok(()) => {}
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                let source = Box::new(kube::Error::Api(status));
-                return Err(Error::Read { what: "a Secret of the platform", source });
-            }
             Err(error) => {
                 tries += 1;
                 tracing::warn!(%name, %error, "a Secret of the platform is not to be had yet");

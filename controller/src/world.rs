@@ -161,19 +161,24 @@ impl World {
 
     /// Everything is looked at again, as after a change of configuration.
     pub(crate) fn want_all(&self) {
-        fn each<K: ResourceExt>(world: &World, kind: Kind, all: Vec<Arc<K>>) {
-            for object in all {
-                world.want(kind, &object.namespace().unwrap_or_default(), &object.name_any());
-            }
+        self.want_each(Kind::Service, self.services.all());
+        self.want_each(Kind::Configuration, self.configurations.all());
+        self.want_each(Kind::Gc, self.configurations.all());
+        self.want_revisions();
+        self.want_each(Kind::Route, self.routes.all());
+        self.want_each(Kind::Sks, self.skss.all());
+        self.want_each(Kind::DomainMapping, self.domain_mappings.all());
+        self.want_each(Kind::MeshPolicy, self.network_policies.all());
+    }
+
+    pub(crate) fn want_revisions(&self) {
+        self.want_each(Kind::Revision, self.revisions.all());
+    }
+
+    fn want_each<K: ResourceExt>(&self, kind: Kind, all: Vec<Arc<K>>) {
+        for object in all {
+            self.want(kind, &object.namespace().unwrap_or_default(), &object.name_any());
         }
-        each(self, Kind::Service, self.services.all());
-        each(self, Kind::Configuration, self.configurations.all());
-        each(self, Kind::Gc, self.configurations.all());
-        each(self, Kind::Revision, self.revisions.all());
-        each(self, Kind::Route, self.routes.all());
-        each(self, Kind::Sks, self.skss.all());
-        each(self, Kind::DomainMapping, self.domain_mappings.all());
-        each(self, Kind::MeshPolicy, self.network_policies.all());
     }
 
     /// Whether plaintext is refused at the pods of a revision.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cluster_apiserver::{ApiServer, MASTERS};
 use ebb_api::autoscaling::PodAutoscaler;
-use ebb_api::manifests::Options;
+use ebb_api::manifests::{Options, Place};
 use ebb_api::networking::Ingress;
 use ebb_api::serving::{Configuration, Revision, Route, Service};
 use ebb_controller::{Config, install};
@@ -52,9 +52,11 @@ impl Live {
         let client = api.client("system:serviceaccount:ebb-system:controller", &[MASTERS]);
         let options = Options {
             domain: Some("localhost".into()),
-            queue_sidecar_image: "queue-proxy:v1".into(),
-            external_url_port: Some(8080),
-            embedded: true,
+            place: Place::Embedded {
+                queue_sidecar_image: "queue-proxy:v1".into(),
+                registry_mirror: String::new(),
+                external_url_port: Some(8080),
+            },
             ..Options::default()
         };
         install::install(&client, &options).await.expect("the platform's objects");

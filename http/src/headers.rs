@@ -22,6 +22,10 @@ pub const KNATIVE_SERVING_TAG: HeaderName = HeaderName::from_static("knative-ser
 pub const TIMING_REQUEST: HeaderName = HeaderName::from_static("ebb-timing");
 /// Names a control message between components (`announce`) on a port that also carries requests.
 pub const EBB_CONTROL: HeaderName = HeaderName::from_static("ebb-control");
+/// On a message that one replica of a component passed on to the one that leads: it is not passed on again.
+pub const EBB_PASSED_ON: HeaderName = HeaderName::from_static("ebb-passed-on");
+/// On the answer to such a message: the address of the one that leads, to be asked first from now on.
+pub const EBB_LEADER: HeaderName = HeaderName::from_static("ebb-leader");
 /// W3C Server Timing.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// RFC 7239.

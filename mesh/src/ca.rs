@@ -7,6 +7,7 @@ pub mod rotation;
 mod server;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -27,6 +28,8 @@ use crate::spiffe::SpiffeId;
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long a root that we make ourselves is valid.
 pub const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How many materials were read in this process.
+static COUNT: AtomicU64 = AtomicU64::new(0);
 /// Certificates are valid from so long before now: clocks differ.
 const SKEW: Duration = Duration::from_secs(300);
 
@@ -50,6 +53,8 @@ pub struct CertificateResponse {
 
 /// What an authority signs with, and what it tells workloads to trust.
 pub struct Material {
+    /// Tells one from another.
+    number: u64,
     /// The signing certificate first, then its issuers without the root; empty when the root itself signs.
     intermediates: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
@@ -175,7 +180,8 @@ impl Material {
             ));
         }
         let issuer = Issuer::from_ca_cert_der(&signer, key)?;
-        Ok(Self { intermediates: chain, issuer, issuer_not_after, roots })
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { number, intermediates: chain, issuer, issuer_not_after, roots })
     }
 }
 

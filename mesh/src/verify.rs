@@ -99,6 +99,15 @@ impl Verifier {
     /// `ApplicationVerificationFailure` for a missing or foreign identity.
     pub fn verify_server(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<SpiffeId, TlsError> {
         let (leaf, intermediates) = chain.split_first().ok_or(TlsError::NoCertificatesPresented)?;
+        self.server(leaf, intermediates, now)
+    }
+
+    fn server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<SpiffeId, TlsError> {
         verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(leaf)?,
             &self.roots.load().store,
@@ -115,6 +124,15 @@ impl Verifier {
     /// As [`Self::verify_server`].
     pub fn verify_client(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<SpiffeId, TlsError> {
         let (leaf, intermediates) = chain.split_first().ok_or(TlsError::NoCertificatesPresented)?;
+        self.client(leaf, intermediates, now)
+    }
+
+    fn client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<SpiffeId, TlsError> {
         self.roots.load().clients.verify_client_cert(leaf, intermediates, now)?;
         self.identity(leaf)
     }
@@ -169,6 +187,33 @@ fn identity_of(leaf: &CertificateDer<'_>) -> Option<SpiffeId> {
     }
 }
 
+/// The methods that both of rustls' traits want in the same words.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, TlsError> {
+            verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, TlsError> {
+            verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -178,32 +223,10 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let chain: Vec<_> =
-            std::iter::once(end_entity.clone()).chain(intermediates.iter().cloned()).collect();
-        self.verify_server(&chain, now).map(|_| ServerCertVerified::assertion())
+        self.server(end_entity, intermediates, now).map(|_| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 impl ClientCertVerifier for Verifier {
@@ -222,30 +245,8 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        let chain: Vec<_> =
-            std::iter::once(end_entity.clone()).chain(intermediates.iter().cloned()).collect();
-        self.verify_client(&chain, now).map(|_| ClientCertVerified::assertion())
+        self.client(end_entity, intermediates, now).map(|_| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }

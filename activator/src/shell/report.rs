@@ -6,9 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ebb_http::wire::{PokeResponse, STAT_BATCH_PATH, StatBatch};
-use ebb_http::{Backend, Outgoing, Pool, Protocol, RequestBody, Target};
+use ebb_http::{Backend, Outgoing, Pool, Protocol, RequestBody, Target, headers};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 
@@ -49,6 +49,8 @@ pub struct MeshReporter {
     host: String,
     fixed: bool,
     backends: ArcSwap<Vec<Arc<Backend>>>,
+    /// The replica that decides, as the others told.
+    leader: ArcSwapOption<SocketAddr>,
 }
 
 impl std::fmt::Debug for MeshReporter {
@@ -66,6 +68,7 @@ impl MeshReporter {
             host: format!("autoscaler.{}", config.namespace),
             fixed: config.autoscaler.is_some(),
             backends: ArcSwap::default(),
+            leader: ArcSwapOption::empty(),
         };
         reporter.put(config.autoscaler.as_slice());
         reporter
@@ -92,6 +95,10 @@ impl MeshReporter {
         let mut outgoing = Outgoing::own(request).map_err(|error| error.to_string())?;
         let response = outgoing.send(backend).await.map_err(|error| error.to_string())?;
         let status = response.status();
+        if let Some(leader) = response.headers().get(headers::EBB_LEADER) {
+            let leader = leader.to_str().ok().and_then(|leader| leader.parse().ok());
+            self.leader.store(leader.map(Arc::new));
+        }
         let body = Limited::new(response.into_body(), 64 << 10)
             .collect()
             .await
@@ -110,9 +117,11 @@ impl Reporter for MeshReporter {
     ) -> Pin<Box<dyn Future<Output = Result<PokeResponse, ReportError>> + Send + '_>> {
         Box::pin(async move {
             let body = serde_json::to_vec(&batch).unwrap_or_default();
-            let backends = self.backends.load_full();
+            let (backends, leader) = (self.backends.load_full(), self.leader.load_full());
+            let leads = |backend: &&Arc<Backend>| leader.as_deref() == Some(&backend.target().address);
+            let first = backends.iter().filter(leads);
             let mut failed = ReportError::NoAutoscaler;
-            for backend in backends.iter() {
+            for backend in first.chain(backends.iter().filter(|backend| !leads(backend))) {
                 let sent = tokio::time::timeout(TIMEOUT, self.send(backend, body.clone())).await;
                 match sent.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
                     Ok(response) => return Ok(response),

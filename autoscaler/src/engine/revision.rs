@@ -78,26 +78,46 @@ impl Revision {
     pub(super) fn set_pa(&mut self, pa: Arc<PodAutoscaler>, ours: bool, defaults: &Defaults, now: Duration) {
         self.settings = settings(&pa, defaults);
         self.ours = ours;
-        if self.pa.is_none() {
-            self.series = Series::new(self.settings.spec.stable_window);
-            if let Some(known) = &pa.status {
-                self.initialized = known.is_true(status::SCALE_TARGET_INITIALIZED);
-                self.activity = status::activity_of(known);
-            }
-            self.start(now);
-        }
-        self.series.resize(self.settings.spec.stable_window);
+        let first = self.pa.is_none();
         if !self.under_way.status {
             self.status_known.clone_from(&pa.status);
         }
         self.pa = Some(pa);
+        if first {
+            self.start(now);
+        }
+        self.series.resize(self.settings.spec.stable_window);
     }
 
     /// Starts from what is there, unless something was decided already: with more than one pod in panic.
     pub(super) fn start(&mut self, now: Duration) {
-        if self.reason.is_none() {
-            self.state = State::starting(self.ready(), now);
+        if self.reason.is_some() {
+            return;
         }
+        self.series = Series::new(self.settings.spec.stable_window);
+        if let Some(known) = self.pa.as_ref().and_then(|pa| pa.status.as_ref()) {
+            self.initialized = known.is_true(status::SCALE_TARGET_INITIALIZED);
+            self.activity = status::activity_of(known);
+        }
+        self.state = State::starting(self.ready(), now);
+    }
+
+    /// Forgets what was decided; keeps what is, and what is under way.
+    pub(super) fn stand_by(&mut self) {
+        let before = std::mem::take(self);
+        *self = Self {
+            pa: before.pa,
+            ours: before.ours,
+            settings: before.settings,
+            pods: before.pods,
+            sks: before.sks,
+            replicas: before.replicas,
+            proxied_since: before.proxied_since,
+            under_way: before.under_way,
+            status_known: before.status_known,
+            history: before.history,
+            ..Self::default()
+        };
     }
 
     pub(super) fn configure(&mut self, defaults: &Defaults, ours: bool) {
@@ -233,7 +253,16 @@ impl Revision {
         self.ready() == 0 || matches!(self.desired, None | Some(0))
     }
 
-    fn ready(&self) -> u32 {
+    pub(super) fn is_panicking(&self) -> bool {
+        self.panicking
+    }
+
+    /// Has pods or wants some.
+    pub(super) fn is_awake(&self) -> bool {
+        self.pa.is_some() && !(self.pods.is_empty() && matches!(self.desired, None | Some(0)))
+    }
+
+    pub(super) fn ready(&self) -> u32 {
         u32::try_from(self.pods.values().filter(|pod| pod.ready).count()).unwrap_or(u32::MAX)
     }
 

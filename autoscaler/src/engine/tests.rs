@@ -59,7 +59,7 @@ impl World {
         world.event(Event::Replicas(world.key.clone(), replicas));
         world.scale_to(replicas);
         world.event(Event::Revision(pa(annotations, concurrency)));
-        world.event(Event::Synced);
+        world.event(Event::Start);
         world
     }
 
@@ -306,7 +306,7 @@ fn a_restart_changes_nothing_until_it_knows() {
     stored_pa.status = Some(stored);
     again.event(Event::Revision(Arc::new(stored_pa)));
     again.event(Event::Replicas(again.key.clone(), 0));
-    again.event(Event::Synced);
+    again.event(Event::Start);
     again.scales.clear();
     again.run(100);
     assert_eq!(again.scales, []);
@@ -340,14 +340,58 @@ fn nothing_before_all_is_known() {
     let mut engine = Engine::new();
     assert!(engine.handle(Event::Revision(pa(json!({}), 0)), START).is_empty());
     assert_eq!(engine.next_wake(), None);
-    let effects = engine.handle(Event::Synced, START);
+    let effects = engine.handle(Event::Start, START);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Sks { exists: false, .. })));
+}
+
+#[test]
+fn who_stands_by_asks_for_nothing_and_starts_from_what_is_there() {
+    let mut world = World::new(json!({}), 10, 1);
+    world.load = 50.0;
+    world.run(30);
+    let pods = world.replicas;
+    assert!(pods > 1);
+    world.event(Event::StandBy);
+    assert!(!world.engine.is_started());
+    let (scales, writes, collections) = (world.scales.len(), world.status_writes, world.collections);
+    world.run(120);
+    assert_eq!(world.engine.next_wake(), None);
+    // Another replica scales; this one follows.
+    world.scale_to(3);
+    let report = StatBatch::default();
+    assert!(world.engine.report(&report, world.now).1.is_empty());
+    assert_eq!((world.scales.len(), world.status_writes, world.collections), (scales, writes, collections));
+    // With several pods it starts in panic, as any autoscaler does that finds them: not below what is there.
+    world.load = 1.0;
+    world.event(Event::Start);
+    world.run(30);
+    assert!(world.collections > collections);
+    assert_eq!(world.replicas, 3, "{:?}", world.scales);
+}
+
+#[test]
+fn figures_are_told_of_those_that_are_awake() {
+    let mut world = World::new(json!({}), 10, 2);
+    world.load = 10.0;
+    world.run(3);
+    let text = world.engine.figures();
+    for line in [
+        "ebb_autoscaler_revisions 1",
+        "ebb_autoscaler_revisions_not_shown 0",
+        "ebb_autoscaler_actual_pods{namespace=\"n\",revision=\"r\"} 2",
+        "ebb_autoscaler_panicking{namespace=\"n\",revision=\"r\"} 1",
+    ] {
+        assert!(text.lines().any(|told| told == line), "{line} in {text}");
+    }
+    let mut idle = World::new(json!({}), 10, 1);
+    idle.run(100);
+    assert!(!idle.engine.figures().contains("namespace"), "{}", idle.engine.figures());
 }
 
 #[test]
 fn other_classes_are_left_alone() {
     let mut engine = Engine::new();
-    engine.handle(Event::Synced, START);
+    engine.handle(Event::Start, START);
     let hpa = pa(json!({"autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev"}), 0);
     assert!(engine.handle(Event::Revision(hpa), START).is_empty());
     assert_eq!(engine.next_wake(), None);
@@ -388,7 +432,7 @@ fn many_revisions_at_zero_cost_nothing() {
         };
         engine.handle(Event::Sks(key, Some(sks)), START);
     }
-    engine.handle(Event::Synced, START);
+    engine.handle(Event::Start, START);
     assert_eq!(engine.next_wake(), None);
     assert_eq!(engine.counts(), (10_000, 10_000));
 }

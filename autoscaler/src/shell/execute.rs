@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use ebb_api::autoscaling::{Metric, MetricSpec, PodAutoscaler};
 use ebb_api::networking::{ServerlessService, ServerlessServiceSpec, SksMode};
+use ebb_component::leader::Term;
 use ebb_http::{Outgoing, Pool, PoolConfig, Protocol, RequestBody, Target, headers};
 use ebb_mesh::Identity;
 use http::{Request, StatusCode, header};
@@ -33,6 +35,8 @@ pub(crate) struct Executor {
     pool: Pool,
     activator: Arc<str>,
     mailbox: Mailbox,
+    /// Writes are made in it only.
+    term: ArcSwapOption<Term>,
 }
 
 impl Executor {
@@ -48,11 +52,38 @@ impl Executor {
             pool,
             activator: format!("spiffe://{trust_domain}/ns/{}/sa/activator", config.namespace).into(),
             mailbox,
+            term: ArcSwapOption::empty(),
         }
     }
 
+    /// From now on writes are made in this term; in none they fail.
+    pub(crate) fn begin(&self, term: Option<Term>) {
+        self.term.store(term.map(Arc::new));
+    }
+
     pub(crate) async fn execute(&self, effect: Effect) {
-        let event = match effect {
+        let Some((key, write)) = write_of(&effect) else {
+            let event = self.done(effect).await;
+            let _ = self.mailbox.send(Message::Event(event));
+            return;
+        };
+        let started = std::time::Instant::now();
+        let term = self.term.load_full().filter(|term| term.is_on());
+        let done = match term {
+            Some(term) => term.lost().clone().run_until_cancelled_owned(self.done(effect)).await,
+            None => None,
+        };
+        let event = done.unwrap_or(Event::Written(key, write, false));
+        let outcome = if matches!(event, Event::Written(_, _, true)) { "ok" } else { "error" };
+        let labels = [("write", write_name(write)), ("outcome", outcome)];
+        metrics::counter!("ebb_autoscaler_writes_total", &labels).increment(1);
+        metrics::histogram!("ebb_autoscaler_write_seconds", "write" => write_name(write))
+            .record(started.elapsed().as_secs_f64());
+        let _ = self.mailbox.send(Message::Event(event));
+    }
+
+    async fn done(&self, effect: Effect) -> Event {
+        match effect {
             Effect::Scale(pa, replicas) => {
                 let done = self.scale(&pa, replicas).await;
                 written(&pa, Write::Scale, done)
@@ -79,6 +110,8 @@ impl Executor {
             }
             Effect::Collect(key, pods) => {
                 let load = self.collector.collect(&key, &pods).await;
+                let outcome = if load.is_some() { "ok" } else { "too_few" };
+                metrics::counter!("ebb_autoscaler_collections_total", "outcome" => outcome).increment(1);
                 Event::Collected(key, load)
             }
             Effect::Probe(key) => {
@@ -91,8 +124,7 @@ impl Executor {
                 };
                 Event::Probed(key, in_path)
             }
-        };
-        let _ = self.mailbox.send(Message::Event(event));
+        }
     }
 
     async fn scale(&self, pa: &PodAutoscaler, replicas: u32) -> kube::Result<()> {
@@ -212,6 +244,26 @@ fn child(pa: &PodAutoscaler) -> ObjectMeta {
         }),
         owner_references: pa.controller_owner_ref(&()).map(|owner| vec![owner]),
         ..ObjectMeta::default()
+    }
+}
+
+/// What an effect writes, if it does.
+fn write_of(effect: &Effect) -> Option<(Key, Write)> {
+    match effect {
+        Effect::Scale(pa, _) => Some((key_of(pa), Write::Scale)),
+        Effect::Sks { pa, .. } => Some((key_of(pa), Write::Sks)),
+        Effect::Metric { pa, .. } => Some((key_of(pa), Write::Metric)),
+        Effect::Status(key, _) => Some((key.clone(), Write::Status)),
+        Effect::Collect(..) | Effect::Probe(_) => None,
+    }
+}
+
+fn write_name(write: Write) -> &'static str {
+    match write {
+        Write::Scale => "scale",
+        Write::Sks => "sks",
+        Write::Metric => "metric",
+        Write::Status => "status",
     }
 }
 

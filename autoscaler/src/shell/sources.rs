@@ -132,7 +132,7 @@ impl Source {
         if let Some(waiting) = self.waiting.take()
             && waiting.fetch_sub(1, Ordering::AcqRel) == 1
         {
-            self.tell(Event::Synced);
+            let _ = self.mailbox.send(Message::Synced);
             self.all.cancel();
         }
     }

@@ -13,7 +13,7 @@ use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::decide::{Action, Seen, View, decide};
 use super::{Candidate, Standing, Term};
@@ -214,7 +214,12 @@ impl Seat {
 }
 
 /// Stands for election until `stop`.
-pub(super) async fn run(mut seat: Seat, times: Option<LeaderElection>, stop: CancellationToken) {
+pub(super) async fn run(
+    mut seat: Seat,
+    times: Option<LeaderElection>,
+    stop: CancellationToken,
+    released: DropGuard,
+) {
     let asked = async {
         match times {
             Some(times) => times,
@@ -226,6 +231,7 @@ pub(super) async fn run(mut seat: Seat, times: Option<LeaderElection>, stop: Can
     let mut news = pin!(changes(seat.leases.clone(), of_lease));
     let _ = stop.run_until_cancelled(stand(&mut seat, &times, &mut news)).await;
     seat.release().await;
+    drop(released);
     // Who leads next is still told, for as long as work is passed on.
     while !seat.tell.is_closed() {
         tokio::select! {

@@ -10,22 +10,24 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::Value;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::custody::Custody;
 
 const FIELD_MANAGER: &str = "ebb-controller";
 
-/// Registers the webhooks, and makes sure of it every few minutes.
-pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, shutdown: CancellationToken) {
+/// Registers the webhooks: with each change of the CA, and to make sure every few minutes.
+pub(super) async fn keep(client: Client, config: &Config, custody: &Custody, shutdown: CancellationToken) {
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let mut failures = 0_u32;
+    let mut news = custody.changed();
     loop {
-        let [one, two, three] = configurations(&config, &ca_pem);
+        news.mark_unchanged();
+        let [one, two, three] = configurations(config, &custody.authority().roots_pem());
         let (one, two, three) = (Patch::Apply(&one), Patch::Apply(&two), Patch::Apply(&three));
         let result = tokio::try_join!(
             mutating.patch(MUTATING_WEBHOOK, &params, &one),
@@ -47,6 +49,7 @@ pub(super) async fn keep(client: Client, config: Arc<Config>, ca_pem: String, sh
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
+            Ok(()) = news.changed() => {}
         }
     }
 }

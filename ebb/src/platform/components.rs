@@ -68,13 +68,14 @@ impl Components {
             ..ebb_controller::Config::in_namespace(namespace)
         };
         let ready = config.ready.clone();
-        let authority = ebb_controller::ensure_authority(&client("controller"), &config).await?;
+        let custody = ebb_controller::ensure_authority(&client("controller"), &config).await?;
+        let authority = custody.authority().clone();
         self.spawn(
             "controller",
             ebb_controller::run_with_authority(
                 config,
                 client("controller"),
-                authority.clone(),
+                custody,
                 self.stop.child_token(),
             ),
         );

@@ -61,13 +61,13 @@ impl Authority {
 struct SelfRenewing {
     authority: Arc<Authority>,
     names: Vec<String>,
-    current: Mutex<Option<(Arc<CertifiedKey>, Instant, usize)>>,
+    current: Mutex<Option<(Arc<CertifiedKey>, Instant, u64)>>,
 }
 
 impl SelfRenewing {
     fn fresh(&self, now: SystemTime, instant: Instant) -> Result<Arc<CertifiedKey>, Error> {
         // After a replacement of the authority's material the certificate must come from the new one.
-        let material = Arc::as_ptr(&self.authority.material.load()) as usize;
+        let material = self.authority.material.load().number;
         let mut current = self.current.lock();
         if let Some((key, until, of)) = &*current
             && instant < *until
