@@ -1,7 +1,8 @@
 //! Between the version an object is stored in and the version a client speaks.
 //!
-//! Versions of a CRD differ in nothing but `apiVersion` (conversion strategy None). The one real conversion is that of
-//! events, which live in core and are shown in events.k8s.io under other field names.
+//! Versions of a CRD differ in nothing but `apiVersion` (conversion strategy None). The real conversions are those of events,
+//! which live in core and are shown in events.k8s.io under other field names, and of autoscalers, which `autoscaling/v1` shows with
+//! the one metric that it knows, the others kept in annotations.
 
 use std::borrow::Cow;
 
@@ -42,6 +43,8 @@ pub(crate) fn from_storage<'a>(resource: &Resource, object: &'a Value) -> Cow<'a
     let mut object = object.clone();
     if is_event(resource) {
         rename(&mut object, |core, new| (core, new));
+    } else if is_first_autoscaler(resource) {
+        to_first_autoscaler(&mut object);
     }
     object["apiVersion"] = resource.api_version().into();
     Cow::Owned(object)
@@ -52,10 +55,79 @@ pub(crate) fn to_storage(resource: &Resource, mut object: Value) -> Value {
     if is_needed(resource) {
         if is_event(resource) {
             rename(&mut object, |core, new| (new, core));
+        } else if is_first_autoscaler(resource) {
+            from_first_autoscaler(&mut object);
         }
         object["apiVersion"] = resource.storage_version.clone().into();
     }
     object
+}
+
+fn is_first_autoscaler(resource: &Resource) -> bool {
+    resource.group == "autoscaling" && resource.version == "v1"
+}
+
+const CPU: &str = "targetCPUUtilizationPercentage";
+/// What v1 has no fields for, by the fields of v2.
+const KEPT: [(&str, &str); 2] =
+    [("metrics", "autoscaling.alpha.kubernetes.io/metrics"), ("behavior", "autoscaling.alpha.kubernetes.io/behavior")];
+
+fn is_cpu(metric: &Value) -> bool {
+    let resource = &metric["resource"];
+    metric["type"] == "Resource" && resource["name"] == "cpu" && resource["target"]["type"] == "Utilization"
+}
+
+fn to_first_autoscaler(object: &mut Value) {
+    let Some(spec) = object["spec"].as_object_mut() else { return };
+    let mut cpu = None;
+    if let Some(Value::Array(metrics)) = spec.get_mut("metrics") {
+        if let Some(at) = metrics.iter().position(is_cpu) {
+            cpu = Some(metrics.remove(at)["resource"]["target"]["averageUtilization"].take());
+        }
+        if metrics.is_empty() {
+            spec.remove("metrics");
+        }
+    }
+    if let Some(cpu) = cpu {
+        spec.insert(CPU.to_owned(), cpu);
+    }
+    let kept: Vec<(&str, Value)> =
+        KEPT.iter().filter_map(|(field, note)| Some((*note, spec.remove(*field)?))).collect();
+    for (note, value) in kept {
+        object["metadata"]["annotations"][note] = value.to_string().into();
+    }
+    if let Some(status) = object["status"].as_object_mut() {
+        status.remove("conditions");
+        status.remove("currentMetrics");
+        if status.is_empty() || status.values().all(Value::is_null) {
+            *status = serde_json::Map::new();
+        }
+        for count in ["currentReplicas", "desiredReplicas"] {
+            status.entry(count).or_insert_with(|| 0.into());
+        }
+    }
+}
+
+fn from_first_autoscaler(object: &mut Value) {
+    let mut back = Vec::new();
+    if let Some(Value::Object(annotations)) = object.pointer_mut("/metadata/annotations") {
+        for (field, note) in KEPT {
+            let value = annotations.remove(note);
+            let value = value.as_ref().and_then(Value::as_str).and_then(|text| serde_json::from_str(text).ok());
+            back.extend(value.map(|value: Value| (field, value)));
+        }
+    }
+    let Some(spec) = object["spec"].as_object_mut() else { return };
+    for (field, value) in back {
+        spec.insert(field.to_owned(), value);
+    }
+    if let Some(cpu) = spec.remove(CPU) {
+        let metric = serde_json::json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": cpu}}});
+        match spec.get_mut("metrics").and_then(Value::as_array_mut) {
+            Some(metrics) => metrics.insert(0, metric),
+            None => drop(spec.insert("metrics".to_owned(), Value::Array(vec![metric]))),
+        }
+    }
 }
 
 fn rename(
@@ -77,6 +149,20 @@ mod tests {
 
     use super::*;
     use crate::registry::Registry;
+
+    #[test]
+    fn autoscalers_keep_what_the_first_version_does_not_know() {
+        let registry = Registry::new();
+        let snapshot = registry.snapshot();
+        let resource = snapshot.find("autoscaling", "v1", "horizontalpodautoscalers").unwrap();
+        let stored = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"annotations": {}}, "spec": {
+            "maxReplicas": 3, "behavior": {"scaleDown": {"selectPolicy": "Min"}}, "metrics": [
+                {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}},
+                {"type": "Resource", "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "1Gi"}}}]}});
+        let shown = from_storage(resource, &stored).into_owned();
+        assert_eq!((&shown["spec"][CPU], &shown["spec"]["metrics"]), (&json!(80), &Value::Null));
+        assert_eq!(to_storage(resource, shown), stored);
+    }
 
     #[test]
     fn events_go_there_and_back() {

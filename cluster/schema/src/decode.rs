@@ -54,7 +54,9 @@ fn go_type(node: &Node) -> String {
         Ty::Integer if node.wide => "int64".to_owned(),
         Ty::Integer => "int32".to_owned(),
         Ty::Number => "float64".to_owned(),
-        Ty::Array => format!("[]{}", node.items.as_deref().map_or_else(|| "interface {}".to_owned(), |n| go_type(n))),
+        Ty::Array => {
+            format!("[]{}", node.items.as_deref().map_or_else(|| "interface {}".to_owned(), |n| go_type(n)))
+        }
         _ => match &node.additional {
             Some(entry) => format!("map[string]{}", go_type(entry)),
             None => "interface {}".to_owned(),
@@ -72,7 +74,9 @@ fn fits(node: &Node, value: &Value) -> bool {
         (_, Value::Null) | (Ty::Any | Ty::IntOrString | Ty::Quantity, _) => true,
         (Ty::Object, _) if node.preserve && node.properties.is_empty() => true,
         (Ty::Object, Value::Object(_)) | (Ty::Array, Value::Array(_)) => true,
-        (Ty::String, Value::String(_)) | (Ty::Boolean, Value::Bool(_)) | (Ty::Number, Value::Number(_)) => true,
+        (Ty::String, Value::String(_)) | (Ty::Boolean, Value::Bool(_)) | (Ty::Number, Value::Number(_)) => {
+            true
+        }
         (Ty::Integer, Value::Number(n)) => n.is_i64() || n.as_f64().is_some_and(|f| f.fract() == 0.0),
         _ => false,
     }
@@ -121,9 +125,10 @@ pub(crate) fn drop_empty(node: &Node, value: &mut Value) {
     match value {
         Value::Object(map) => {
             let keeps = |key: &str| {
-                node.required.iter().any(|required| required == key) || ALWAYS.iter().any(|(owner, field)| {
-                    *field == key && node.type_name.as_deref() == Some(owner)
-                })
+                node.required.iter().any(|required| required == key)
+                    || ALWAYS
+                        .iter()
+                        .any(|(owner, field)| *field == key && node.type_name.as_deref() == Some(owner))
             };
             map.retain(|key, value| {
                 let Field::Known(sub) = node.field(key) else {
@@ -135,7 +140,9 @@ pub(crate) fn drop_empty(node: &Node, value: &mut Value) {
                 drop_empty(sub, value);
                 let empty = match value {
                     Value::Array(items) => items.is_empty() && sub.ty == Ty::Array,
-                    Value::Object(map) => map.is_empty() && sub.additional.is_some() && sub.properties.is_empty(),
+                    Value::Object(map) => {
+                        map.is_empty() && sub.additional.is_some() && sub.properties.is_empty()
+                    }
                     _ => false,
                 };
                 !empty || keeps(key)
@@ -172,7 +179,8 @@ pub fn go_text(value: &Value) -> String {
         Value::Object(map) => {
             let mut pairs: Vec<(&String, &Value)> = map.iter().collect();
             pairs.sort_by_key(|(key, _)| *key);
-            let pairs: Vec<String> = pairs.into_iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            let pairs: Vec<String> =
+                pairs.into_iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
             format!("map[{}]", pairs.join(" "))
         }
         other => other.to_string(),
@@ -190,7 +198,8 @@ pub(crate) fn go_syntax(value: &Value) -> String {
         Value::Object(map) => {
             let mut pairs: Vec<(&String, &Value)> = map.iter().collect();
             pairs.sort_by_key(|(key, _)| *key);
-            let pairs: Vec<String> = pairs.into_iter().map(|(key, value)| format!("{key:?}:{}", go_syntax(value))).collect();
+            let pairs: Vec<String> =
+                pairs.into_iter().map(|(key, value)| format!("{key:?}:{}", go_syntax(value))).collect();
             format!("map[string]interface {{}}{{{}}}", pairs.join(", "))
         }
         other => other.to_string(),
@@ -225,7 +234,8 @@ mod tests {
     #[test]
     fn the_go_field_is_named() {
         let replicas = found("apps", "Deployment", &json!({"spec": {"replicas": "three"}}));
-        let expected = "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32";
+        let expected =
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32";
         assert_eq!(replicas.as_deref(), Some(expected));
         let data = found("", "ConfigMap", &json!({"data": {"number": 1}}));
         let expected = "json: cannot unmarshal number into Go struct field ConfigMap.data of type string";

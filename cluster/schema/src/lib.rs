@@ -141,7 +141,7 @@ impl Schema {
     /// rules see, and what did not change is not judged again.
     pub fn validate(&self, obj: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let crd = self.0.origin == Origin::Crd;
-        let options = validate::Options { unique_lists: crd, ratchet: crd && old.is_some() };
+        let options = validate::Options { unique_lists: crd, ratchet: old.is_some(), nulls: !crd };
         let mut errors = validate::validate(&self.0.root, obj, old, &options);
         if !crd && errors.is_empty() {
             builtin::checks::object(&self.0.root, obj, old, &mut errors);

@@ -211,7 +211,7 @@ pub(crate) fn check_defaults(sub: &Sub, path: &str, errors: &mut Vec<FieldError>
         }
         let mut whole = default.clone();
         crate::defaults::crd(sub, &mut whole);
-        let options = crate::validate::Options { unique_lists: true, ratchet: false };
+        let options = crate::validate::Options { unique_lists: true, ratchet: false, nulls: false };
         for mut e in crate::validate::validate(sub, &whole, None, &options) {
             e.field = if e.field.is_empty() { at.clone() } else { child(&at, &e.field) };
             errors.push(e);

@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) unique_lists: bool,
     /// Skip what is equal to the old object.
     pub(crate) ratchet: bool,
+    /// Null is no value at all, as for Kubernetes' own types.
+    pub(crate) nulls: bool,
 }
 
 pub(crate) fn validate(root: &Sub, obj: &Value, old: Option<&Value>, options: &Options) -> Vec<FieldError> {
@@ -109,7 +111,7 @@ fn walk(
     if options.ratchet && old == Some(value) {
         return;
     }
-    if value.is_null() && (node.nullable || node.ty == Ty::Any) {
+    if value.is_null() && (node.nullable || options.nulls || node.ty == Ty::Any) {
         return;
     }
     if !fits(node.ty, value) {

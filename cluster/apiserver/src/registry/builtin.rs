@@ -103,6 +103,7 @@ const ROWS: &[Row] = table! {
     ["networking.k8s.io" "v1" "Ingress" "ingresses" ["ing"] [] true, STATUS, &[]]
     ["networking.k8s.io" "v1" "NetworkPolicy" "networkpolicies" ["netpol"] [] true, 0, &[]]
     ["policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" ["pdb"] [] true, STATUS, &[]]
+    ["autoscaling" "v1" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] ["all"] true, STATUS, &[]]
     ["autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] ["all"] true, STATUS, &[]]
     ["scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" ["pc"] [] false, 0, &[]]
     ["storage.k8s.io" "v1" "StorageClass" "storageclasses" ["sc"] [] false, 0, &[]]
@@ -137,7 +138,8 @@ pub(crate) fn resources() -> Vec<Resource> {
                 }),
                 subresources: row.subs,
                 storage: Arc::from(format!("{storage_group}/{}", row.plural)),
-                storage_version: api_version(storage_group, row.version),
+                // Both versions of autoscalers live as the newer.
+                storage_version: api_version(storage_group, if row.group == "autoscaling" { "v2" } else { row.version }),
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
                 columns: Columns::Builtin,

@@ -76,13 +76,11 @@ fn directive(patch: &Map<String, Value>) -> Result<Option<&str>, PatchError> {
     match patch.get(PATCH) {
         None => Ok(None),
         Some(Value::String(d)) if matches!(d.as_str(), "replace" | "delete" | "merge") => Ok(Some(d)),
-        Some(other) => {
-            malformed(format!(
-                "unknown patch type: {} in map: {}",
-                go_text(other),
-                go_text(&Value::Object(patch.clone()))
-            ))
-        }
+        Some(other) => malformed(format!(
+            "unknown patch type: {} in map: {}",
+            go_text(other),
+            go_text(&Value::Object(patch.clone()))
+        )),
     }
 }
 
@@ -208,7 +206,10 @@ fn list(sub: &Sub, items: &mut Vec<Value>, patch: &[Value]) -> Result<(), PatchE
             }
             _ => {
                 if !map.contains_key(key) {
-                    return malformed(format!("map: {} does not contain declared merge key: {key}", go_text(value)));
+                    return malformed(format!(
+                        "map: {} does not contain declared merge key: {key}",
+                        go_text(value)
+                    ));
                 }
                 plain.push(value);
             }

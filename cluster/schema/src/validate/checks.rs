@@ -63,7 +63,7 @@ impl Part {
 
     fn errors(&self, value: &Value, path: &mut String) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let options = super::Options { unique_lists: false, ratchet: false };
+        let options = super::Options { unique_lists: false, ratchet: false, nulls: false };
         super::walk(&self.0, value, None, path, &options, &mut errors);
         errors
     }
