@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
@@ -32,7 +32,17 @@ pub(crate) async fn create(platform: &Platform) -> Result<()> {
 pub(crate) async fn zero_to_one(platform: &Platform) -> Result<Duration> {
     let pods = platform.pods();
     let label = format!("app={NAME}");
-    let version = pods.list(&ListParams::default().labels(&label)).await?.metadata.resource_version;
+    // The pod of the time before must be gone: news of it would be taken for the new one's.
+    let only = ListParams::default().labels(&label);
+    let begun = Instant::now();
+    let version = loop {
+        let found = pods.list(&only).await?;
+        if found.items.is_empty() {
+            break found.metadata.resource_version;
+        }
+        ensure!(begun.elapsed() < PATIENCE, "the bare Deployment's pod does not go away");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     let mut events =
         pods.watch(&WatchParams::default().labels(&label), &version.unwrap_or_default()).await?.boxed();
     let start = Instant::now();
