@@ -9,7 +9,7 @@ use cluster::rootless::Door;
 use ebb_api::manifests::Images;
 use tracing_subscriber::EnvFilter;
 
-use crate::install::InstallArgs;
+use crate::install::{InstallArgs, UninstallArgs};
 use crate::{build, demo, image, install, up};
 
 /// Serverless on one machine: apply a Knative Service, get a URL; it idles at zero and is back in milliseconds.
@@ -36,6 +36,8 @@ enum Command {
     Image(ImageCommand),
     /// Put the platform on the Kubernetes cluster of the current context, or bring it up to this version.
     Install(InstallArgs),
+    /// Take the platform off that cluster, with all Services (it asks first).
+    Uninstall(UninstallArgs),
     /// Run the controller, on a cluster.
     #[command(hide = true)]
     Controller,
@@ -72,6 +74,9 @@ pub(crate) struct UpArgs {
     /// Port of the image registry on 127.0.0.1 (0: any free one).
     #[arg(long, default_value_t = 5000, value_name = "N")]
     pub(crate) registry_port: u16,
+    /// Only the embedded Kubernetes, without the platform: something to try `ebb install` on.
+    #[arg(long, hide = true)]
+    pub(crate) bare: bool,
 }
 
 /// Arguments of `ebb demo`.
@@ -229,6 +234,7 @@ pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode
         Command::Build(args) => build::run(args).await,
         Command::Image(command) => image::run(command).await,
         Command::Install(args) => install::run(args).await,
+        Command::Uninstall(args) => install::uninstall(args).await,
         // `main` runs these without a runtime of its own.
         Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
             anyhow::bail!("a component was not started as one")

@@ -41,8 +41,14 @@ pub(crate) async fn run(args: DemoArgs, door: Option<Door>) -> anyhow::Result<Ex
 
 async fn in_folder(folder: &Path, door: Option<Door>) -> anyhow::Result<Vec<Row>> {
     let stage = Stage::begin("start the platform");
-    let options =
-        Options { data_dir: folder.join("data"), api_port: 0, gateway_port: 0, registry_port: 0, door };
+    let options = Options {
+        data_dir: folder.join("data"),
+        api_port: 0,
+        gateway_port: 0,
+        registry_port: 0,
+        bare: false,
+        door,
+    };
     let platform = Platform::start(options).await?;
     let took = stage.done(format!("gateway on port {}", platform.ports().gateway));
     let mut rows = vec![Row { step: "ebb up", result: format!("ready after {}", duration(took)) }];

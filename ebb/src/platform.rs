@@ -21,6 +21,9 @@ use components::{Addresses, Components};
 pub(crate) const SIDECAR: &[u8] = include_bytes!(env!("EBB_SIDECAR_BINARY"));
 /// What `kubectl version` shows of the embedded API.
 const KUBERNETES_VERSION: &str = concat!("v1.35.0+ebb-", env!("CARGO_PKG_VERSION"));
+/// Without the platform it is a Kubernetes like another: `ebb install` takes it for one.
+const BARE_VERSION: &str = "v1.35.0";
+
 /// What the user chose.
 pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
@@ -30,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) gateway_port: u16,
     /// Port of the registry on 127.0.0.1; 0 for any.
     pub(crate) registry_port: u16,
+    /// Only the embedded Kubernetes, and nothing of the platform on it.
+    pub(crate) bare: bool,
     /// The way to the machine, where this process is in namespaces of its own.
     pub(crate) door: Option<Door>,
 }
@@ -60,7 +65,7 @@ impl Platform {
         config.api_port = options.api_port;
         config.registry_port = options.registry_port;
         config.door = options.door;
-        config.git_version = KUBERNETES_VERSION.into();
+        config.git_version = if options.bare { BARE_VERSION } else { KUBERNETES_VERSION }.into();
         config.device_prefix = "ebb".into();
         config.node_name = "ebb".into();
         let cluster = Cluster::start(config).await?;
@@ -68,6 +73,9 @@ impl Platform {
         let ports =
             Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
         let components = Components::new();
+        if options.bare {
+            return Ok(Self { cluster, components, ports });
+        }
         match start_components(&cluster, &components, listeners, ports).await {
             Ok(()) => {
                 tracing::info!(elapsed = ?start.elapsed(), "platform is up");

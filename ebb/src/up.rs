@@ -24,6 +24,7 @@ pub(crate) async fn run(args: UpArgs, door: Option<Door>) -> anyhow::Result<Exit
         api_port: args.api_port,
         gateway_port: args.gateway_port,
         registry_port: args.registry_port,
+        bare: args.bare,
         door: door.clone(),
     };
     let platform = tokio::select! {

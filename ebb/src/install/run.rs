@@ -8,13 +8,13 @@ use clap::{Args, ValueEnum};
 use ebb_api::manifests::{Options, Place, Stage as Part, manifests};
 use ebb_controller::install as apply;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{Api, ListParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::Client;
+use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
 use super::cluster::{ClusterArgs, Present};
-use super::waiting;
+use super::{prune, settings, waiting};
 use crate::cli::ImageNames;
 use crate::progress::Stage;
 
@@ -59,7 +59,7 @@ enum Form {
     Json,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     ebb_api::duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration such as 90s or 5m"))
 }
 
@@ -92,21 +92,21 @@ pub(crate) async fn run(args: InstallArgs) -> anyhow::Result<ExitCode> {
         None => eprintln!("ebb {} on {} ({})", options.version, cluster.url, cluster.version),
     }
     let client = &cluster.client;
-    if args.replicas.is_none() {
-        keep_scale(client, &mut options).await?;
-    }
+    keep(client, &mut options, args.replicas).await?;
     let parts = manifests(&options);
     for part in &parts {
         let stage = Stage::begin(format!("apply {}", part.name));
         let kept = put(client, part).await?;
-        for kept in &kept {
-            stage.note(kept);
-        }
         stage.done(format!("{} objects", part.objects.len()));
+        for kept in &kept {
+            eprintln!("      {kept}");
+        }
     }
     if args.wait {
         ready(client, &options, args.timeout).await?;
     }
+    // Only now: the old may have served until the new was ready.
+    prune(client, &options, &parts).await?;
     tell(client, &options).await
 }
 
@@ -126,26 +126,57 @@ fn print(parts: &[Part], form: Form) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What somebody scaled by hand stays so.
-async fn keep_scale(client: &Client, options: &mut Options) -> anyhow::Result<()> {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), &options.namespace);
-    let found = api.list(&ListParams::default()).await.context("reading the Deployments that are there")?;
+/// What was said to an earlier installation, or scaled by hand since, stays so unless it is said anew.
+async fn keep(client: &Client, options: &mut Options, said: Option<u32>) -> anyhow::Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &options.namespace);
+    let found = deployments.list(&ours()).await.context("reading the Deployments that are there")?;
     let most = found.iter().filter_map(|d| d.spec.as_ref()?.replicas).max();
-    if let (Place::Cluster { replicas, .. }, Some(most)) = (&mut options.place, most) {
+    if let (Place::Cluster { replicas, .. }, Some(most), None) = (&mut options.place, most, said) {
         *replicas = u32::try_from(most).unwrap_or(1).max(1);
+    }
+    if options.domain.is_none() {
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
+        let found = maps.get_opt("config-domain").await.context("reading the ConfigMap config-domain")?;
+        options.domain = found.as_ref().and_then(settings::domain);
     }
     Ok(())
 }
 
+fn ours() -> ListParams {
+    ListParams::default().labels("app.kubernetes.io/name=ebb")
+}
+
 /// Applies the objects of a part; gives what was left as others had set it.
 async fn put(client: &Client, part: &Part) -> anyhow::Result<Vec<String>> {
+    let mut kept = Vec::new();
     for object in &part.objects {
-        apply::apply(client, object, true).await?;
+        if object["kind"] == "ConfigMap" {
+            kept.extend(settings::put(client, object).await?);
+        } else {
+            apply::apply(client, object, true).await?;
+        }
     }
     for crd in part.objects.iter().filter(|o| o["kind"] == "CustomResourceDefinition") {
         apply::established(client, crd["metadata"]["name"].as_str().unwrap_or_default()).await?;
     }
-    Ok(vec![])
+    Ok(kept)
+}
+
+/// Removes what an older version had.
+async fn prune(client: &Client, options: &Options, parts: &[Part]) -> anyhow::Result<()> {
+    let wanted: Vec<Value> = parts.iter().flat_map(|p| p.objects.clone()).collect();
+    let found = prune::find(client, &options.namespace, true, true).await?;
+    let stale = prune::stale(&wanted, &found);
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let stage = Stage::begin("remove what the older version had");
+    for found in &stale {
+        stage.note(found.name());
+        found.delete(client).await?;
+    }
+    stage.done(format!("{} objects", stale.len()));
+    Ok(())
 }
 
 /// Waits until all Deployments are, saying what keeps them.
@@ -154,7 +185,7 @@ async fn ready(client: &Client, options: &Options, timeout: Duration) -> anyhow:
     let start = Instant::now();
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &options.namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), &options.namespace);
-    let ours = ListParams::default().labels("app.kubernetes.io/name=ebb");
+    let ours = ours();
     let mut told = Vec::new();
     loop {
         let (found, pods) = tokio::try_join!(deployments.list(&ours), pods.list(&ours))

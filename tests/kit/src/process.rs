@@ -19,14 +19,25 @@ pub struct Process {
     child: Option<Child>,
     dir: tempfile::TempDir,
     ports: [u16; 3],
+    bare: bool,
     ready_after: Duration,
 }
 
 impl Process {
     /// Starts `BINARY up` in a new folder and waits for its line `ready`.
     pub fn start(binary: &Path) -> Result<Self> {
+        Self::new(binary, false)
+    }
+
+    /// The same with the embedded Kubernetes only, for the platform to be installed on.
+    pub fn start_bare(binary: &Path) -> Result<Self> {
+        Self::new(binary, true)
+    }
+
+    fn new(binary: &Path, bare: bool) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ebb-test-").tempdir()?;
-        Self { binary: binary.into(), child: None, dir, ports: [0; 3], ready_after: Duration::ZERO }.launch()
+        let (ports, ready_after) = ([0; 3], Duration::ZERO);
+        Self { binary: binary.into(), child: None, dir, ports, bare, ready_after }.launch()
     }
 
     fn launch(mut self) -> Result<Self> {
@@ -37,6 +48,7 @@ impl Process {
             .arg(self.data_dir())
             .args(["--api-port", &api.to_string(), "--gateway-port", &gateway.to_string()])
             .args(["--registry-port", &registry.to_string()])
+            .args(self.bare.then_some("--bare"))
             .env("EBB_LOG", std::env::var("EBB_LOG").unwrap_or_else(|_| "info".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
