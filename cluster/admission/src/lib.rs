@@ -24,6 +24,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
 use client::{Clients, Target};
+pub use matching::names;
 use response::Answer;
 
 /// Group, version and kind, or group, version and resource.

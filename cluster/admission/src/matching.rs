@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::Attributes;
+use crate::{Attributes, Operation};
 
 /// Requests that no webhook sees: a broken one must not keep its own configuration from being mended.
 pub(crate) fn exempt(attrs: &Attributes) -> bool {
@@ -106,14 +106,28 @@ fn contains(rule: &Value, key: &str, value: &str) -> bool {
 }
 
 fn rule_matches(rule: &Value, attrs: &Attributes) -> bool {
-    contains(rule, "operations", attrs.operation.as_str())
-        && contains(rule, "apiGroups", &attrs.gvr.group)
-        && contains(rule, "apiVersions", &attrs.gvr.version)
+    let gvr = &attrs.gvr;
+    rule_names(rule, attrs.operation, (&gvr.group, &gvr.version, &gvr.name), &attrs.sub_resource)
         && scope_matches(rule, attrs)
-        && rule
-            .get("resources")
-            .and_then(Value::as_array)
-            .is_some_and(|list| list.iter().filter_map(Value::as_str).any(|r| resource_matches(r, attrs)))
+}
+
+/// Whether a rule of any webhook of a configuration names such a request (group, version, resource), whatever its object and scope.
+///
+/// For most requests it is `false`, and then nothing else about them needs to be put together.
+pub fn names(config: &Value, operation: Operation, gvr: (&str, &str, &str), sub_resource: &str) -> bool {
+    webhooks(config)
+        .flat_map(|hook| hook.get("rules").and_then(Value::as_array).into_iter().flatten())
+        .any(|rule| rule_names(rule, operation, gvr, sub_resource))
+}
+
+fn rule_names(rule: &Value, operation: Operation, gvr: (&str, &str, &str), sub_resource: &str) -> bool {
+    let (group, version, resource) = gvr;
+    contains(rule, "operations", operation.as_str())
+        && contains(rule, "apiGroups", group)
+        && contains(rule, "apiVersions", version)
+        && rule.get("resources").and_then(Value::as_array).is_some_and(|list| {
+            list.iter().filter_map(Value::as_str).any(|r| resource_matches(r, resource, sub_resource))
+        })
 }
 
 fn scope_matches(rule: &Value, attrs: &Attributes) -> bool {
@@ -124,17 +138,17 @@ fn scope_matches(rule: &Value, attrs: &Attributes) -> bool {
     }
 }
 
-fn resource_matches(pattern: &str, attrs: &Attributes) -> bool {
+fn resource_matches(pattern: &str, wanted: &str, sub_resource: &str) -> bool {
     let (resource, sub) = match pattern.split_once('/') {
         Some((resource, sub)) => (resource, Some(sub)),
         None => (pattern, None),
     };
     let sub_matches = match sub {
-        None => attrs.sub_resource.is_empty(),
+        None => sub_resource.is_empty(),
         Some("*") => true,
-        Some(sub) => sub == attrs.sub_resource,
+        Some(sub) => sub == sub_resource,
     };
-    sub_matches && (resource == "*" || resource == attrs.gvr.name)
+    sub_matches && (resource == "*" || resource == wanted)
 }
 
 /// Evaluates a `LabelSelector`.

@@ -25,6 +25,8 @@ pub(crate) struct Accept {
     pub yaml: bool,
     /// Version of `meta.k8s.io` for the shapes.
     pub beta: bool,
+    /// Without `managedFields`, where the answer is a stored object: clients in this process do not read them.
+    pub lean: bool,
 }
 
 /// The parameters of one media type.
@@ -55,7 +57,7 @@ pub(crate) fn media_types(headers: &HeaderMap) -> Vec<&str> {
 
 impl Accept {
     /// Plain JSON.
-    pub(crate) const JSON: Accept = Accept { shape: Shape::Plain, yaml: false, beta: false };
+    pub(crate) const JSON: Accept = Accept { shape: Shape::Plain, yaml: false, beta: false, lean: false };
 
     /// The first of the accepted forms that this server can produce.
     ///
@@ -86,9 +88,14 @@ impl Accept {
                 }
                 _ => continue,
             };
-            return Ok(Self { shape, yaml, beta });
+            return Ok(Self { shape, yaml, beta, lean: false });
         }
         Err(ApiError::not_acceptable())
+    }
+
+    /// Plain JSON, lean or not?
+    pub(crate) fn is_json(self) -> bool {
+        Accept { lean: false, ..self } == Self::JSON
     }
 
     /// The apiVersion of a `Table` or of partial metadata.

@@ -22,6 +22,7 @@ use crate::accept::Accept;
 use crate::auth::User;
 use crate::authorize;
 use crate::error::{ApiError, Subject};
+use crate::lean::Lean;
 use crate::query::Query;
 use crate::registry::Resource;
 use crate::reply::{self, Include, Reply};
@@ -56,10 +57,11 @@ impl Ctx {
         let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let sub = target.sub.unwrap_or_default();
         // Streams and logs answer with what they are, whatever is accepted.
-        let accept = match sub.as_str() {
+        let mut accept = match sub.as_str() {
             "log" | "exec" | "attach" | "portforward" => Accept::JSON,
             _ => Accept::negotiate(request.headers())?,
         };
+        accept.lean = request.extensions().get::<Lean>().is_some();
         Ok(Self {
             server,
             resource: target.resource,

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use crate::auth::User;
+use crate::lean::Lean;
 use crate::server::Server;
 
 /// Bytes in flight on the pipe of an upgraded connection.
@@ -47,6 +48,7 @@ impl tower::Service<Request<kube::client::Body>> for Transport {
         let server = self.server.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.user.clone());
+        request.extensions_mut().insert(Lean);
         // The manager of the fields that a component writes is called as the component.
         let agent = self.user.name.rsplit(':').next().unwrap_or_default();
         if let Ok(agent) = HeaderValue::from_str(agent) {

@@ -19,6 +19,7 @@ mod error;
 mod handlers;
 mod inprocess;
 mod jsonpath;
+mod lean;
 mod meta;
 mod openapi;
 mod pki;

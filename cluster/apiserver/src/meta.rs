@@ -78,6 +78,17 @@ pub(crate) fn carry(field: &str, from: &Value, to: &mut Value) {
     };
 }
 
+/// Gives all fields their former values, but for those that `kept` names. What is equal, most of it, is not copied.
+pub(crate) fn restore(old: &Value, new: &mut Value, kept: impl Fn(&str) -> bool) {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
+    new.retain(|field, _| kept(field) || old.contains_key(field));
+    for (field, value) in old.iter().filter(|(field, _)| !kept(field)) {
+        if new.get(field) != Some(value) {
+            new.insert(field.clone(), value.clone());
+        }
+    }
+}
+
 /// Removes nulls, as decoding into typed structures would.
 pub(crate) fn drop_nulls(value: &mut Value) {
     match value {
@@ -138,6 +149,14 @@ mod tests {
         assert!(!same(&old, &new));
         let more = json!({"metadata": {"name": "a", "labels": {}}, "spec": 1});
         assert!(!same(&old, &more));
+    }
+
+    #[test]
+    fn restoring_leaves_only_what_is_kept() {
+        let old = json!({"a": 1, "b": {"c": 2}, "kept": 3, "gone": 4});
+        let mut new = json!({"a": 1, "b": {"c": 5}, "kept": 6, "more": 7});
+        restore(&old, &mut new, |field| field == "kept");
+        assert_eq!(new, json!({"a": 1, "b": {"c": 2}, "kept": 6, "gone": 4}));
     }
 
     #[test]

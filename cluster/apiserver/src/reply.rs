@@ -12,7 +12,7 @@ use crate::accept::{Accept, Shape};
 use crate::error::ApiError;
 use crate::registry::Resource;
 use crate::store::Object;
-use crate::{convert, table};
+use crate::{convert, lean, table};
 
 /// The type of all answers.
 pub(crate) type Reply = Response<Body>;
@@ -93,8 +93,9 @@ pub(crate) fn stored(
     include: Include,
     object: &Object,
 ) -> Reply {
-    if accept == Accept::JSON && !convert::is_needed(resource) {
-        return bytes(code, "application/json", object.json.clone());
+    if accept.is_json() && !convert::is_needed(resource) {
+        let json = if accept.lean { lean::object(&object.value) } else { object.json.clone() };
+        return bytes(code, "application/json", json);
     }
     self::object(code, accept, resource, include, &convert::from_storage(resource, &object.value))
 }
@@ -126,8 +127,8 @@ pub(crate) fn list(
     objects: &[std::sync::Arc<Object>],
     metadata: &Value,
 ) -> Reply {
-    if accept == Accept::JSON && !convert::is_needed(resource) {
-        return bytes(StatusCode::OK, "application/json", list_bytes(resource, objects, metadata));
+    if accept.is_json() && !convert::is_needed(resource) {
+        return bytes(StatusCode::OK, "application/json", list_bytes(accept, resource, objects, metadata));
     }
     let mut objects: Vec<_> =
         objects.iter().map(|object| convert::from_storage(resource, &object.value)).collect();
@@ -156,11 +157,12 @@ fn is_type_meta(field: &str) -> bool {
 }
 
 /// An item of a list of a built-in type: as upstream, without what the list says already.
-struct Item<'a>(&'a Value);
+struct Item<'a>(&'a Value, bool);
 
 impl serde::Serialize for Item<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
+            object if self.1 => lean::fields(object, |field| !is_type_meta(field), serializer),
             Value::Object(map) => serializer.collect_map(map.iter().filter(|(field, _)| !is_type_meta(field))),
             other => other.serialize(serializer),
         }
@@ -168,7 +170,12 @@ impl serde::Serialize for Item<'_> {
 }
 
 /// The list, put together from the objects' own bytes.
-fn list_bytes(resource: &Resource, objects: &[std::sync::Arc<Object>], metadata: &Value) -> Vec<u8> {
+fn list_bytes(
+    accept: Accept,
+    resource: &Resource,
+    objects: &[std::sync::Arc<Object>],
+    metadata: &Value,
+) -> Vec<u8> {
     let size: usize = objects.iter().map(|object| object.json.len() + 1).sum();
     let mut body = Vec::with_capacity(size + 200);
     body.extend_from_slice(
@@ -183,9 +190,11 @@ fn list_bytes(resource: &Resource, objects: &[std::sync::Arc<Object>], metadata:
         if index > 0 {
             body.push(b',');
         }
+        // Writing to memory does not fail.
         if resource.builtin {
-            // Writing to memory does not fail.
-            let _ = serde_json::to_writer(&mut body, &Item(&object.value));
+            let _ = serde_json::to_writer(&mut body, &Item(&object.value, accept.lean));
+        } else if accept.lean {
+            let _ = serde_json::to_writer(&mut body, &lean::Object(&object.value));
         } else {
             body.extend_from_slice(&object.json);
         }

@@ -18,6 +18,7 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
+use crate::lean;
 use disk::{Disk, Record};
 use history::History;
 
@@ -123,9 +124,26 @@ pub(crate) struct Event {
     /// The state before it.
     pub previous: Option<Arc<Object>>,
     frame: OnceLock<Bytes>,
+    lean: OnceLock<Bytes>,
+    partial: OnceLock<Bytes>,
 }
 
 impl Event {
+    fn new(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Arc<Self> {
+        let (frame, lean, partial) = Default::default();
+        Arc::new(Self { change, object, previous, frame, lean, partial })
+    }
+
+    /// The same as [`Event::frame`], without `managedFields`.
+    pub(crate) fn lean(&self) -> Bytes {
+        self.lean.get_or_init(|| frame(self.change, &lean::object(&self.object.value))).clone()
+    }
+
+    /// The event with the object's metadata alone, without `managedFields`.
+    pub(crate) fn partial(&self) -> Bytes {
+        self.partial.get_or_init(|| frame(self.change, &lean::partial(&self.object.value))).clone()
+    }
+
     /// The watch event as one JSON line, serialised once for all watchers.
     pub(crate) fn frame(&self) -> Bytes {
         self.frame.get_or_init(|| frame(self.change, &self.object.json)).clone()
@@ -279,12 +297,7 @@ impl Store {
         let object = Arc::new(Object { key: key.clone(), revision, value, json });
         table.objects.insert(path.clone(), object.clone());
         let change = if previous.is_some() { Change::Modified } else { Change::Added };
-        table.history.push(Arc::new(Event {
-            change,
-            object: object.clone(),
-            previous,
-            frame: OnceLock::new(),
-        }));
+        table.history.push(Event::new(change, object.clone(), previous));
         table.changed.send_replace(revision);
         state.revision = revision;
         let done = self.disk.write(Record::put(&object, &path));
@@ -306,12 +319,7 @@ impl Store {
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
         let json = to_bytes(&value);
         let object = Arc::new(Object { key: key.clone(), revision, value, json });
-        table.history.push(Arc::new(Event {
-            change: Change::Deleted,
-            object: object.clone(),
-            previous: Some(previous),
-            frame: OnceLock::new(),
-        }));
+        table.history.push(Event::new(Change::Deleted, object.clone(), Some(previous)));
         table.changed.send_replace(revision);
         state.revision = revision;
         let done = self.disk.write(Record::delete(key, &path, revision));

@@ -12,7 +12,7 @@ pub(crate) use cluster_admission::Operation;
 use crate::error::ApiError;
 use crate::handlers::Ctx;
 use crate::meta;
-use crate::store::Store;
+use crate::store::{Object, Store};
 
 const MUTATING: &str = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
 const VALIDATING: &str = "admissionregistration.k8s.io/validatingwebhookconfigurations";
@@ -80,8 +80,19 @@ impl Hooks {
         Self { webhooks: Webhooks::new(Arc::new(Endpoints { store: store.clone() })), store: store.clone() }
     }
 
-    fn configurations(&self, kind: &str) -> Vec<Value> {
-        self.store.list(kind, None).1.iter().map(|object| object.value.clone()).collect()
+    /// The configurations of a kind, if one of them names what the request does to what: for most writes, none does.
+    fn concerned(&self, kind: &str, ctx: &Ctx, operation: Operation) -> Option<Vec<Arc<Object>>> {
+        let configurations = self.store.list(kind, None).1;
+        let resource = &ctx.resource;
+        let named = |object: &Arc<Object>| {
+            cluster_admission::names(
+                &object.value,
+                operation,
+                (&resource.group, &resource.version, &resource.plural),
+                &ctx.sub,
+            )
+        };
+        configurations.iter().any(named).then_some(configurations)
     }
 
     /// Lets mutating webhooks change the object; was any asked?
@@ -93,10 +104,8 @@ impl Hooks {
         object: &mut Value,
         dry_run: bool,
     ) -> Result<bool, ApiError> {
-        if self.store.count(MUTATING) == 0 {
-            return Ok(false);
-        }
-        let configurations = self.configurations(MUTATING);
+        let Some(configurations) = self.concerned(MUTATING, ctx, operation) else { return Ok(false) };
+        let configurations: Vec<&Value> = configurations.iter().map(|object| &object.value).collect();
         let attributes = self.attributes(ctx, operation, old, Some(object), dry_run);
         let warnings = self.webhooks.mutate(&configurations, &attributes, object).await.map_err(denied)?;
         warnings.into_iter().for_each(|warning| ctx.warn(warning));
@@ -112,10 +121,8 @@ impl Hooks {
         object: Option<&Value>,
         dry_run: bool,
     ) -> Result<(), ApiError> {
-        if self.store.count(VALIDATING) == 0 {
-            return Ok(());
-        }
-        let configurations = self.configurations(VALIDATING);
+        let Some(configurations) = self.concerned(VALIDATING, ctx, operation) else { return Ok(()) };
+        let configurations: Vec<&Value> = configurations.iter().map(|object| &object.value).collect();
         let attributes = self.attributes(ctx, operation, old, object, dry_run);
         let object = object.unwrap_or(&Value::Null);
         let warnings = self.webhooks.validate(&configurations, &attributes, object).await.map_err(denied)?;

@@ -22,8 +22,8 @@ use crate::error::ApiError;
 use crate::query::ListOptions;
 use crate::registry::Resource;
 use crate::reply::{Include, Reply, partial};
-use crate::store::{self, Change, Event};
-use crate::{convert, table};
+use crate::store::{self, Change, Event, Object};
+use crate::{convert, lean, table};
 
 /// Time between bookmarks.
 const BOOKMARKS: Duration = Duration::from_secs(60);
@@ -39,7 +39,22 @@ struct Encoder {
 }
 
 impl Encoder {
+    /// The bytes of an event that is to this client what it is to all.
+    fn same(&mut self, event: &Event) -> Bytes {
+        match self.shared() {
+            Some(Shape::Plain) if self.accept.lean => event.lean(),
+            Some(Shape::Partial) => event.partial(),
+            Some(_) => event.frame(),
+            None => self.event(event.change, &event.object.value),
+        }
+    }
+
     fn event(&mut self, change: Change, object: &Value) -> Bytes {
+        match self.shared() {
+            Some(Shape::Plain) if self.accept.lean => return store::frame(change, &lean::object(object)),
+            Some(Shape::Partial) => return store::frame(change, &lean::partial(object)),
+            _ => {}
+        }
         let body = self.body(object);
         store::frame(change, body.to_string().as_bytes())
     }
@@ -64,8 +79,23 @@ impl Encoder {
         }
     }
 
-    fn is_shared(&self) -> bool {
-        self.accept == Accept::JSON && !convert::is_needed(&self.resource)
+    /// The shape of the bytes that all such clients share, if it is one of those that are kept.
+    fn shared(&self) -> Option<Shape> {
+        let Accept { shape, yaml, beta, lean } = self.accept;
+        let kept = match shape {
+            Shape::Plain => self.accept.is_json(),
+            Shape::Partial => lean && !yaml && !beta,
+            Shape::Table => false,
+        };
+        (kept && !convert::is_needed(&self.resource)).then_some(shape)
+    }
+
+    /// An object that was there before.
+    fn added(&mut self, object: &Object) -> Bytes {
+        if self.shared() == Some(Shape::Plain) && !self.accept.lean {
+            return store::frame(Change::Added, &object.json);
+        }
+        self.event(Change::Added, &object.value)
     }
 
     fn bookmark(&mut self, revision: u64, initial_end: bool) -> Bytes {
@@ -154,11 +184,7 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
             }
         };
         for object in objects {
-            yield if encoder.is_shared() {
-                store::frame(Change::Added, &object.json)
-            } else {
-                encoder.event(Change::Added, &object.value)
-            };
+            yield encoder.added(&object);
         }
         if options.send_initial_events == Some(true) && options.bookmarks {
             yield encoder.bookmark(start, true);
@@ -191,8 +217,8 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
                     continue;
                 }
                 let Some(change) = seen(&options, &encoder.resource, &event) else { continue };
-                yield if change == event.change && encoder.is_shared() {
-                    event.frame()
+                yield if change == event.change {
+                    encoder.same(&event)
                 } else {
                     encoder.event(change, &event.object.value)
                 };

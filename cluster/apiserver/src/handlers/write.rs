@@ -395,15 +395,15 @@ pub(crate) async fn update_object(
 }
 
 /// The old object with the new status (and, for built-in types, the new labels and annotations).
-fn with_status_of(ctx: &Ctx, old: &Value, new: Value) -> Value {
-    let mut merged = old.clone();
-    meta::carry("status", &new, &mut merged);
-    meta::carry("managedFields", &new["metadata"], &mut merged["metadata"]);
-    if ctx.resource.builtin {
-        meta::carry("annotations", &new["metadata"], &mut merged["metadata"]);
-        meta::carry("labels", &new["metadata"], &mut merged["metadata"]);
-    }
-    merged
+fn with_status_of(ctx: &Ctx, old: &Value, mut new: Value) -> Value {
+    let builtin = ctx.resource.builtin;
+    meta::restore(old, &mut new, |field| matches!(field, "status" | "metadata"));
+    meta::restore(&old["metadata"], &mut new["metadata"], |field| match field {
+        "managedFields" => true,
+        "annotations" | "labels" => builtin,
+        _ => false,
+    });
+    new
 }
 
 fn spec_changed(ctx: &Ctx, old: &Value, new: &Value) -> bool {
