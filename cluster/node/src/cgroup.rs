@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 /// Where the hierarchies are mounted.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Hierarchies {
     /// Version 1: controller name to mount point.
     pub v1: BTreeMap<String, PathBuf>,
     /// The version 2 mount, also where it only rides along with version 1.
     pub v2: Option<PathBuf>,
 }
+
+/// What containers are limited by.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Figures of one cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -129,8 +133,67 @@ impl Hierarchies {
         }
     }
 
+    /// Makes the group that all containers are below, and passes on to it what the machine has.
+    ///
+    /// # Errors
+    /// The kernel's: no hierarchy is writable. A controller that is not to be had is none, see
+    /// [`Hierarchies::unenforced`].
+    pub fn prepare(&self, cgroup: &str) -> std::io::Result<()> {
+        let relative = cgroup.trim_start_matches('/');
+        if !self.unified() {
+            let wanted = CONTROLLERS.iter().filter_map(|controller| self.v1.get(*controller));
+            for root in wanted {
+                fs::create_dir_all(root.join(relative))?;
+            }
+            return Ok(());
+        }
+        let Some(root) = &self.v2 else { return Ok(()) };
+        let mut folder = root.clone();
+        for part in Path::new(relative) {
+            for controller in CONTROLLERS {
+                // What a group above does not have, or what may not be changed here, is missing below.
+                let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+            folder.push(part);
+            match fs::create_dir(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        for controller in CONTROLLERS {
+            let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+        Ok(())
+    }
+
+    /// The controllers that containers below this group do not have, so that their limits are not enforced.
+    #[must_use]
+    pub fn unenforced(&self, cgroup: &str) -> Vec<&'static str> {
+        let passed_on = match (&self.v2, self.unified()) {
+            (Some(root), true) => {
+                let path = root.join(cgroup.trim_start_matches('/')).join("cgroup.subtree_control");
+                fs::read_to_string(path).unwrap_or_default()
+            }
+            _ => self.v1.keys().cloned().collect::<Vec<_>>().join(" "),
+        };
+        let has = |controller: &&str| passed_on.split_whitespace().any(|name| name == *controller);
+        CONTROLLERS.into_iter().filter(|controller| !has(controller)).collect()
+    }
+
     fn roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.v1.values().chain(self.v2.as_ref())
+    }
+
+    /// [`Hierarchies::kill_and_remove`] for the groups right below `parent` whose names begin so.
+    pub fn kill_and_remove_named(&self, parent: &str, beginning: &str) -> usize {
+        let relative = parent.trim_start_matches('/');
+        let names: std::collections::BTreeSet<String> = self
+            .roots()
+            .flat_map(|root| folders(&root.join(relative)))
+            .filter_map(|folder| folder.file_name().map(|name| name.to_string_lossy().into_owned()))
+            .filter(|name| name.starts_with(beginning))
+            .collect();
+        names.iter().map(|name| self.kill_and_remove(&format!("{parent}/{name}"))).sum()
     }
 
     /// Kills every process below the cgroup in every hierarchy, waits for them to be gone (up to 2 s) and removes it.
@@ -234,6 +297,19 @@ mod tests {
             found.file("memory", "/a/b", "memory.events").unwrap(),
             Path::new("/sys/fs/cgroup/a/b/memory.events")
         );
+    }
+
+    #[test]
+    fn what_is_not_passed_on_is_not_enforced() {
+        let root = tempfile::tempdir().unwrap();
+        let found = Hierarchies { v2: Some(root.path().to_owned()), ..Hierarchies::default() };
+        found.prepare("/a/b").unwrap();
+        let wished = fs::read_to_string(root.path().join("a/b/cgroup.subtree_control")).unwrap();
+        assert_eq!(wished, "+pids", "each was asked for, and a plain file keeps the last");
+        fs::write(root.path().join("a/b/cgroup.subtree_control"), "cpuset cpu pids\n").unwrap();
+        assert_eq!(found.unenforced("/a/b"), ["memory"]);
+        let old = Hierarchies::parse("35 31 0:32 / /m rw - cgroup cgroup rw,memory\n");
+        assert_eq!(old.unenforced("/a"), ["cpu", "pids"]);
     }
 
     #[test]

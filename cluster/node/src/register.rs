@@ -101,7 +101,7 @@ fn status(facts: &Facts, now: Timestamp) -> Value {
             "machineID": read("/etc/machine-id"),
             "systemUUID": read("/etc/machine-id"),
             "bootID": read("/proc/sys/kernel/random/boot_id"),
-            "containerRuntimeVersion": "oci://libcontainer-0.7",
+            "containerRuntimeVersion": concat!("cluster-node://", env!("CARGO_PKG_VERSION")),
             "kubeletVersion": facts.version,
             "kubeProxyVersion": facts.version,
         },

@@ -1,4 +1,4 @@
-//! The OCI runtime specification of one container, from values that are already resolved.
+//! What one container is to be, from values that are already resolved: the runtime's input.
 //!
 //! Defaults (capabilities, devices, masked and read-only paths, mounts) are containerd's, which is what images are
 //! tested with. Pure: reads nothing.
@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 /// What containerd grants a container that asks for nothing.
 pub const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -70,7 +70,8 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-const MASKED: [&str; 10] = [
+/// Paths that are hidden from a container: they tell about the machine.
+pub const MASKED: [&str; 10] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -83,10 +84,11 @@ const MASKED: [&str; 10] = [
     "/sys/firmware",
 ];
 
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Paths that a container may read but not write: they change the machine.
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Who a process runs as.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// User number.
     pub uid: u32,
@@ -97,7 +99,7 @@ pub struct User {
 }
 
 /// A file or folder of the machine that the container sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// On the machine.
     pub source: PathBuf,
@@ -110,7 +112,7 @@ pub struct Bind {
 }
 
 /// The process of a container or of an exec.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Process {
     /// The program and its arguments.
     pub args: Vec<String>,
@@ -126,10 +128,37 @@ pub struct Process {
     pub no_new_privileges: bool,
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
+    /// Limits of setrlimit(2); what is not named is inherited from the node.
+    pub rlimits: Vec<Rlimit>,
+    /// How readily the kernel ends it when memory runs out, -1000 to 1000; None for the node's own value.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// A seccomp profile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// All system calls.
+    #[default]
+    Unconfined,
+    /// The runtime's own profile: what containerd's default profile allows.
+    RuntimeDefault,
+}
+
+/// A limit of setrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `RLIMIT_NOFILE` and so on, by number.
+    pub resource: u32,
+    /// What holds.
+    pub soft: u64,
+    /// What the process may raise `soft` to.
+    pub hard: u64,
 }
 
 /// Limits, in the units of cgroup version 1; the runtime converts them for version 2.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Relative CPU weight, 1024 a core.
     pub cpu_shares: Option<u64>,
@@ -142,12 +171,10 @@ pub struct Limits {
 }
 
 /// Everything about one container.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Container {
     /// Its first process.
     pub process: Process,
-    /// The mounted root filesystem.
-    pub rootfs: PathBuf,
     /// Whether the root filesystem refuses writes.
     pub read_only_root: bool,
     /// The pod's network namespace; None for the machine's.
@@ -164,10 +191,40 @@ pub struct Container {
     pub privileged: bool,
     /// Whether /proc is shown unmasked (`procMount: Unmasked`).
     pub unmasked_proc: bool,
-    /// Absolute path in each cgroup hierarchy.
-    pub cgroup: String,
     /// Limits.
     pub limits: Limits,
+}
+
+impl Container {
+    /// The binds in the order in which they are mounted: one at /a must come before one at /a/b, or it would hide it.
+    #[must_use]
+    pub fn ordered_binds(&self) -> Vec<&Bind> {
+        let mut binds: Vec<&Bind> = self.binds.iter().collect();
+        binds.sort_by_key(|bind| bind.target.split('/').filter(|part| !part.is_empty()).count());
+        binds
+    }
+}
+
+impl Process {
+    /// The environment with what every process gets: a PATH, and with a terminal its kind.
+    #[must_use]
+    pub fn environment(&self) -> Vec<String> {
+        let mut env = self.env.clone();
+        if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+            env.insert(0, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        }
+        if self.terminal && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
+        env
+    }
+
+    /// The capabilities as a bit set, capability n as bit n; unknown names count for nothing.
+    #[must_use]
+    pub fn capability_bits(&self) -> u64 {
+        let bit = |name: &String| ALL_CAPABILITIES.iter().position(|known| known == name);
+        self.capabilities.iter().filter_map(bit).fold(0, |set, bit| set | 1 << bit)
+    }
 }
 
 /// The capability set of a container: `add` and `drop` are names without `CAP_`, or `ALL`. What `available` (the
@@ -219,146 +276,6 @@ pub fn capabilities(
     Ok(set.into_iter().collect())
 }
 
-/// The OCI `process` object.
-#[must_use]
-pub fn process(process: &Process) -> Value {
-    let mut env = process.env.clone();
-    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
-        env.insert(0, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    }
-    if process.terminal && !env.iter().any(|entry| entry.starts_with("TERM=")) {
-        env.push("TERM=xterm".to_owned());
-    }
-    let capabilities = &process.capabilities;
-    let mut value = json!({
-        "terminal": process.terminal,
-        "user": { "uid": process.user.uid, "gid": process.user.gid, "additionalGids": process.user.groups },
-        "args": process.args,
-        "env": env,
-        "cwd": if process.cwd.is_empty() { "/" } else { process.cwd.as_str() },
-        "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
-        "noNewPrivileges": process.no_new_privileges,
-    });
-    if process.user.groups.is_empty()
-        && let Some(user) = value.get_mut("user").and_then(Value::as_object_mut)
-    {
-        user.remove("additionalGids");
-    }
-    value
-}
-
-/// The whole `config.json`.
-#[must_use]
-pub fn config(container: &Container) -> Value {
-    let mut namespaces = vec![json!({ "type": "mount" })];
-    if !container.host_pid {
-        namespaces.push(json!({ "type": "pid" }));
-    }
-    for (kind, path) in [("network", &container.net), ("ipc", &container.ipc), ("uts", &container.uts)] {
-        if let Some(path) = path {
-            namespaces.push(json!({ "type": kind, "path": path }));
-        }
-    }
-    let mut linux = json!({
-        "cgroupsPath": container.cgroup,
-        "namespaces": namespaces,
-        "resources": resources(container),
-        "rootfsPropagation": "private",
-    });
-    if !container.privileged && !container.unmasked_proc {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READ_ONLY);
-    }
-    json!({
-        "ociVersion": "1.0.2",
-        "process": process(&container.process),
-        "root": { "path": container.rootfs, "readonly": container.read_only_root },
-        "mounts": mounts(container),
-        "linux": linux,
-    })
-}
-
-fn mounts(container: &Container) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": source, "options": options });
-    let sys_mode = if container.privileged { "rw" } else { "ro" };
-    let mut mounts = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-    ];
-    // sysfs shows a network namespace, and mounting it afresh is refused where that is the machine's.
-    if container.net.is_some() {
-        mounts.push(mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]));
-    } else {
-        mounts.push(mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", sys_mode]));
-    }
-    // The order of destinations: a bind at /a must come before one at /a/b, or it would hide it.
-    let mut binds: Vec<&Bind> = container.binds.iter().collect();
-    binds.sort_by_key(|bind| bind.target.split('/').filter(|part| !part.is_empty()).count());
-    for bind in binds {
-        mounts.retain(|existing| existing["destination"] != json!(bind.target));
-        let mode = if bind.read_only { "ro" } else { "rw" };
-        let propagation = if bind.propagate { "rslave" } else { "rprivate" };
-        mounts.push(json!({
-            "destination": bind.target, "type": "bind", "source": bind.source,
-            "options": ["rbind", propagation, mode],
-        }));
-    }
-    mounts
-}
-
-fn resources(container: &Container) -> Value {
-    let limits = &container.limits;
-    let mut resources = json!({});
-    let mut cpu = serde_json::Map::new();
-    if let Some(shares) = limits.cpu_shares {
-        cpu.insert("shares".to_owned(), json!(shares));
-    }
-    if let Some(quota) = limits.cpu_quota_us {
-        cpu.insert("quota".to_owned(), json!(quota));
-        cpu.insert("period".to_owned(), json!(100_000));
-    }
-    if !cpu.is_empty() {
-        resources["cpu"] = Value::Object(cpu);
-    }
-    if let Some(memory) = limits.memory {
-        resources["memory"] = json!({ "limit": memory });
-    }
-    if let Some(pids) = limits.pids {
-        resources["pids"] = json!({ "limit": pids });
-    }
-    let rule = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = json!({ "allow": true, "type": kind, "access": access });
-        if let Some(major) = major {
-            rule["major"] = json!(major);
-        }
-        if let Some(minor) = minor {
-            rule["minor"] = json!(minor);
-        }
-        rule
-    };
-    resources["devices"] = if container.privileged {
-        json!([{ "allow": true, "access": "rwm" }])
-    } else {
-        let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
-        rules.push(rule("c", None, None, "m"));
-        rules.push(rule("b", None, None, "m"));
-        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-            rules.push(rule("c", Some(major), Some(minor), "rwm"));
-        }
-        rules.push(rule("c", Some(136), None, "rwm"));
-        Value::Array(rules)
-    };
-    resources
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn binds_go_from_the_root_downwards_and_replace_defaults() {
+    fn binds_go_from_the_root_downwards() {
         let bind = |target: &str| Bind {
             source: "/s".into(),
             target: target.to_owned(),
@@ -398,33 +315,24 @@ mod tests {
             propagate: false,
         };
         let container =
-            Container { binds: vec![bind("/a/b"), bind("/a"), bind("/dev/shm")], ..Container::default() };
-        let spec = config(&container);
-        let targets: Vec<&str> =
-            spec["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect();
-        assert_eq!(targets.iter().filter(|t| **t == "/dev/shm").count(), 1);
-        let at = |target: &str| targets.iter().position(|t| *t == target).unwrap();
-        assert!(at("/a") < at("/a/b"));
+            Container { binds: vec![bind("/a/b/"), bind("/a"), bind("/dev/shm")], ..Container::default() };
+        let targets: Vec<&str> = container.ordered_binds().iter().map(|bind| bind.target.as_str()).collect();
+        assert_eq!(targets, ["/a", "/a/b/", "/dev/shm"]);
     }
 
     #[test]
-    fn the_specification_is_one_that_the_library_reads() {
-        let container = Container {
-            process: Process {
-                args: names(&["/x"]),
-                capabilities: names(&["CAP_KILL"]),
-                ..Process::default()
-            },
-            net: Some("/proc/1/ns/net".into()),
-            limits: Limits {
-                cpu_shares: Some(2),
-                cpu_quota_us: Some(1000),
-                memory: Some(1 << 20),
-                pids: Some(5),
-            },
-            ..Container::default()
-        };
-        let parsed: oci_spec::runtime::Spec = serde_json::from_value(config(&container)).unwrap();
-        assert_eq!(parsed.process().as_ref().unwrap().args().as_ref().unwrap(), &names(&["/x"]));
+    fn capabilities_are_bits() {
+        let process =
+            Process { capabilities: names(&["CAP_CHOWN", "CAP_KILL", "CAP_MADE_UP"]), ..Process::default() };
+        assert_eq!(process.capability_bits(), 0b10_0001);
+    }
+
+    #[test]
+    fn every_process_has_a_path_and_a_terminal_its_kind() {
+        let mut process = Process { env: names(&["A=b"]), terminal: true, ..Process::default() };
+        let env = process.environment();
+        assert!(env[0].starts_with("PATH=/usr/local/sbin:") && env.contains(&"TERM=xterm".to_owned()));
+        process.env = names(&["PATH=/x", "TERM=vt100"]);
+        assert_eq!(process.environment(), ["PATH=/x", "TERM=vt100"]);
     }
 }

@@ -379,11 +379,13 @@ async fn a_program_sees_what_another_runtime_shows_it() {
         bind(&shared.join("file"), "/dev/termination-log", false),
         bind(&shared, "/dev/shm", false),
     ];
-    bound.process.cwd = "/made/for/me".to_owned();
+    std::fs::create_dir(world.layer().join("work")).unwrap();
+    bound.process.cwd = "/work".to_owned();
     let mut unmasked = plain.clone();
     unmasked.unmasked_proc = true;
     unmasked.process.user.groups = vec![5];
     for (name, container) in [("plain", plain), ("user", user), ("bound", bound), ("unmasked", unmasked)] {
+        println!("  {name}");
         let (id, output) = oracle.start(&container, &world.layer());
         let theirs = loop {
             let text = std::fs::read_to_string(&output).unwrap();
@@ -440,6 +442,10 @@ async fn restrictions() {
     assert!(world.output(read_only).await.contains("Read-only"));
     assert!(world.output(kernel).await.contains("Read-only"));
     assert_eq!(world.output(plain).await, "written\n");
+    let mut elsewhere = world.container(&["write", "x"]);
+    elsewhere.process.cwd = "/is/made/first".to_owned();
+    elsewhere.read_only_root = true;
+    assert!(world.output(elsewhere).await.contains("Read-only"), "a working folder that the image lacks is made");
     assert!(!world.dir.path().join("layer/tmp/x").exists(), "layers are shared and stay as they are");
 }
 
@@ -463,15 +469,22 @@ async fn capabilities_are_dropped() {
 
 async fn devices_are_refused() {
     let mut world = World::new(1).await;
-    let container = world.container(&["device"]);
+    let container = device(&world, false);
     assert!(world.output(container).await.contains("not permitted"));
+}
+
+/// A program that makes and opens the kernel's log, with all capabilities that this needs.
+fn device(world: &World, privileged: bool) -> Container {
+    let mut container = world.container(&["device"]);
+    container.privileged = privileged;
+    container.process.capabilities =
+        spec::capabilities(privileged, &["SYSLOG".to_owned()], &[], AVAILABLE).unwrap();
+    container
 }
 
 async fn privileged_containers_have_all_devices() {
     let mut world = World::new(1).await;
-    let mut container = world.container(&["device"]);
-    container.privileged = true;
-    container.process.capabilities = spec::capabilities(true, &[], &[], AVAILABLE).unwrap();
+    let container = device(&world, true);
     let mut look = container.clone();
     look.process.args[1] = "look".to_owned();
     assert_eq!(world.output(container).await, "open\n");
@@ -616,15 +629,19 @@ async fn volumes_in_memory_reach_parked_processes() {
 async fn parked_processes_are_used() {
     let mut world = World::with(1, 2, None).await;
     world.parked(2).await;
-    for expected in [true, true, false] {
+    for _ in 0..2 {
         let (_reader, streams) = pipes();
         let container = world.container(&["sleep"]);
-        assert_eq!(world.begin(container, streams).await.1.unwrap().timings.parked, expected);
+        assert!(world.begin(container, streams).await.1.unwrap().timings.parked);
     }
     // The pool is filled again by itself, also in place of one that was killed.
     world.parked(2).await;
     let victim = world.parked_pids()[0];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{victim}/stat")).unwrap();
+    while !state().contains(" Z ") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     for _ in 0..2 {
         let echo = world.container(&["echo", "well"]);
         assert_eq!(world.output(echo).await, "well\n");
@@ -636,11 +653,8 @@ async fn version_two_cgroups() {
     let found = Hierarchies::detect().unwrap();
     let root = found.v2.clone().expect("a mounted cgroup2 hierarchy (mount -t cgroup2 none DIR)");
     let mut world = World::with(1, 1, Some(Hierarchies { v2: found.v2, ..Hierarchies::default() })).await;
-    let device = world.container(&["device"]);
-    assert!(world.output(device.clone()).await.contains("not permitted"));
-    let mut privileged = device;
-    privileged.privileged = true;
-    privileged.process.capabilities = spec::capabilities(true, &[], &[], AVAILABLE).unwrap();
+    let (ordinary, privileged) = (device(&world, false), device(&world, true));
+    assert!(world.output(ordinary).await.contains("not permitted"));
     assert_eq!(world.output(privileged).await, "open\n");
     let mut sleeping = world.container(&["sleep"]);
     sleeping.limits = Limits { cpu_shares: Some(100), memory: Some(64 << 20), ..Limits::default() };

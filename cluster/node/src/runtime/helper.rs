@@ -2,350 +2,308 @@
 //!
 //! It is a fresh exec of the node's own program (a fork of a process with threads may not do more than exec), holds
 //! no state that the node could not rebuild, and lives exactly as long as the node: an end of file on its socket means
-//! that the node is gone, however it went, and the helper kills its containers and ends. Descriptors of ended children
+//! that the node is gone, however it went, and the helper kills its containers and ends. Descriptors of children
 //! (pidfds) are polled beside the socket, so that no signal handler or blocked signal leaks into containers.
+//!
+//! It waits for nothing but the next event: starting processes do their work themselves and report on channels.
+
+mod children;
+mod pool;
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use libcontainer::container::Container;
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
-use super::protocol::{Envelope, Exec, Exit, Message, Overlay, Request, Start, Started};
+use self::children::{Child, Children, Of};
+use self::pool::Pool;
+use super::cgroups::Cgroups;
+use super::parked::{self, Setup, Spawned};
+use super::privilege::Privilege;
+use super::protocol::{Answer, Envelope, Failure, Handed, HelperConfig, Message, Report, Request, Timings};
 use super::seqpacket;
 use crate::cgroup::Hierarchies;
 
-/// Runs the helper until the node is gone. `root` is where libcontainer keeps its state.
-pub(super) fn run(socket: OwnedFd, root: PathBuf) -> i32 {
-    // SAFETY: no handler is installed; the default disposition is restored, which Rust's start code had changed to
-    // "ignore", and ignored signals would be inherited by containers.
-    #[allow(unsafe_code)]
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
-    let hierarchies = Hierarchies::detect().unwrap_or_default();
-    let mut helper =
-        Helper { socket, root, hierarchies, children: HashMap::new(), containers: HashMap::new() };
+/// Runs the helper until the node is gone.
+pub(super) fn run(socket: OwnedFd, config: &HelperConfig) -> i32 {
+    default_signals();
+    let hierarchies = config.hierarchies.clone().unwrap_or_else(|| Hierarchies::detect().unwrap_or_default());
+    let stage = config.state_dir.join("stage");
+    if std::fs::create_dir_all(&stage).is_err() {
+        return 74;
+    }
+    let setup = Setup { stage, cgroups: Cgroups::new(hierarchies), privilege: Privilege::detect() };
+    let mut helper = Helper {
+        socket,
+        pool: Pool::new(config),
+        setup,
+        children: Children::default(),
+        containers: HashMap::new(),
+        starting: Vec::new(),
+        leaving: Vec::new(),
+    };
     helper.serve();
     helper.end();
     0
 }
 
-struct Child {
-    pid: Pid,
-    pidfd: OwnedFd,
-    cgroup: String,
+/// What this process ignores, its children would ignore: Rust's start code ignores SIGPIPE, nohup SIGHUP.
+fn default_signals() {
+    for number in Signal::iterator().filter(|number| !matches!(number, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: no handler is installed, only the default action restored.
+        #[allow(unsafe_code)]
+        let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    }
 }
 
+/// A container that is not yet removed.
 struct Known {
-    cgroup: String,
-    overlay: Option<PathBuf>,
+    pid: i32,
+    cgroup: Option<String>,
+    host_pid: bool,
+}
+
+/// A process that has been told what to become.
+struct Starting {
+    seq: u64,
+    id: String,
+    spawned: Spawned,
+    of: Of,
+    host_pid: bool,
+    begun: Instant,
+    timings: Timings,
+    ready: bool,
+    terminal: Option<OwnedFd>,
 }
 
 struct Helper {
     socket: OwnedFd,
-    root: PathBuf,
-    hierarchies: Hierarchies,
-    /// Running processes by id: containers' first processes and exec'd ones.
-    children: HashMap<String, Child>,
-    /// Containers that are not yet removed.
+    setup: Setup,
+    pool: Pool,
+    children: Children,
     containers: HashMap<String, Known>,
+    starting: Vec<Starting>,
+    /// Cgroups that cannot be removed yet, and until when that is tried.
+    leaving: Vec<(String, Instant)>,
 }
+
+/// How often the removal of a cgroup is tried whose last process has only just ended.
+const AGAIN: Duration = Duration::from_millis(5);
+/// And for how long.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Helper {
     fn serve(&mut self) {
         let mut buffer = vec![0; seqpacket::MAX_PACKET];
         loop {
-            let ids: Vec<String> = self.children.keys().cloned().collect();
             let mut polled = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            polled
-                .extend(ids.iter().map(|id| PollFd::new(self.children[id].pidfd.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut polled, PollTimeout::NONE) {
+            polled.extend(self.starting.iter().map(|s| PollFd::new(s.spawned.channel.as_fd(), PollFlags::POLLIN)));
+            let (pids, pidfds): (Vec<i32>, Vec<PollFd<'_>>) = self.children.polled().unzip();
+            polled.extend(pidfds);
+            let wait = if self.leaving.is_empty() { self.pool.wait() } else { Some(AGAIN) };
+            let timeout = wait.map_or(PollTimeout::NONE, |wait| {
+                // Rounded up: waking a moment too early would only mean waiting again.
+                PollTimeout::try_from(wait.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+            });
+            match poll(&mut polled, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(_) => return,
             }
-            let request = polled[0].any().unwrap_or(false);
-            let ended: Vec<String> = ids
-                .iter()
-                .zip(&polled[1..])
-                .filter(|(_, fd)| fd.any().unwrap_or(false))
-                .map(|(id, _)| id.clone())
-                .collect();
-            for id in ended {
-                self.reap(&id);
+            let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            drop(polled);
+            let (request, reports) = (ready[0], &ready[1..=self.starting.len()]);
+            let ended: Vec<i32> =
+                pids.iter().zip(&ready[1 + reports.len()..]).filter(|(_, ready)| **ready).map(|(pid, _)| *pid).collect();
+            // From behind, as those that are through are taken out; and before exits, so that a program that ends at once
+            // is seen to have started.
+            for at in (0..reports.len()).rev().filter(|at| reports[*at]).collect::<Vec<_>>() {
+                self.report(at, &mut buffer);
             }
+            for pid in ended {
+                self.reap(pid);
+            }
+            let now = Instant::now();
+            let cgroups = &self.setup.cgroups;
+            self.leaving.retain(|(cgroup, until)| !cgroups.remove(cgroup) && now < *until);
             if request {
                 match seqpacket::receive(self.socket.as_fd(), &mut buffer) {
                     Ok((0, _)) | Err(_) => return,
                     Ok((length, fds)) => {
-                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else {
-                            return;
-                        };
-                        let result = self.perform(envelope.request, fds);
-                        self.send(&Message::Done { seq: envelope.seq, result });
+                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else { return };
+                        self.perform(envelope, fds);
                     }
+                }
+            } else {
+                self.pool.fill(&self.setup, now);
+            }
+        }
+    }
+
+    fn send(&self, message: &Message, terminal: Option<&OwnedFd>) {
+        let Ok(bytes) = serde_json::to_vec(message) else { return };
+        let fds: Vec<i32> = terminal.iter().map(|fd| fd.as_raw_fd()).collect();
+        // A failure means that the node is gone, which the next receive reports.
+        let _ = seqpacket::send(self.socket.as_fd(), &bytes, &fds);
+    }
+
+    fn perform(&mut self, envelope: Envelope, fds: Vec<OwnedFd>) {
+        let seq = envelope.seq;
+        let done = match envelope.request {
+            Request::Start { id, host_pid, handed } => match self.start(seq, id, host_pid, handed, fds) {
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
+            Request::Exec { container, id, handed } => match self.exec(seq, &container, id, handed, fds) {
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
+            Request::Signal { id, signal } => self.children.signal(&id, signal),
+            Request::Remove { id } => {
+                self.remove(&id);
+                Ok(())
+            }
+            Request::MountTmpfs { target, size } => mount_tmpfs(&target, size),
+            Request::Unmount { target } => {
+                let _ = umount2(&target, MntFlags::MNT_DETACH);
+                Ok(())
+            }
+        };
+        let result = done.map(|()| Answer::default()).map_err(Failure::new);
+        self.send(&Message::Done { seq, result }, None);
+    }
+
+    fn start(&mut self, seq: u64, id: String, host_pid: bool, handed: Handed, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let begun = Instant::now();
+        let mut timings = Timings { parked: true, ..Timings::default() };
+        let claimed = loop {
+            let Some(spawned) = self.pool.take(host_pid) else { break None };
+            match spawned.claim(handed, &fds) {
+                Ok(()) => break Some(spawned),
+                // Killed while it waited: it is cleared away and the next one taken.
+                Err(_) => self.children.add(Child { spawned, of: Of::Nobody }),
+            }
+        };
+        let spawned = match claimed {
+            Some(spawned) => spawned,
+            None => {
+                timings.parked = false;
+                let spawned = self.pool.make(&self.setup, host_pid)?;
+                spawned.claim(handed, &fds).map_err(|error| format!("cannot hand over a container: {error}"))?;
+                spawned
+            }
+        };
+        let of = Of::Container { id: id.clone() };
+        self.starting.push(Starting { seq, id, spawned, of, host_pid, begun, timings, ready: false, terminal: None });
+        Ok(())
+    }
+
+    fn exec(&mut self, seq: u64, container: &str, id: String, handed: Handed, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let begun = Instant::now();
+        let known = self.containers.get(container).ok_or("the container is not running")?;
+        let target = self.children.pidfd(known.pid).ok_or("the container is not running")?;
+        let received = handed.sort(fds).ok_or("descriptors are missing")?;
+        let spawned = parked::exec(&self.setup, target, known.host_pid, known.cgroup.clone(), received)
+            .map_err(|error| format!("cannot make a process in the container: {error}"))?;
+        let of = Of::Exec { id: id.clone(), cgroup: known.cgroup.clone() };
+        let timings = Timings::default();
+        let host_pid = known.host_pid;
+        self.starting.push(Starting { seq, id, spawned, of, host_pid, begun, timings, ready: false, terminal: None });
+        Ok(())
+    }
+
+    /// A starting process has something to say, or its channel is closed: it has become its program, or ended.
+    fn report(&mut self, at: usize, buffer: &mut [u8]) {
+        let starting = &mut self.starting[at];
+        let received = seqpacket::receive(starting.spawned.channel.as_fd(), buffer);
+        let failure = match received {
+            Ok((length, mut fds)) if length > 0 => match serde_json::from_slice(&buffer[..length]) {
+                Ok(Report::Ready { mount_us, create_us }) => {
+                    (starting.timings.mount_us, starting.timings.create_us) = (mount_us, create_us);
+                    (starting.ready, starting.terminal) = (true, fds.pop());
+                    return;
+                }
+                Ok(Report::Failed(failure)) => Some(failure),
+                Err(error) => Some(Failure::new(format!("a container's process said what cannot be read: {error}"))),
+            },
+            _ if starting.ready => None,
+            _ => Some(Failure::new("the container's process ended before it became its program")),
+        };
+        let starting = self.starting.swap_remove(at);
+        match failure {
+            None => self.started(starting),
+            Some(failure) => {
+                self.send(&Message::Done { seq: starting.seq, result: Err(failure) }, None);
+                self.children.add(Child { spawned: starting.spawned, of: Of::Nobody });
+            }
+        }
+    }
+
+    fn started(&mut self, starting: Starting) {
+        let Starting { seq, id, spawned, of, host_pid, begun, mut timings, terminal, .. } = starting;
+        timings.start_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let pid = spawned.pid.as_raw();
+        let answer = Answer { pid, cgroup: spawned.cgroup.clone(), timings };
+        if let Of::Container { .. } = &of {
+            self.containers.insert(id, Known { pid, cgroup: spawned.cgroup.clone(), host_pid });
+        }
+        self.children.add(Child { spawned, of });
+        self.send(&Message::Done { seq, result: Ok(answer) }, terminal.as_ref());
+    }
+
+    fn reap(&mut self, pid: i32) {
+        let Some((child, exit)) = self.children.reap(pid, &self.setup.cgroups) else { return };
+        match child.of {
+            Of::Container { id } | Of::Exec { id, .. } => self.send(&Message::Exited { id, exit }, None),
+            Of::Nobody => {
+                if let Some(cgroup) = child.spawned.cgroup {
+                    self.leave(cgroup);
                 }
             }
         }
     }
 
-    fn send(&self, message: &Message) {
-        let Ok(bytes) = serde_json::to_vec(message) else { return };
-        // A failure means that the node is gone, which the next receive reports.
-        let _ = seqpacket::send(self.socket.as_fd(), &bytes, &[]);
-    }
-
-    fn reap(&mut self, id: &str) {
-        let Some(child) = self.children.get(id) else { return };
-        let (code, signal) = match waitpid(child.pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => (code, None),
-            Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, Some(signal as i32)),
-            Ok(_) => return,
-            Err(_) => (255, None),
-        };
-        let oom = signal == Some(Signal::SIGKILL as i32) && self.hierarchies.oom_kills(&child.cgroup) > 0;
-        self.children.remove(id);
-        self.send(&Message::Exited { id: id.to_owned(), exit: Exit { code, signal, oom } });
-    }
-
-    fn perform(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Started, String> {
-        match request {
-            Request::Start(start) => {
-                let overlay = start.overlay.clone();
-                self.start(start, fds).inspect_err(|_| {
-                    if let Some(overlay) = overlay {
-                        let _ = umount2(&overlay.target, MntFlags::MNT_DETACH);
-                    }
-                })
-            }
-            Request::Exec(exec) => self.exec(exec, fds),
-            Request::Signal { id, signal } => {
-                let child = self.children.get(&id).ok_or("no such process")?;
-                let signal = Signal::try_from(signal).map_err(|error| error.to_string())?;
-                // The process is our own child and not reaped yet, so its number cannot have been given away.
-                kill(child.pid, signal).map_err(|error| error.to_string())?;
-                Ok(Started::default())
-            }
-            Request::Remove { id } => self.remove(&id).map(|()| Started::default()),
-            Request::MountTmpfs { target, size } => {
-                let options =
-                    size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
-                mount(
-                    Some("tmpfs"),
-                    &target,
-                    Some("tmpfs"),
-                    MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-                    Some(options.as_str()),
-                )
-                .map_err(|error| format!("cannot mount tmpfs at {}: {error}", target.display()))?;
-                Ok(Started::default())
-            }
-            Request::Unmount { target } => {
-                let _ = umount2(&target, MntFlags::MNT_DETACH);
-                Ok(Started::default())
-            }
+    fn remove(&mut self, id: &str) {
+        let Some(known) = self.containers.remove(id) else { return };
+        let _ = self.children.signal(id, Signal::SIGKILL as i32);
+        if let Some(cgroup) = known.cgroup {
+            self.leave(cgroup);
         }
     }
 
-    fn builder(
-        &self,
-        id: &str,
-        fds: Vec<OwnedFd>,
-        stdin: bool,
-        console: Option<PathBuf>,
-    ) -> Result<ContainerBuilder, String> {
-        let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-            .with_root_path(&self.root)
-            .map_err(|error| chain(&error))?;
-        if console.is_some() {
-            return Ok(builder.with_console_socket(console));
+    /// Removes a cgroup, now or as soon as nothing is left in it.
+    fn leave(&mut self, cgroup: String) {
+        if !self.setup.cgroups.remove(&cgroup) {
+            self.leaving.push((cgroup, Instant::now() + PATIENCE));
         }
-        let mut fds = fds.into_iter();
-        let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
-            return Err("stdout and stderr are missing".to_owned());
-        };
-        builder = builder.with_stdout(stdout).with_stderr(stderr);
-        let stdin = match (stdin, fds.next()) {
-            (true, Some(fd)) => fd,
-            _ => fs::File::open("/dev/null").map_err(|error| error.to_string())?.into(),
-        };
-        Ok(builder.with_stdin(stdin))
-    }
-
-    fn start(&mut self, start: Start, fds: Vec<OwnedFd>) -> Result<Started, String> {
-        let mut timings = Started::default();
-        let mut begun = Instant::now();
-        if let Some(overlay) = &start.overlay {
-            mount_overlay(overlay)?;
-        }
-        timings.mount_us = lap(&mut begun);
-        let mut container = self
-            .builder(&start.id, fds, start.stdin, start.console)?
-            .as_init(&start.bundle)
-            .with_systemd(false)
-            .with_detach(true)
-            .build()
-            .map_err(|error| chain(&error))?;
-        timings.create_us = lap(&mut begun);
-        let pid = container.pid().ok_or("the container has no process")?;
-        let pidfd = pidfd(pid.as_raw())?;
-        if let Err(error) = container.start() {
-            let _ = container.delete(true);
-            return Err(chain(&error));
-        }
-        timings.start_us = lap(&mut begun);
-        timings.pid = pid.as_raw();
-        let overlay = start.overlay.map(|overlay| overlay.target);
-        self.children.insert(
-            start.id.clone(),
-            Child { pid: Pid::from_raw(timings.pid), pidfd, cgroup: start.cgroup.clone() },
-        );
-        self.containers.insert(start.id, Known { cgroup: start.cgroup, overlay });
-        Ok(timings)
-    }
-
-    fn exec(&mut self, exec: Exec, fds: Vec<OwnedFd>) -> Result<Started, String> {
-        let mut begun = Instant::now();
-        let cgroup =
-            self.containers.get(&exec.container).ok_or("the container is not running")?.cgroup.clone();
-        let pid = self
-            .builder(&exec.container, fds, exec.stdin, exec.console)?
-            .as_tenant()
-            .with_process(Some(&exec.process))
-            .with_detach(true)
-            .build()
-            .map_err(|error| chain(&error))?;
-        let pidfd = pidfd(pid.as_raw())?;
-        let started = Started { pid: pid.as_raw(), create_us: lap(&mut begun), ..Started::default() };
-        self.children.insert(exec.id, Child { pid: Pid::from_raw(started.pid), pidfd, cgroup });
-        Ok(started)
-    }
-
-    fn remove(&mut self, id: &str) -> Result<(), String> {
-        let Some(known) = self.containers.remove(id) else { return Ok(()) };
-        let folder = self.root.join(id);
-        let deleted = match Container::load(folder.clone()) {
-            Ok(mut container) => container.delete(true).map_err(|error| chain(&error)),
-            Err(error) => Err(chain(&error)),
-        };
-        if deleted.is_err() {
-            self.hierarchies.kill_and_remove(&known.cgroup);
-            let _ = fs::remove_dir_all(&folder);
-        }
-        if let Some(target) = known.overlay {
-            let _ = umount2(&target, MntFlags::MNT_DETACH);
-        }
-        Ok(())
     }
 
     /// The node is gone: nothing of what it ran may stay.
     fn end(&mut self) {
-        for child in self.children.values() {
-            let _ = kill(child.pid, Signal::SIGKILL);
+        let mut cgroups: Vec<String> = self.containers.drain().filter_map(|(_, known)| known.cgroup).collect();
+        let unfinished = self.starting.drain(..).map(|starting| starting.spawned).chain(self.pool.drain());
+        for spawned in unfinished {
+            cgroups.extend(spawned.cgroup.clone());
+            self.children.add(Child { spawned, of: Of::Nobody });
         }
-        for child in self.children.values() {
-            let _ = waitpid(child.pid, None);
-        }
-        let ids: Vec<String> = self.containers.keys().cloned().collect();
-        for id in ids {
-            let _ = self.remove(&id);
-        }
-    }
-}
-
-fn lap(since: &mut Instant) -> u64 {
-    let now = Instant::now();
-    let took = now.duration_since(*since).as_micros();
-    *since = now;
-    u64::try_from(took).unwrap_or(u64::MAX)
-}
-
-fn pidfd(pid: i32) -> Result<OwnedFd, String> {
-    let pid = rustix::process::Pid::from_raw(pid).ok_or("process number 0")?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-        .map_err(|error| format!("pidfd_open: {error} (the kernel must be 5.3 or newer)"))
-}
-
-/// The options of one mount(2) call may not exceed a page, and image stores have long paths: layers are given relative
-/// to their common parent.
-fn mount_overlay(overlay: &Overlay) -> Result<(), String> {
-    let fail = |what: &str, error: &dyn std::fmt::Display| {
-        format!("cannot mount the root filesystem at {}: {what}: {error}", overlay.target.display())
-    };
-    for folder in [&overlay.upper, &overlay.work, &overlay.target] {
-        fs::create_dir_all(folder).map_err(|error| fail(&folder.display().to_string(), &error))?;
-    }
-    let parent = common_parent(&overlay.lower);
-    let lower: Vec<String> = overlay
-        .lower
-        .iter()
-        .map(|layer| layer.strip_prefix(&parent).unwrap_or(layer).display().to_string().replace(':', "\\:"))
-        .collect();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.join(":"),
-        overlay.upper.display(),
-        overlay.work.display()
-    );
-    if options.len() > 4000 {
-        return Err(fail("too many layers for one mount", &overlay.lower.len()));
-    }
-    std::env::set_current_dir(&parent).map_err(|error| fail(&parent.display().to_string(), &error))?;
-    let mounted =
-        mount(Some("overlay"), &overlay.target, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
-    let _ = std::env::set_current_dir("/");
-    mounted.map_err(|error| fail("overlay", &error))
-}
-
-fn common_parent(paths: &[PathBuf]) -> PathBuf {
-    let mut parent = paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("/")).to_owned();
-    while !paths.iter().all(|path| path.starts_with(&parent) && path != &parent) {
-        match parent.parent() {
-            Some(up) => parent = up.to_owned(),
-            None => return PathBuf::from("/"),
+        self.children.end();
+        cgroups.extend(self.leaving.drain(..).map(|(cgroup, _)| cgroup));
+        let until = Instant::now() + Duration::from_secs(2);
+        while !cgroups.is_empty() && Instant::now() < until {
+            cgroups.retain(|cgroup| !self.setup.cgroups.remove(cgroup));
+            if !cgroups.is_empty() {
+                std::thread::sleep(AGAIN);
+            }
         }
     }
-    parent
 }
 
-/// An error with its causes: libcontainer's outermost messages say little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// The socket as a raw number, for logs.
-impl std::fmt::Debug for Helper {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Helper").field("socket", &self.socket.as_raw_fd()).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_named_from_their_common_parent() {
-        let paths = ["/data/images/layers/a/fs", "/data/images/layers/b/fs"].map(PathBuf::from);
-        assert_eq!(common_parent(&paths), Path::new("/data/images/layers"));
-        assert_eq!(common_parent(&paths[..1]), Path::new("/data/images/layers/a"));
-        assert_eq!(common_parent(&["/a".into(), "/b".into()]), Path::new("/"));
-    }
+fn mount_tmpfs(target: &PathBuf, size: Option<u64>) -> Result<(), String> {
+    let options = size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|error| format!("cannot mount tmpfs at {}: {error}", target.display()))
 }
