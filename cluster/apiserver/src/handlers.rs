@@ -1,6 +1,7 @@
 //! One module for each thing that can be done to a resource.
 
 pub(crate) mod delete;
+pub(crate) mod ephemeral;
 pub(crate) mod kubelet;
 pub(crate) mod patch;
 pub(crate) mod pods;
@@ -177,6 +178,8 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
         _ => return Err(ApiError::no_such_path()),
     }
     let reply = match verb {
+        // Written as the pod itself; `ephemeral` says what may change.
+        "ephemeralcontainers" => {}
         "get" => read::get(&ctx)?,
         "list" => read::list(&ctx)?,
         "watch" => watch::watch(&ctx)?,
@@ -202,12 +205,6 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
 async fn subresource(ctx: Ctx, request: Request<Body>) -> Result<Reply, ApiError> {
     match (ctx.resource.plural.as_str(), ctx.sub.as_str()) {
         ("pods", "log" | "exec" | "attach" | "portforward") => kubelet::handle(&ctx, request).await,
-        ("pods", "ephemeralcontainers") => Err(ApiError {
-            code: http::StatusCode::NOT_FOUND,
-            reason: "NotFound",
-            message: "ephemeral containers are not supported by this server".to_owned(),
-            details: None,
-        }),
         (_, sub) => {
             let sub = sub.to_owned();
             let method = request.method().clone();

@@ -207,13 +207,13 @@ pub(crate) fn object(ctx: &Ctx, new: &Value, old: Option<&Value>) -> Vec<FieldEr
     }
     match resource.kind.as_str() {
         "CustomResourceDefinition" => definition(new, old, &mut errors),
-        "Pod" => {
-            if let Some(old) = old
-                && ctx.sub.is_empty()
-            {
-                pod_update(new, old, &mut errors);
+        "Pod" => match (old, ctx.sub.as_str()) {
+            (Some(old), "") => pod_update(new, old, &mut errors),
+            (Some(old), "ephemeralcontainers") => {
+                crate::handlers::ephemeral::check(new, old, &mut errors);
             }
-        }
+            _ => {}
+        },
         _ => {}
     }
     errors

@@ -5,6 +5,7 @@
 //! 16 KiB. Files are `DIR/NAMESPACE_POD_UID/CONTAINER/N.log` with N counting restarts; rotated ones have a `.1` to
 //! `.4` behind.
 
+pub(crate) mod attached;
 pub(crate) mod reader;
 pub(crate) mod writer;
 

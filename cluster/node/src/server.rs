@@ -4,6 +4,7 @@ mod carrier;
 mod exec;
 mod logs;
 mod portforward;
+mod session;
 mod socket;
 mod spdy;
 mod stats;
@@ -27,6 +28,9 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/healthz", get(async || "ok"))
         .with_state(context)
 }
+
+/// Where SPDY clients say what they speak inside it.
+const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
 
 /// A refusal as kubelet makes it: a status code and a line of text.
 pub(crate) type Refusal = (StatusCode, String);

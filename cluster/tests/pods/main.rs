@@ -5,6 +5,8 @@
 
 mod image;
 mod portforward;
+mod streams;
+mod terminal;
 mod world;
 
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let cases: Vec<Case> = [portforward::CASES].concat();
+    let cases: Vec<Case> = [portforward::CASES, streams::CASES].concat();
     if arguments.list {
         let listed = cases.into_iter().map(|(name, _)| Trial::test(name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, listed).exit_code();

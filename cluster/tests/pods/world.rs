@@ -16,8 +16,12 @@ pub(crate) const IMAGE: &str = "pods-app:v1";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct World {
-    pub(crate) cluster: Option<Cluster>,
+    cluster: Option<Cluster>,
     pub(crate) runtime: tokio::runtime::Runtime,
+    /// The image as an archive.
+    pub(crate) image: PathBuf,
+    /// The image as an archive.
+    pub(crate) image: PathBuf,
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     dir: tempfile::TempDir,
@@ -48,7 +52,7 @@ impl World {
             cluster
         });
         let kubeconfig = cluster.kubeconfig_path().to_owned();
-        Self { cluster: Some(cluster), runtime, kubectl, kubeconfig, dir }
+        Self { cluster: Some(cluster), runtime, image: folder, image: folder, kubectl, kubeconfig, dir }
     }
 
     pub(crate) fn stop(mut self) {
@@ -57,6 +61,19 @@ impl World {
         if std::env::var_os("PODS_KEEP").is_some() {
             println!("kept: {}", self.dir.keep().display());
         }
+    }
+
+    /// Where the cluster keeps everything.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().unwrap()
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().unwrap()
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

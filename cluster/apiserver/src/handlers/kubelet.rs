@@ -29,10 +29,11 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
 fn container(pod: &Value, asked: Option<&str>) -> Result<String, ApiError> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let (own, init) = (names(pod, "containers"), names(pod, "initContainers"));
+    let ephemeral = names(pod, "ephemeralContainers");
     let annotated = pod["metadata"]["annotations"][DEFAULT_CONTAINER].as_str();
     match asked {
         Some(asked) => {
-            if !own.iter().chain(&init).any(|known| known == asked) {
+            if !own.iter().chain(&init).chain(&ephemeral).any(|known| known == asked) {
                 return Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}")));
             }
             Ok(asked.to_owned())
@@ -116,10 +117,12 @@ mod tests {
 
     #[test]
     fn the_container_is_chosen_as_upstream_does() {
-        let one = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}});
+        let one = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}],
+            "ephemeralContainers": [{"name": "e"}]}});
         assert_eq!(container(&one, None).unwrap(), "a");
         assert_eq!(container(&one, Some("i")).unwrap(), "i");
         let mut two =
+        assert_eq!(container(&one, Some("e")).unwrap(), "e");
             json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
         assert_eq!(
             container(&two, None).unwrap_err().message,

@@ -359,6 +359,8 @@ pub(crate) async fn update_object(
         meta::carry("status", before, &mut new);
     }
     admit::prepare(resource, &mut new, Some(before));
+    } else if ctx.sub == "ephemeralcontainers" {
+        new = super::ephemeral::only(before, &new);
     resource.schema().default(&mut new);
     let reset = new["metadata"]["managedFields"].is_array();
     resource.schema().drop_empty(&mut new);

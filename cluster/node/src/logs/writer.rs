@@ -8,14 +8,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tracing::warn;
 
+use super::attached::Attached;
 use super::{Logs, MAX_LINE};
+use crate::terminal::Terminal;
 
 /// When a file is full.
 const MAX_FILE: u64 = 10 << 20;
@@ -29,18 +33,33 @@ pub(crate) struct Chunk {
     pub(crate) bytes: bytes::Bytes,
 }
 
-/// Reads until both pipes are closed by everybody.
-pub(crate) async fn capture(
-    logs: Logs,
-    path: PathBuf,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    attached: broadcast::Sender<Chunk>,
-) {
+/// Where a container's output comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Standard output and standard error.
+    Pipes(OwnedFd, OwnedFd),
+    /// The master of its terminal, which mixes the two.
+    Terminal(OwnedFd),
+}
+
+type Reader = Pin<Box<dyn AsyncRead + Send>>;
+
+impl Source {
+    fn open(self) -> io::Result<(Reader, Reader)> {
+        Ok(match self {
+            Self::Pipes(stdout, stderr) => {
+                (Box::pin(Receiver::from_owned_fd(stdout)?), Box::pin(Receiver::from_owned_fd(stderr)?))
+            }
+            Self::Terminal(master) => (Box::pin(Terminal::new(master)?), Box::pin(tokio::io::empty())),
+        })
+    }
+}
+
+/// Reads until all that writes has ended.
+pub(crate) async fn capture(logs: Logs, path: PathBuf, source: Source, attached: Arc<Attached>) {
     let grown = logs.begin(&path);
     let mut sink = Sink { file: Rotating::open(&path), path: path.clone(), grown, warned: false };
-    let streams = Receiver::from_owned_fd(stdout).and_then(|out| Ok((out, Receiver::from_owned_fd(stderr)?)));
-    match streams {
+    match source.open() {
         Ok((out, err)) => {
             let (mut out, mut err) = (Stream::new(out, "stdout"), Stream::new(err, "stderr"));
             while out.open || err.open {
@@ -51,7 +70,7 @@ pub(crate) async fn capture(
                 let stream = if chunk.stderr { &mut err } else { &mut out };
                 sink.write(&stream.lines.push(&chunk.bytes, stream.name, Timestamp::now()));
                 if !chunk.bytes.is_empty() {
-                    let _ = attached.send(chunk);
+                    attached.send(&chunk).await;
                 }
             }
             for stream in [&mut out, &mut err] {
@@ -60,11 +79,12 @@ pub(crate) async fn capture(
         }
         Err(error) => warn!(%error, "cannot read a container's output"),
     }
+    attached.close();
     logs.end(&path);
 }
 
 struct Stream {
-    pipe: Receiver,
+    from: Reader,
     name: &'static str,
     lines: Lines,
     open: bool,
@@ -72,13 +92,13 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(pipe: Receiver, name: &'static str) -> Self {
-        Self { pipe, name, lines: Lines::default(), open: true, buffer: vec![0; MAX_LINE] }
+    fn new(from: Reader, name: &'static str) -> Self {
+        Self { from, name, lines: Lines::default(), open: true, buffer: vec![0; MAX_LINE] }
     }
 
     /// Empty at the end.
     async fn read(&mut self) -> bytes::Bytes {
-        match self.pipe.read(&mut self.buffer).await {
+        match self.from.read(&mut self.buffer).await {
             Ok(length) if length > 0 => bytes::Bytes::copy_from_slice(&self.buffer[..length]),
             _ => {
                 self.open = false;
@@ -240,8 +260,8 @@ mod tests {
         let (out_reader, mut out) = io::pipe().unwrap();
         let (err_reader, err) = io::pipe().unwrap();
         let logs = Logs::new(folder.path().to_owned());
-        let (attached, _) = broadcast::channel(8);
-        let task = tokio::spawn(capture(logs, path.clone(), out_reader.into(), err_reader.into(), attached));
+        let source = Source::Pipes(out_reader.into(), err_reader.into());
+        let task = tokio::spawn(capture(logs, path.clone(), source, Arc::default()));
         let writer = std::thread::spawn(move || {
             for number in 0..10_000 {
                 writeln!(out, "line {number}").unwrap();

@@ -1,7 +1,10 @@
 //! One run of one container: everything is resolved, it is started, probed, waited for and cleared away.
 
+mod oom;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -19,8 +22,9 @@ use super::state::{Event, ExitFacts};
 use crate::context::{Context, PodView};
 use crate::images::Image;
 use crate::logs::Logs;
-use crate::logs::writer::{self, Chunk};
-use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams};
+use crate::logs::attached::Attached;
+use crate::logs::writer::{self, Source};
+use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams, seccomp};
 use crate::spec::{self, Bind, Limits, User};
 use crate::users::{self, Accounts};
 
@@ -32,11 +36,12 @@ pub(crate) struct Live {
     pub(crate) pid: i32,
     /// Its process, the pattern for exec'd ones.
     pub(crate) process: spec::Process,
-    pub(crate) bundle: PathBuf,
     /// Its output as it comes.
-    pub(crate) output: broadcast::Sender<Chunk>,
-    /// The other end of its standard input, if it asked for one.
-    pub(crate) stdin: Mutex<Option<std::os::fd::OwnedFd>>,
+    pub(crate) output: Arc<Attached>,
+    /// The other end of its standard input, if it asked for one and has no terminal.
+    pub(crate) stdin: Mutex<Option<OwnedFd>>,
+    /// The master of its terminal, if it has one.
+    pub(crate) terminal: Option<OwnedFd>,
     /// The signal that asks it to end.
     pub(crate) stop_signal: i32,
     /// Readiness and liveness are no longer asked for.
@@ -105,62 +110,59 @@ impl Run {
     ) -> Result<(), Refusal> {
         let context = &self.context;
         let fail = |error: std::io::Error| ("RunContainerError", format!("cannot make a pipe: {error}"));
-        let (out_reader, out_writer) = std::io::pipe().map_err(fail)?;
-        let (err_reader, err_writer) = std::io::pipe().map_err(fail)?;
-        let (stdin, stdin_writer) = if self.spec.stdin == Some(true) {
-            let (reader, writer) = std::io::pipe().map_err(fail)?;
-            (Some(reader.into()), Some(writer.into()))
-        } else {
-            (None, None)
-        };
+        let (streams, outputs, stdin) = streams(&self.spec).map_err(fail)?;
         let log = Logs::path(&self.view.log_dir, &self.spec.name, self.attempt);
-        let (output, _) = broadcast::channel(64);
-        let capture = tokio::spawn(writer::capture(
-            context.logs.clone(),
-            log.clone(),
-            out_reader.into(),
-            err_reader.into(),
-            output.clone(),
-        ));
         self.view.attempts.lock().insert(self.spec.name.clone(), self.attempt);
         let exited = context.exits.expect(id);
         let started = context
             .runtime
             .start_container(StartContainer {
                 id: id.to_owned(),
-                bundle: prepared.folder.clone(),
-                spec: spec::config(&prepared.spec),
-                overlay: Some(prepared.overlay),
-                cgroup: prepared.spec.cgroup.clone(),
-                streams: Streams::Pipes { stdout: out_writer.into(), stderr: err_writer.into(), stdin },
+                container: prepared.spec.clone(),
+                overlay: prepared.overlay,
+                streams,
             })
             .await;
-        let timings = match started {
-            Ok(timings) => timings,
+        let started = match started {
+            Ok(started) => started,
             Err(error) => {
                 context.exits.forget(id);
-                let executable = matches!(&error, RuntimeError::Refused(text) if text.contains("executable"));
-                return Err((if executable { "StartError" } else { "RunContainerError" }, error.to_string()));
+                // The image's fault or the user's counts as a run that failed; what the node could not do is tried again.
+                let reason = match &error {
+                    RuntimeError::Program(_) => "StartError",
+                    _ => "RunContainerError",
+                };
+                return Err((reason, error.to_string()));
             }
         };
+        let timings = started.timings;
         info!(
             pod = self.pod.metadata.name,
             container = self.spec.name,
-            pid = timings.pid,
+            pid = started.pid,
+            parked = timings.parked,
             resolve_us = micros(resolved),
             mount_us = timings.mount_us,
             create_us = timings.create_us,
-            exec_us = timings.start_us,
+            start_us = timings.start_us,
             total_us = micros(begun.elapsed()),
             "container started"
         );
+        let source = match (&started.terminal, outputs) {
+            (Some(master), _) => Source::Terminal(master.try_clone().map_err(fail)?),
+            (None, Some((stdout, stderr))) => Source::Pipes(stdout, stderr),
+            (None, None) => return Err(("RunContainerError", "the container has no terminal".to_owned())),
+        };
+        let output = Arc::new(Attached::default());
+        let capture =
+            tokio::spawn(writer::capture(context.logs.clone(), log.clone(), source, Arc::clone(&output)));
         let live = Arc::new(Live {
             id: id.to_owned(),
-            pid: timings.pid,
+            pid: started.pid,
             process: prepared.spec.process.clone(),
-            bundle: prepared.folder.clone(),
             output,
-            stdin: Mutex::new(stdin_writer),
+            stdin: Mutex::new(stdin),
+            terminal: started.terminal,
             stop_signal: prepared.stop_signal,
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -213,6 +215,11 @@ impl Run {
         let facts = facts(context, self.network.address);
         let pod_spec = self.pod.spec.clone().unwrap_or_default();
         let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
+        if pod_spec.share_process_namespace == Some(true) {
+            return Err(config(
+                "shareProcessNamespace: containers of a pod cannot share their processes on this node; leave it out, or use hostPID".to_owned(),
+            ));
+        }
         let mut links = BTreeMap::new();
         let services = context.objects.services(&namespace);
         if pod_spec.enable_service_links != Some(false) {
@@ -234,7 +241,6 @@ impl Run {
         let process = self.process(user, &variables)?;
         let folder = self.pod_dir.join("containers").join(id);
         let termination = self.pod_dir.join("termination").join(id);
-        let rootfs = folder.join("rootfs");
         let privileged = self.spec.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
         let read_only_root =
             self.spec.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
@@ -243,7 +249,6 @@ impl Run {
         let security = self.spec.security_context.as_ref();
         let spec = spec::Container {
             process,
-            rootfs: rootfs.clone(),
             read_only_root,
             net: self.network.net_path(),
             ipc: (pod_spec.host_ipc != Some(true)).then(|| self.network.ipc_path()),
@@ -252,7 +257,6 @@ impl Run {
             binds,
             privileged,
             unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
-            cgroup: format!("{}/{id}", context.cgroup_prefix),
             limits: limits(&self.spec, context.pids_limit),
         };
         let mut lower = self.image.layers.clone();
@@ -262,8 +266,7 @@ impl Run {
             std::fs::create_dir_all(&empty).map_err(|e| config(e.to_string()))?;
             lower.push(empty);
         }
-        let overlay =
-            Overlay { lower, upper: folder.join("upper"), work: folder.join("work"), target: rootfs };
+        let overlay = Overlay { lower, upper: folder.join("upper"), work: folder.join("work") };
         let stop_signal = self.image.stop_signal.as_deref().and_then(signal_number).unwrap_or(15);
         Ok(Prepared { spec, overlay, folder, termination, stop_signal })
     }
@@ -303,8 +306,25 @@ impl Run {
             user,
             capabilities,
             no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
-            terminal: false,
+            terminal: self.spec.tty == Some(true),
+            seccomp: self.seccomp(privileged).map_err(|message| ("CreateContainerConfigError", message))?,
+            rlimits: Vec::new(),
+            oom_score_adj: Some(oom::score(&self.pod, &self.spec, self.context.memory)),
         })
+    }
+
+    /// The container's seccomp profile, or else the pod's.
+    fn seccomp(&self, privileged: bool) -> Result<spec::Seccomp, String> {
+        let pod = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+        let own = self.spec.security_context.as_ref();
+        let wanted = own
+            .and_then(|context| context.seccomp_profile.as_ref())
+            .or(pod.and_then(|context| context.seccomp_profile.as_ref()));
+        if privileged {
+            // Who may do everything is not kept from it, as elsewhere.
+            return Ok(spec::Seccomp::Unconfined);
+        }
+        seccomp::profile(wanted.map(|profile| profile.type_.as_str()))
     }
 
     fn user(&self, accounts: &Accounts) -> Result<User, String> {
@@ -412,6 +432,23 @@ fn micros(duration: Duration) -> u64 {
 fn absolute(path: &str) -> String {
     let trimmed = path.trim_end_matches('/');
     if trimmed.starts_with('/') { trimmed.to_owned() } else { format!("/{trimmed}") }
+type Ends = (Streams, Option<(OwnedFd, OwnedFd)>, Option<OwnedFd>);
+
+/// The standard streams of a container, and our ends of them: standard output and error, standard input.
+fn streams(container: &Container) -> std::io::Result<Ends> {
+    if container.tty == Some(true) {
+        return Ok((Streams::Terminal, None, None));
+    }
+    let (out_reader, stdout) = std::io::pipe()?;
+    let (err_reader, stderr) = std::io::pipe()?;
+    let (stdin, writer) = match container.stdin {
+        Some(true) => std::io::pipe().map(|(reader, writer)| (Some(reader.into()), Some(writer.into())))?,
+        _ => (None, None),
+    };
+    let streams = Streams::Pipes { stdout: stdout.into(), stderr: stderr.into(), stdin };
+    Ok((streams, Some((out_reader.into(), err_reader.into())), writer))
+}
+
 }
 
 pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {

@@ -155,8 +155,12 @@ fn bring_up(state: &PodState, now: Timestamp, plan: &mut Plan) {
     if !matches!(state.sandbox, Sandbox::Ready(_)) || state.volumes != Stage::Ready {
         return;
     }
+    // Who looks into a pod may want to see why an init container hangs.
+    for (index, container) in state.containers.iter().enumerate().filter(|(_, c)| c.kind == Kind::Ephemeral) {
+        start_when_due(state, index, container, now, plan);
+    }
     for (index, container) in state.containers.iter().enumerate() {
-        if container.kind != Kind::Main {
+        if matches!(container.kind, Kind::Init | Kind::Sidecar) {
             start_when_due(state, index, container, now, plan);
             if !container.init_done() {
                 return;

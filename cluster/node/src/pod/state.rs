@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod};
 
 use super::backoff::Backoff;
 
@@ -12,8 +12,10 @@ use super::backoff::Backoff;
 pub(crate) struct PodState {
     /// The latest object seen.
     pub(crate) pod: Pod,
-    /// Init containers in order, then the others.
+    /// Init containers in order, then the others, then ephemeral ones as they came.
     pub(crate) containers: Vec<ContainerState>,
+    /// The specs of ephemeral containers, as those of any container.
+    ephemeral: Vec<Container>,
     pub(crate) sandbox: Sandbox,
     pub(crate) volumes: Stage,
     /// The object is gone from the API: nothing is to be reported any more.
@@ -74,6 +76,8 @@ pub(crate) enum Kind {
     /// An init container with restartPolicy Always: runs beside the others, ends after them.
     Sidecar,
     Main,
+    /// Added to a running pod to look into it: starts once, and nothing depends on it.
+    Ephemeral,
 }
 
 #[derive(Debug, Clone)]
@@ -204,9 +208,10 @@ impl PodState {
                 }
             }
         }
-        Self {
+        let mut state = Self {
             pod,
             containers,
+            ephemeral: Vec::new(),
             sandbox: Sandbox::Absent,
             volumes: Stage::Absent,
             gone: false,
@@ -214,6 +219,25 @@ impl PodState {
             started_at,
             delete_sent: false,
             stopping_since: None,
+        };
+        state.add_ephemeral(now);
+        state
+    }
+
+    /// Takes in ephemeral containers that are new in the object; they are never changed or removed.
+    fn add_ephemeral(&mut self, now: Timestamp) {
+        let wanted = self.pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+        let known = self.pod.status.as_ref().and_then(|status| status.ephemeral_container_statuses.as_deref());
+        for container in &wanted[self.ephemeral.len().min(wanted.len())..] {
+            let container = plain(container);
+            let mut state = ContainerState::new(&container, Kind::Ephemeral, known.unwrap_or_default(), now);
+            if let Some(ended) = state.last.take() {
+                // It ended with an earlier process of this node, and is not started twice.
+                state.restarts = 0;
+                state.run = Run::Ended(ended);
+            }
+            self.containers.push(state);
+            self.ephemeral.push(container);
         }
     }
 
@@ -221,7 +245,15 @@ impl PodState {
     pub(crate) fn spec_of(&self, index: usize) -> Option<&Container> {
         let spec = self.pod.spec.as_ref()?;
         let inits = spec.init_containers.as_deref().unwrap_or_default();
-        inits.iter().chain(&spec.containers).nth(index)
+        inits.iter().chain(&spec.containers).chain(&self.ephemeral).nth(index)
+    }
+
+    /// The container whose processes an ephemeral one wants to see.
+    pub(crate) fn target_of(&self, index: usize) -> Option<&str> {
+        let spec = self.pod.spec.as_ref()?;
+        let place = index.checked_sub(self.containers.len() - self.ephemeral.len())?;
+        let container = spec.ephemeral_containers.as_deref()?.get(place)?;
+        container.target_container_name.as_deref().filter(|name| !name.is_empty())
     }
 
     pub(crate) fn restart_policy(&self) -> &str {
@@ -243,7 +275,7 @@ impl PodState {
     pub(crate) fn restarts(&self, kind: Kind, code: i32) -> bool {
         match (kind, self.restart_policy()) {
             (Kind::Sidecar, _) => true,
-            (_, "Never") => false,
+            (Kind::Ephemeral, _) | (_, "Never") => false,
             (Kind::Main, "Always") => true,
             _ => code != 0,
         }
@@ -276,7 +308,10 @@ impl PodState {
     /// Applies an event.
     pub(crate) fn apply(&mut self, event: Event, now: Timestamp) {
         match event {
-            Event::Changed(pod) => self.pod = *pod,
+            Event::Changed(pod) => {
+                self.pod = *pod;
+                self.add_ephemeral(now);
+            }
             Event::Gone => {
                 self.gone = true;
                 self.stopping_since.get_or_insert(now);
@@ -396,6 +431,12 @@ impl PodState {
     }
 }
 
+/// An ephemeral container as any other: it has the same fields and one more, which [`PodState::target_of`] gives.
+fn plain(container: &EphemeralContainer) -> Container {
+    let value = serde_json::to_value(container).and_then(serde_json::from_value);
+    value.unwrap_or_else(|_| Container { name: container.name.clone(), ..Container::default() })
+}
+
 impl ContainerState {
     fn new(container: &Container, kind: Kind, known: &[ContainerStatus], now: Timestamp) -> Self {
         let before = known.iter().find(|status| status.name == container.name);
@@ -469,7 +510,7 @@ impl ContainerState {
     /// Whether the container, if it is an init container, lets the next one start.
     pub(crate) fn init_done(&self) -> bool {
         match self.kind {
-            Kind::Main => true,
+            Kind::Main | Kind::Ephemeral => true,
             Kind::Init => matches!(&self.run, Run::Ended(ended) if ended.code == 0),
             Kind::Sidecar => self.passed,
         }

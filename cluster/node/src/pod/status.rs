@@ -22,16 +22,17 @@ pub(crate) fn build(state: &PodState, previous: &PodStatus, host_ip: Ipv4Addr, n
     let host_network = state.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     let address =
         state.sandbox.address().or((host_network && state.sandbox != Sandbox::Absent).then_some(host_ip));
-    let statuses = |init: bool| -> Vec<ContainerStatus> {
+    let statuses = |kinds: &[Kind]| -> Vec<ContainerStatus> {
         state
             .containers
             .iter()
             .enumerate()
-            .filter(|(_, container)| (container.kind != Kind::Main) == init)
+            .filter(|(_, container)| kinds.contains(&container.kind))
             .map(|(index, container)| container_status(state, index, container, now))
             .collect()
     };
-    let init_statuses = statuses(true);
+    let init_statuses = statuses(&[Kind::Init, Kind::Sidecar]);
+    let ephemeral_statuses = statuses(&[Kind::Ephemeral]);
     let outcome = state.outcome();
     let phase = match outcome {
         Some(true) if finished(state) => "Succeeded",
@@ -50,7 +51,8 @@ pub(crate) fn build(state: &PodState, previous: &PodStatus, host_ip: Ipv4Addr, n
         pod_ip: address.map(|ip| ip.to_string()),
         pod_ips: address.map(|ip| vec![PodIP { ip: ip.to_string() }]),
         start_time: Some(Time(state.started_at)),
-        container_statuses: Some(statuses(false)),
+        container_statuses: Some(statuses(&[Kind::Main])),
+        ephemeral_container_statuses: (!ephemeral_statuses.is_empty()).then_some(ephemeral_statuses),
         init_container_statuses: (!init_statuses.is_empty()).then_some(init_statuses),
         conditions: Some(conditions(state, previous, phase, now)),
         qos_class: previous.qos_class.clone(),
@@ -197,7 +199,8 @@ fn conditions(state: &PodState, previous: &PodStatus, phase: &str, now: Timestam
             Some(format!("containers with incomplete status: [{uninitialized}]")),
         ),
     };
-    let unready = names(&|container| container.kind != Kind::Init && !is_ready(container));
+    let unready =
+        names(&|container| !matches!(container.kind, Kind::Init | Kind::Ephemeral) && !is_ready(container));
     let containers_ready = if over {
         completed("PodFailed")
     } else if unready.is_empty() && uninitialized.is_empty() {

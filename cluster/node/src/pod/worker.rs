@@ -343,6 +343,15 @@ impl Worker {
             view: Arc::clone(&self.view),
             pod: Arc::new(self.state.pod.clone()),
             index,
+        if let Some(target) = self.state.target_of(index) {
+            let message = format!(
+                "targetContainerName {target:?}: containers of a pod cannot share their processes on this node; leave it out to share the \
+                 pod's network"
+            );
+            self.context.events.warning(&self.state.pod, Some(&spec.name), "Failed", format!("Error: {message}"));
+            let _ = self.events.send(Event::StartFailed(index, "CreateContainerConfigError".to_owned(), message));
+            return;
+        }
             spec,
             attempt: self.state.containers[index].restarts,
             image,
@@ -473,11 +482,22 @@ async fn pull_secrets(context: &Context, pod: &Pod) -> Vec<Vec<u8>> {
         return Vec::new();
     }
     let found = context.objects.find(pod).await;
-    names
-        .iter()
-        .filter_map(|name| found.secret(name))
-        .filter_map(|secret| secret.data?.remove(".dockerconfigjson").map(|bytes| bytes.0))
-        .collect()
+    let content = |name: &String| {
+        // The second is the older form, of Secrets of type kubernetes.io/dockercfg.
+        let mut data = found.secret(name)?.data?;
+        [".dockerconfigjson", ".dockercfg"].into_iter().find_map(|key| data.remove(key)).map(|bytes| bytes.0)
+    };
+    let (there, missing): (Vec<_>, Vec<_>) =
+        names.iter().map(|name| (name, content(name))).partition(|(_, content)| content.is_some());
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            names.join(", ")
+        );
+        context.events.warning(pod, None, "FailedToRetrieveImagePullSecret", message);
+    }
+    there.into_iter().filter_map(|(_, content)| content).collect()
 }
 
 fn write_files(

@@ -17,14 +17,13 @@ use http::{StatusCode, header};
 use self::forward::Target;
 use super::carrier::Carrier;
 use super::spdy::UPGRADE;
-use super::{Refusal, find, socket};
+use super::{PROTOCOL_HEADER, Refusal, find, socket};
 use crate::context::Context;
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS: &str = "v4.channel.k8s.io";
 /// The one protocol of SPDY port-forwarding, in its own header.
 const PROTOCOL: &str = "portforward.k8s.io";
-const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
 
 pub(super) async fn port_forward(
     State(context): State<Arc<Context>>,

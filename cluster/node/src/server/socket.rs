@@ -32,7 +32,7 @@ where
     };
     if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") {
         return Err(bad(format!(
-            "this path wants a WebSocket with one of the subprotocols {}; SPDY is not served, use kubectl 1.31 or newer\n",
+            "this path wants a WebSocket with one of the subprotocols {}; or an upgrade to SPDY/3.1\n",
             known.join(", ")
         )));
     }
