@@ -24,6 +24,9 @@ pub(crate) fn parse(body: &[u8], uid: &str) -> Result<Answer, String> {
     let text =
         |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text(&review, "apiVersion"), text(&review, "kind"));
+    if api_version.is_empty() && kind.is_empty() && !review["response"].is_object() {
+        return Err("webhook response was absent".into());
+    }
     if api_version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
         return Err(format!(
             "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {api_version}, Kind={kind}"

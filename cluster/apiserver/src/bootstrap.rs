@@ -168,8 +168,10 @@ fn objects(config: &Config) -> Vec<(&'static str, Value)> {
         {"nonResourceURLs": ["*"], "verbs": ["*"]},
     ]);
     let public = json!([{"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"], "verbs": ["get"]}]);
-    let discovery = json!([{"nonResourceURLs": ["/", "/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*",
-        "/openid/*", "/readyz", "/version", "/version/", "/.well-known/*"], "verbs": ["get", "head"]}]);
+    let discovery = json!([{"nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*",
+        "/readyz", "/version", "/version/"], "verbs": ["get"]}]);
+    let issuer = json!([{"nonResourceURLs": ["/.well-known/openid-configuration", "/.well-known/openid-configuration/",
+        "/openid/v1/jwks", "/openid/v1/jwks/"], "verbs": ["get"]}]);
     let basic = json!([
         {"apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"], "verbs": ["create"]},
         {"apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"], "verbs": ["create"]},
@@ -186,10 +188,16 @@ fn objects(config: &Config) -> Vec<(&'static str, Value)> {
         role("system:auth-delegator", delegator),
         role("system:basic-user", basic),
         role("system:discovery", discovery),
+        role("system:service-account-issuer-discovery", issuer),
         role("system:public-info-viewer", public),
         binding("cluster-admin", "cluster-admin", &[crate::MASTERS]),
         binding("system:basic-user", "system:basic-user", &["system:authenticated"]),
         binding("system:discovery", "system:discovery", &["system:authenticated"]),
+        binding(
+            "system:service-account-issuer-discovery",
+            "system:service-account-issuer-discovery",
+            &["system:serviceaccounts"],
+        ),
         binding(
             "system:public-info-viewer",
             "system:public-info-viewer",

@@ -43,6 +43,10 @@ pub(crate) fn from_storage<'a>(resource: &Resource, object: &'a Value) -> Cow<'a
     let mut object = object.clone();
     if is_event(resource) {
         rename(&mut object, |core, new| (core, new));
+        if let Some(map) = object.as_object_mut() {
+            // Where core always says who reported, this group does only when it knows.
+            map.retain(|field, value| !(field.starts_with("reporting") && value == ""));
+        }
     } else if is_first_autoscaler(resource) {
         to_first_autoscaler(&mut object);
     }

@@ -1,5 +1,6 @@
 //! Discovery: the aggregated documents (v2 and v2beta1) and the older lists.
 
+use base64::Engine;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -100,6 +101,9 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
         if !resource.categories.is_empty() {
             entry["categories"] = json!(resource.categories);
         }
+        if !resource.virtual_only {
+            entry["storageVersionHash"] = storage_hash(resource).into();
+        }
         list.push(entry);
         for sub in subresources(resource) {
             let mut entry = json!({
@@ -116,9 +120,19 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
             list.push(entry);
         }
     }
-    Ok(
-        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list}),
-    )
+    let mut list = json!({"kind": "APIResourceList", "groupVersion": api_version(group, version), "resources": list});
+    // The oldest of the lists has no version, as upstream.
+    if !group.is_empty() {
+        list["apiVersion"] = "v1".into();
+    }
+    Ok(list)
+}
+
+/// Tells clients when the form in which a type is stored changes.
+fn storage_hash(resource: &Resource) -> String {
+    let (group, version) = resource.storage_version.split_once('/').unwrap_or(("", &resource.storage_version));
+    let digest = Sha256::digest(format!("{group}/{version}/{}", resource.kind));
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
 struct SubEntry<'a> {
@@ -155,7 +169,9 @@ fn subresources(resource: &Resource) -> Vec<SubEntry<'_>> {
             verbs: VERBS,
         });
     }
-    list.sort_by_key(|sub| sub.name);
+    if resource.builtin {
+        list.sort_by_key(|sub| sub.name);
+    }
     list
 }
 
@@ -200,8 +216,12 @@ fn aggregate(snapshot: &Snapshot, core: bool, version: &str, headers: &HeaderMap
 }
 
 fn aggregate_resource(resource: &Resource) -> Value {
-    let kind =
-        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // Within the core group upstream leaves the version out.
+    let core = resource.group.is_empty();
+    let kind = |group: &str, version: &str, kind: &str| {
+        let version = if core && group.is_empty() { "" } else { version };
+        json!({"group": group, "version": version, "kind": kind})
+    };
     let mut entry = json!({
         "resource": resource.plural,
         "responseKind": kind(&resource.group, &resource.version, &resource.kind),

@@ -53,6 +53,9 @@ impl Subject<'_> {
     }
 }
 
+/// The reason of errors that are no `Status`.
+const PAGE: &str = "page";
+
 impl ApiError {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
         Self { code, reason, message: message.into(), details: None }
@@ -93,6 +96,17 @@ impl ApiError {
     /// 404: no such path.
     pub(crate) fn no_such_path() -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
+            .with_empty_details()
+    }
+
+    /// 404 outside of every API group: upstream answers in plain text.
+    pub(crate) fn no_such_page() -> Self {
+        Self::new(StatusCode::NOT_FOUND, PAGE, "404 page not found")
+    }
+
+    /// Is it an answer in plain text?
+    pub(crate) fn is_page(&self) -> bool {
+        self.reason == PAGE
     }
 
     /// 422: what is wrong with a request's own options, such as `DeleteOptions`.
@@ -252,13 +266,8 @@ impl ApiError {
         let code = StatusCode::from_u16(code).unwrap_or(StatusCode::FORBIDDEN);
         let known =
             ["Forbidden", "Invalid", "BadRequest", "Conflict", "NotFound", "AlreadyExists", "InternalError"];
-        let reason = known.into_iter().find(|known| *known == reason).unwrap_or(match code {
-            StatusCode::FORBIDDEN => "Forbidden",
-            StatusCode::BAD_REQUEST => "BadRequest",
-            StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
-            StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
-            _ => "",
-        });
+        // As upstream, the webhook's own reason or none.
+        let reason = known.into_iter().find(|known| *known == reason).unwrap_or_default();
         Self { code, reason, message, details }
     }
 

@@ -28,6 +28,7 @@ use crate::query::Query;
 use crate::registry::Resource;
 use crate::reply::{self, Include, Reply};
 use crate::request::{self, Target};
+use crate::selector::FieldSelector;
 use crate::server::Server;
 use crate::store::Key;
 
@@ -152,13 +153,16 @@ fn verb(ctx: &Ctx, method: &Method) -> Result<&'static str, ApiError> {
 /// Hands a request to the handler of its verb and subresource.
 pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, ApiError> {
     let verb = verb(&ctx, request.method())?;
+    // A list or watch of one name is a request for that name: rules with `resourceNames` allow it.
+    let selected = FieldSelector::parse(ctx.query.get("fieldSelector").unwrap_or_default()).ok();
+    let one = selected.as_ref().filter(|_| ctx.name.is_none()).and_then(FieldSelector::name);
     let attributes = authorize::Attributes {
         verb,
         group: &ctx.resource.group,
         resource: &ctx.resource.plural,
         subresource: &ctx.sub,
         namespace: &ctx.namespace,
-        name: ctx.object_name(),
+        name: one.unwrap_or_else(|| ctx.object_name()),
     };
     authorize::resource(&ctx.server, &ctx.user, &attributes)?;
     if ctx.resource.virtual_only {
@@ -168,18 +172,23 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
         let body = request::read(request.into_body()).await?;
         return reviews::create(&ctx, request::decode(ctx.content_type.as_deref(), &body)?).await;
     }
+    if let Some(deprecation) = &ctx.resource.deprecation {
+        ctx.warn(deprecation.clone());
+    }
     match ctx.sub.as_str() {
         "" => {}
         "status" if ctx.resource.status => {}
+        // Written as the pod itself; `ephemeral` says what may change.
+        "ephemeralcontainers" => {}
         "scale" if ctx.resource.scale.is_some() => return scale::handle(&ctx, verb, request).await,
         sub if ctx.resource.subresources.iter().any(|known| known.name == sub) => {
             return subresource(ctx, request).await;
         }
+        // Of a custom object upstream says that it has no such thing, by its name.
+        _ if !ctx.resource.builtin => return Err(ApiError::not_found(ctx.subject())),
         _ => return Err(ApiError::no_such_path()),
     }
     let reply = match verb {
-        // Written as the pod itself; `ephemeral` says what may change.
-        "ephemeralcontainers" => {}
         "get" => read::get(&ctx)?,
         "list" => read::list(&ctx)?,
         "watch" => watch::watch(&ctx)?,

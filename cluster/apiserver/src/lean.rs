@@ -35,7 +35,9 @@ pub(crate) fn fields<S: Serializer>(
     let mut out = serializer.serialize_map(None)?;
     for (field, value) in map.iter().filter(|(field, _)| wanted(field)) {
         match value {
-            Value::Object(metadata) if field == "metadata" => out.serialize_entry(field, &Metadata(metadata))?,
+            Value::Object(metadata) if field == "metadata" => {
+                out.serialize_entry(field, &Metadata(metadata))?
+            }
             other => out.serialize_entry(field, other)?,
         }
     }

@@ -61,13 +61,13 @@ impl Query {
     ///
     /// # Errors
     /// As upstream: 400 of a list, 500 of a watch.
-    fn revision(&self, watch: bool) -> Result<Option<u64>, ApiError> {
+    pub(crate) fn revision(&self, watch: bool) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.get("resourceVersion") else { return Ok(None) };
         value.parse().map(Some).map_err(|_| {
             let message = format!(
                 "resourceVersion: Invalid value: {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"
             );
-            if watch { ApiError::failure(message) } else { ApiError::bad_request(format!("invalid {message}")) }
+            if watch { ApiError::failure(message) } else { ApiError::bad_request(format!("invalid resource version: {message}")) }
         })
     }
 }

@@ -82,6 +82,8 @@ pub(crate) struct Resource {
     pub virtual_only: bool,
     /// What a table shows.
     pub columns: Columns,
+    /// What clients of a deprecated version are warned of.
+    pub deprecation: Option<String>,
     /// Field selectors beyond metadata (of CRDs).
     pub selectable: Vec<String>,
     schema: OnceLock<Schema>,
@@ -130,7 +132,12 @@ impl Resource {
         if self.virtual_only {
             &["create"]
         } else {
-            &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            match (self.builtin, self.kind.as_str()) {
+                (true, "Namespace") => &["create", "delete", "get", "list", "patch", "update", "watch"],
+                (true, _) => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+                // In the order in which upstream lists them.
+                (false, _) => &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"],
+            }
         }
     }
 

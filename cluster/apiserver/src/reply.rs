@@ -36,6 +36,9 @@ pub(crate) fn value(code: StatusCode, accept: Accept, value: &Value) -> Reply {
 
 /// An error as a `Status`.
 pub(crate) fn error(error: &ApiError) -> Reply {
+    if error.is_page() {
+        return bytes(error.code, "text/plain; charset=utf-8", format!("{error}\n"));
+    }
     let mut reply = value(error.code, Accept::JSON, &error.status());
     if error.code == StatusCode::TOO_MANY_REQUESTS {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -58,7 +58,11 @@ impl Server {
         let segments = request::segments(&path);
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         let snapshot = self.registry.snapshot();
+        let served = |group: &str, version: &str| {
+            snapshot.groups.get(group).is_some_and(|versions| versions.iter().any(|(known, _)| known == version))
+        };
         match parts.as_slice() {
+            ["apis", group, version, ..] if !served(group, version) => Err(ApiError::no_such_page()),
             // The older form of a watch: the path says it, not the query.
             ["api", version, "watch", rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, "", version, &segments[3..])?;
@@ -90,7 +94,7 @@ impl Server {
                         Accept::JSON,
                         &json!({"paths": crate::discovery::paths(&snapshot)}),
                     )),
-                    _ => Err(ApiError::no_such_path()),
+                    _ => Err(ApiError::no_such_page()),
                 }
             }
         }
@@ -118,6 +122,10 @@ impl Server {
         let version = json!({
             "major": major,
             "minor": minor,
+            "emulationMajor": major,
+            "emulationMinor": minor,
+            "minCompatibilityMajor": major,
+            "minCompatibilityMinor": minor.parse::<u32>().map_or_else(|_| minor.to_owned(), |n| n.saturating_sub(1).to_string()),
             "gitVersion": self.git_version,
             "gitCommit": "",
             "gitTreeState": "clean",

@@ -9,6 +9,7 @@
 mod disk;
 mod history;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -123,25 +124,36 @@ pub(crate) struct Event {
     pub object: Arc<Object>,
     /// The state before it.
     pub previous: Option<Arc<Object>>,
+    /// Of both states' trees, only what selectors look at is left; the JSON of the present one is whole.
+    slim: bool,
     frame: OnceLock<Bytes>,
     lean: OnceLock<Bytes>,
     partial: OnceLock<Bytes>,
 }
 
 impl Event {
-    fn new(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Arc<Self> {
+    fn of(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
         let (frame, lean, partial) = Default::default();
-        Arc::new(Self { change, object, previous, frame, lean, partial })
+        Self { change, object, previous, slim: false, frame, lean, partial }
+    }
+
+    /// The object's tree, whole.
+    pub(crate) fn value(&self) -> Cow<'_, Value> {
+        if self.slim {
+            // It was written by this program.
+            return Cow::Owned(serde_json::from_slice(&self.object.json).unwrap_or_default());
+        }
+        Cow::Borrowed(&self.object.value)
     }
 
     /// The same as [`Event::frame`], without `managedFields`.
     pub(crate) fn lean(&self) -> Bytes {
-        self.lean.get_or_init(|| frame(self.change, &lean::object(&self.object.value))).clone()
+        self.lean.get_or_init(|| frame(self.change, &lean::object(&self.value()))).clone()
     }
 
     /// The event with the object's metadata alone, without `managedFields`.
     pub(crate) fn partial(&self) -> Bytes {
-        self.partial.get_or_init(|| frame(self.change, &lean::partial(&self.object.value))).clone()
+        self.partial.get_or_init(|| frame(self.change, &lean::partial(&self.value()))).clone()
     }
 
     /// The watch event as one JSON line, serialised once for all watchers.
@@ -297,7 +309,7 @@ impl Store {
         let object = Arc::new(Object { key: key.clone(), revision, value, json });
         table.objects.insert(path.clone(), object.clone());
         let change = if previous.is_some() { Change::Modified } else { Change::Added };
-        table.history.push(Event::new(change, object.clone(), previous));
+        table.history.push(Arc::new(Event::of(change, object.clone(), previous)));
         table.changed.send_replace(revision);
         state.revision = revision;
         let done = self.disk.write(Record::put(&object, &path));
@@ -319,7 +331,7 @@ impl Store {
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
         let json = to_bytes(&value);
         let object = Arc::new(Object { key: key.clone(), revision, value, json });
-        table.history.push(Event::new(Change::Deleted, object.clone(), Some(previous)));
+        table.history.push(Arc::new(Event::of(Change::Deleted, object.clone(), Some(previous))));
         table.changed.send_replace(revision);
         state.revision = revision;
         let done = self.disk.write(Record::delete(key, &path, revision));

@@ -13,6 +13,9 @@ use crate::jsonpath;
 use crate::registry::{Columns, CrdColumn, Resource};
 use crate::reply::{Include, partial};
 
+/// What every table says of names.
+const NAME: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
+
 /// One column: heading, type and whether only `-o wide` shows it.
 pub(crate) struct Column {
     name: &'static str,
@@ -32,10 +35,15 @@ fn definitions(resource: &Resource) -> Value {
             }));
         }
         Columns::Crd(list) => {
-            columns.push(definition("Name", "string", "name", "Name must be unique within a namespace.", 0));
-            columns.extend(
-                list.iter().map(|c| definition(&c.name, &c.kind, &c.format, &c.description, c.priority)),
-            );
+            columns.push(definition("Name", "string", "name", NAME, 0));
+            columns.extend(list.iter().map(|c| {
+                let described = if c.description.is_empty() {
+                    format!("Custom resource definition column (in JSONPath format): {}", c.path)
+                } else {
+                    c.description.clone()
+                };
+                definition(&c.name, &c.kind, &c.format, &described, c.priority)
+            }));
         }
     }
     columns.into()

@@ -56,7 +56,13 @@ fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     };
     match (resource.group.as_str(), resource.kind.as_str()) {
         ("", "Service") => rule(&IS_LABEL_1035, 63, LABEL_1035),
-        ("", "Namespace") => rule(&IS_LABEL, 63, LABEL),
+        ("", "Namespace") => {
+            if name.contains('.') {
+                errors.push(FieldError::invalid(field, &name.into(), "must not contain dots"));
+            } else {
+                rule(&IS_LABEL, 63, LABEL);
+            }
+        }
         ("rbac.authorization.k8s.io", _) => {
             if name == "." || name == ".." || name.contains(['/', '%']) {
                 errors.push(FieldError::invalid(
@@ -242,6 +248,15 @@ fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
             meta::carry("image", new, container);
         }
     }
+    let deadline = |pod: &Value| pod["spec"]["activeDeadlineSeconds"].as_i64();
+    match (deadline(old), deadline(new)) {
+        (Some(before), Some(after)) if after > before => errors.push(FieldError::invalid(
+            "spec.activeDeadlineSeconds",
+            &after.into(),
+            "must be less than or equal to previous value",
+        )),
+        _ => {}
+    }
     if expected != new["spec"] {
         errors.push(FieldError::forbidden(
             "spec",
@@ -259,11 +274,14 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid(
             "metadata.name",
             &meta::name(new).into(),
-            format!("must be spec.names.plural+\".\"+spec.group ({expected})"),
+            "must be spec.names.plural+\".\"+spec.group",
         ));
     }
     if spec["conversion"]["strategy"] == "Webhook" {
         errors.push(FieldError::not_supported("spec.conversion.strategy", &"Webhook".into(), &["None"]));
+    }
+    if !matches!(spec["scope"].as_str(), Some("Cluster" | "Namespaced")) {
+        errors.push(FieldError::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
     }
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let stored = versions.iter().filter(|version| version["storage"] == true).count();
@@ -277,12 +295,17 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let old_versions =
         old.and_then(|old| old["spec"]["versions"].as_array()).map(Vec::as_slice).unwrap_or_default();
     for (index, version) in versions.iter().enumerate() {
-        let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
         let schema = &version["schema"]["openAPIV3Schema"];
         if schema.is_null() {
-            errors.push(FieldError::required(path, "schemas are required"));
+            let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+            errors.push(FieldError::required(path, ""));
             continue;
         }
+        // Upstream keeps a schema that all versions share in one place, and names that.
+        let path = match versions.iter().all(|other| other["schema"] == version["schema"]) {
+            true => "spec.validation.openAPIV3Schema".to_owned(),
+            false => format!("spec.versions[{index}].schema.openAPIV3Schema"),
+        };
         let known = old_versions
             .iter()
             .any(|old| old["name"] == version["name"] && old["schema"]["openAPIV3Schema"] == *schema);

@@ -1,6 +1,7 @@
 //! The scheduler: binds each pod to the first node that takes it. The embedded cluster has one node, so there is no scoring.
 
 mod fit;
+mod neighbours;
 mod quantity;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -23,6 +24,7 @@ use crate::{
     world::World,
 };
 use fit::Demand;
+use neighbours::Placed;
 
 const COMPONENT: &str = "default-scheduler";
 /// A pod that does not fit is looked at again after this time even if nothing was freed.
@@ -31,20 +33,26 @@ const RETRY: Duration = Duration::from_secs(60);
 /// What the nodes' pods ask for, kept up to date change by change so that binding does not add up thousands of pods.
 #[derive(Default)]
 struct Load {
-    /// Node and demand of each pod that counts, by uid.
-    pods: HashMap<String, (String, Demand)>,
+    /// Node and demand of each pod that counts, and whether it cares for its neighbours, by uid.
+    pods: HashMap<String, (String, Demand, bool)>,
     nodes: HashMap<String, Demand>,
+    /// How many of them care who their neighbours are.
+    caring: usize,
 }
 
 impl Load {
-    fn put(&mut self, uid: &str, node: &str, demand: Demand) {
+    fn put(&mut self, pod: &Pod, node: &str, demand: Demand) {
+        let uid = meta::uid(pod);
         self.take(uid);
         self.nodes.entry(node.to_owned()).or_default().add(&demand);
-        self.pods.insert(uid.to_owned(), (node.to_owned(), demand));
+        let cares = neighbours::cares(pod);
+        self.caring += usize::from(cares);
+        self.pods.insert(uid.to_owned(), (node.to_owned(), demand, cares));
     }
 
     fn take(&mut self, uid: &str) -> bool {
-        let Some((node, demand)) = self.pods.remove(uid) else { return false };
+        let Some((node, demand, cares)) = self.pods.remove(uid) else { return false };
+        self.caring -= usize::from(cares);
         if let Some(total) = self.nodes.get_mut(&node) {
             total.subtract(&demand);
         }
@@ -72,7 +80,9 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
                 }
             }
             if freed {
-                scheduler.retry(&queue);
+                scheduler.retry(&queue, |_| true);
+            } else if scheduler.is_company(change) {
+                scheduler.retry(&queue, neighbours::wants_company);
             }
         }
     });
@@ -93,7 +103,7 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
                 return;
             }
             if let Some(scheduler) = scheduler.upgrade() {
-                scheduler.retry(&queue);
+                scheduler.retry(&queue, |_| true);
             }
         }
     });
@@ -108,13 +118,19 @@ fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
 }
 
+/// The scheduler of pods that name none.
+const SCHEDULER: &str = "default-scheduler";
+
 fn is_waiting(pod: &Pod) -> bool {
     let gated = pod
         .spec
         .as_ref()
         .and_then(|spec| spec.scheduling_gates.as_ref())
         .is_some_and(|gates| !gates.is_empty());
-    node_of(pod).is_none() && meta::is_active(pod) && !gated
+    // Another scheduler's pods are left to it.
+    let named = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+    let ours = named.is_none_or(|name| name == SCHEDULER);
+    node_of(pod).is_none() && meta::is_active(pod) && !gated && ours
 }
 
 impl Scheduler {
@@ -127,7 +143,7 @@ impl Scheduler {
                 if let Some(node) = node_of(pod) {
                     let known = change.old.as_ref().is_some_and(|old| old.spec == pod.spec);
                     if !known {
-                        self.load.lock().put(uid, node, Demand::of(pod));
+                        self.load.lock().put(pod, node, Demand::of(pod));
                     }
                 }
                 false
@@ -135,9 +151,25 @@ impl Scheduler {
         }
     }
 
-    fn retry(&self, queue: &Queue<Key>) {
+    /// Whether a pod has come to its node, beside which others may want to be.
+    fn is_company(&self, change: &Change<Pod>) -> bool {
+        let placed = |pod: &Arc<Pod>| node_of(pod).is_some();
+        change.new.as_ref().is_some_and(placed) && !change.old.as_ref().is_some_and(placed)
+    }
+
+    /// The pods that count, where they are or are about to be.
+    fn placed(&self, load: &Load, nodes: &[Arc<Node>]) -> Vec<Placed> {
+        let at = |pod: Arc<Pod>| {
+            let (name, ..) = load.pods.get(meta::uid(pod.as_ref()))?;
+            let node = nodes.iter().find(|node| meta::name(node.as_ref()) == name)?;
+            Some(Placed { pod, node: Arc::clone(node) })
+        };
+        self.world.pods.all().into_iter().filter_map(at).collect()
+    }
+
+    fn retry(&self, queue: &Queue<Key>, which: impl Fn(&Pod) -> bool) {
         for pod in self.world.pods.all() {
-            if is_waiting(&pod) {
+            if is_waiting(&pod) && which(&pod) {
                 queue.add(Key::of(pod.as_ref()));
             }
         }
@@ -152,16 +184,22 @@ async fn schedule(scheduler: Arc<Scheduler>, key: Key) -> Result<Option<Duration
     let chosen = {
         let mut load = scheduler.load.lock();
         let idle = Demand::default();
+        // Only with those whose place depends on others need the others be looked at.
+        let placed = match neighbours::cares(&pod) || load.caring > 0 {
+            true => scheduler.placed(&load, &nodes),
+            false => Vec::new(),
+        };
         let fits = |node: &Arc<Node>| {
             let used = load.nodes.get(meta::name(node.as_ref())).unwrap_or(&idle);
             fit::refusal(&pod, &demand, node, used)
+                .or_else(|| neighbours::unwanted(&pod, node, &placed).map(fit::Refusal::Neighbour))
         };
         let refusals: Vec<Option<fit::Refusal>> = nodes.iter().map(fits).collect();
         match refusals.iter().position(Option::is_none) {
             Some(at) => {
                 let name = meta::name(nodes[at].as_ref()).to_owned();
                 // Counted at once, so that the next pod does not take the same place before this one's binding is seen.
-                load.put(meta::uid(pod.as_ref()), &name, demand);
+                load.put(&pod, &name, demand);
                 Ok(name)
             }
             None => Err(fit::message(nodes.len(), refusals.into_iter().flatten())),
@@ -224,6 +262,7 @@ async fn refuse(world: &World, pod: &Pod, message: &str) -> Result<(), Error> {
         reason: Some("Unschedulable".into()),
         message: Some(message.to_owned()),
         last_transition_time: Some(meta::whole_seconds(Timestamp::now())),
+        observed_generation: pod.metadata.generation,
         ..PodCondition::default()
     };
     // A strategic merge keeps the conditions of others.

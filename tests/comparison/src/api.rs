@@ -3,7 +3,7 @@
 //! `api METHOD PATH [Header: value]...` takes a body from standard input if one is given there, prints the code, the content type,
 //! warnings, and the body: JSON with sorted keys, a stream line by line, anything else as it is. `Content-Type` is JSON unless said.
 
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
@@ -36,13 +36,13 @@ pub(crate) async fn main(mut arguments: impl Iterator<Item = String>) -> Result<
     let client = Client::try_from(config)?;
     let response = client.send(request.body(Body::from(body))?).await?;
     let (parts, body) = response.into_parts();
-    print!("HTTP {}", parts.status.as_u16());
+    let mut out = format!("HTTP {}", parts.status.as_u16());
     for name in ["content-type", "warning", "allow"] {
         for value in parts.headers.get_all(name) {
-            print!(" [{name}: {}]", value.to_str().unwrap_or("?"));
+            out.push_str(&format!(" [{name}: {}]", value.to_str().unwrap_or("?")));
         }
     }
-    println!();
+    out.push('\n');
     let body = body.into_data_stream().try_fold(Vec::new(), |mut all, part| async move {
         all.extend_from_slice(&part);
         Ok(all)
@@ -50,16 +50,18 @@ pub(crate) async fn main(mut arguments: impl Iterator<Item = String>) -> Result<
     let body = body.await.context("the body broke off")?;
     let text = String::from_utf8_lossy(&body);
     match serde_json::from_str::<Value>(&text) {
-        Ok(value) => println!("{}", serde_json::to_string_pretty(&sorted(value))?),
+        Ok(value) => out.push_str(&format!("{}\n", serde_json::to_string_pretty(&sorted(value))?)),
         Err(_) => {
             for line in text.lines() {
                 match serde_json::from_str::<Value>(line) {
-                    Ok(value) => println!("{}", sorted(value)),
-                    Err(_) => println!("{line}"),
+                    Ok(value) => out.push_str(&format!("{}\n", sorted(value))),
+                    Err(_) => out.push_str(&format!("{line}\n")),
                 }
             }
         }
     }
+    // Whoever reads may have seen enough, as `head` has.
+    let _ = std::io::stdout().write_all(out.as_bytes());
     Ok(true)
 }
 

@@ -135,7 +135,7 @@ impl Real {
         let key = rcgen::KeyPair::generate()?;
         std::fs::write(folder.join("accounts.key"), key.serialize_pem())?;
         std::fs::write(folder.join("accounts.pub"), key.public_key_pem())?;
-        std::fs::write(folder.join("tokens.csv"), format!("comparison,{ADMIN},1,system:masters\n"))?;
+        std::fs::write(folder.join("tokens.csv"), format!("comparison,{ADMIN},,system:masters\n"))?;
         start(
             &cache.join("kube-apiserver"),
             words(&format!(

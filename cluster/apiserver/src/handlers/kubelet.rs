@@ -67,6 +67,7 @@ pub(crate) async fn handle(ctx: &Ctx, mut request: Request<Body>) -> Result<Repl
         // A log of nothing is empty; there is nothing to attach to.
         if ctx.sub == "log" {
             container(&pod.value, ctx.query.get("container"))?;
+            return Ok(crate::reply::bytes(http::StatusCode::OK, "text/plain", ""));
         }
         return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
     }
@@ -121,8 +122,8 @@ mod tests {
             "ephemeralContainers": [{"name": "e"}]}});
         assert_eq!(container(&one, None).unwrap(), "a");
         assert_eq!(container(&one, Some("i")).unwrap(), "i");
-        let mut two =
         assert_eq!(container(&one, Some("e")).unwrap(), "e");
+        let mut two =
             json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
         assert_eq!(
             container(&two, None).unwrap_err().message,

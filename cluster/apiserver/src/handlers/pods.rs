@@ -47,7 +47,7 @@ pub(crate) async fn bind_to(ctx: &Ctx, binding: &Value) -> Result<Reply, ApiErro
         let bound = old.value["spec"]["nodeName"].as_str().unwrap_or_default();
         if !bound.is_empty() {
             return Err(ApiError::conflict(
-                ctx.subject(),
+                crate::error::Subject { resource: "pods/binding", ..ctx.subject() },
                 format!("pod {} is already assigned to node \"{bound}\"", old.key.name),
             ));
         }
@@ -92,14 +92,19 @@ pub(crate) async fn evict(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
             if selector.is_null() || !LabelSelector::from_object(selector).matches(&pod.value) {
                 continue;
             }
-            if budget.value["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
+            let seen = &budget.value["status"]["observedGeneration"];
+            let pending = seen.as_i64() < budget.value["metadata"]["generation"].as_i64();
+            if pending || budget.value["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
                 let mut error = ApiError::too_many_requests(
                     "Cannot evict pod as it would violate the pod's disruption budget.",
                 );
                 error.details = Some(json!({"causes": [{
                     "reason": "DisruptionBudget",
-                    "message": format!("The disruption budget {} does not allow another disruption now", budget.key.name),
-                }]}));
+                    "message": match pending {
+                        true => format!("The disruption budget {} is still being processed by the server.", budget.key.name),
+                        false => format!("The disruption budget {} does not allow another disruption now", budget.key.name),
+                    },
+                }], "retryAfterSeconds": 10}));
                 return Err(error);
             }
         }

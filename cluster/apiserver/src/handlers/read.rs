@@ -17,6 +17,7 @@ use crate::store::Object;
 
 /// One object.
 pub(crate) fn get(ctx: &Ctx) -> Result<Reply, ApiError> {
+    ctx.query.revision(true)?;
     let object = find(ctx)?;
     Ok(reply::stored(StatusCode::OK, ctx.accept, &ctx.resource, ctx.include, &object))
 }
@@ -128,6 +129,15 @@ fn selectable(resource: &Resource) -> Option<&'static [&'static str]> {
     })
 }
 
+/// Why a continue token cannot be read, where Go would say it in these words.
+fn broken(token: &str) -> String {
+    let bad = token.bytes().position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'_'));
+    match bad {
+        Some(at) => format!("illegal base64 data at input byte {at}"),
+        None => "it is not one of this server's".to_owned(),
+    }
+}
+
 /// The objects that a list or watch selects, and the revision at which they were so.
 pub(crate) fn select(ctx: &Ctx, options: &ListOptions) -> (u64, Vec<Arc<Object>>) {
     let namespace = ctx.resource.namespaced.then_some(ctx.namespace.as_str()).filter(|n| !n.is_empty());
@@ -182,7 +192,7 @@ pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
             return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
         }
         let token = Continue::decode(token)
-            .ok_or_else(|| ApiError::bad_request("invalid continue token: continue key is not valid"))?;
+            .ok_or_else(|| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {}", broken(token))))?;
         if !ctx.server.store.reaches_back_to(&ctx.resource.storage, token.revision) {
             return Err(ApiError::expired(
                 "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",

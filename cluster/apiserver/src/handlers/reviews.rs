@@ -1,5 +1,6 @@
 //! Reviews and bindings: asked, answered, never stored.
 
+use cluster_schema::FieldError;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -16,10 +17,19 @@ pub(crate) async fn create(ctx: &Ctx, mut review: Value) -> Result<Reply, ApiErr
     if !review["metadata"].is_object() {
         review["metadata"] = json!({});
     }
+    if matches!(ctx.resource.group.as_str(), "authentication.k8s.io" | "authorization.k8s.io")
+        && !ctx.resource.kind.starts_with("Self")
+        || ctx.resource.kind == "SelfSubjectAccessReview"
+    {
+        super::write::track_review(ctx, &mut review)?;
+    }
     match ctx.resource.kind.as_str() {
         "Binding" => return bind(ctx, &review).await,
         "TokenReview" => review["status"] = token_review(ctx, &review["spec"]),
-        "SelfSubjectReview" => review["status"] = json!({"userInfo": ctx.user.info()}),
+        "SelfSubjectReview" => {
+            review["metadata"]["creationTimestamp"] = crate::meta::now().into();
+            review["status"] = json!({"userInfo": ctx.user.info()});
+        }
         "SelfSubjectAccessReview" => review["status"] = access(ctx, &ctx.user, &review["spec"])?,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             let spec = &review["spec"];
@@ -32,13 +42,17 @@ pub(crate) async fn create(ctx: &Ctx, mut review: Value) -> Result<Reply, ApiErr
                 groups: texts(&spec["groups"]),
                 extra: spec["extra"].as_object().cloned().unwrap_or_default(),
             };
+            let mut errors = Vec::new();
+            if spec["resourceAttributes"].is_object() == spec["nonResourceAttributes"].is_object() {
+                let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+                errors.push(FieldError::invalid("spec.resourceAttributes", &Value::Null, detail));
+            }
             if user.name.is_empty() && user.groups.is_empty() {
-                let error = cluster_schema::FieldError::invalid(
-                    "spec.user",
-                    &"".into(),
-                    "at least one of user or group must be specified",
-                );
-                return Err(ApiError::invalid(&ctx.resource.group, &ctx.resource.kind, "", &[error]));
+                let detail = "at least one of user or group must be specified";
+                errors.push(FieldError::invalid("spec.user", &"".into(), detail));
+            }
+            if !errors.is_empty() {
+                return Err(ApiError::invalid(&ctx.resource.group, "", "", &errors));
             }
             review["status"] = access(ctx, &user, &review["spec"])?;
         }
@@ -63,11 +77,7 @@ fn token_review(ctx: &Ctx, spec: &Value) -> Value {
         Some(verified) => {
             json!({"authenticated": true, "user": verified.user.info(), "audiences": verified.audiences})
         }
-        None => json!({
-            "authenticated": false,
-            "user": {},
-            "error": "the token is not one of this server's, has expired, is for another audience, or what it was bound to is gone",
-        }),
+        None => json!({"user": {}, "error": "invalid bearer token"}),
     }
 }
 

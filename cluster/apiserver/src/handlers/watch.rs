@@ -45,7 +45,7 @@ impl Encoder {
             Some(Shape::Plain) if self.accept.lean => event.lean(),
             Some(Shape::Partial) => event.partial(),
             Some(_) => event.frame(),
-            None => self.event(event.change, &event.object.value),
+            None => self.event(event.change, &event.value()),
         }
     }
 
@@ -220,7 +220,7 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
                 yield if change == event.change {
                     encoder.same(&event)
                 } else {
-                    encoder.event(change, &event.object.value)
+                    encoder.event(change, &event.value())
                 };
             }
         }

@@ -176,11 +176,7 @@ pub(crate) fn check_fields(
                 let what: Vec<String> =
                     unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
                 let (kind, version) = (&ctx.resource.kind, &ctx.resource.version);
-                let prefix = if ctx.resource.builtin {
-                    format!("{kind} in version \"{version}\" cannot be handled as a {kind}: ")
-                } else {
-                    String::new()
-                };
+                let prefix = format!("{kind} in version \"{version}\" cannot be handled as a {kind}: ");
                 return Err(ApiError::bad_request(format!(
                     "{prefix}strict decoding error: {}",
                     what.join(", ")
@@ -208,6 +204,13 @@ fn track(ctx: &Ctx, old: Option<&Value>, new: &mut Value, options: &WriteOptions
     track_update(ctx.resource.schema(), old, new, &manager(ctx, options, &api_version), &meta::now());
 }
 
+/// What is asked belongs to who asks: upstream says so even of reviews, which are never stored.
+pub(crate) fn track_review(ctx: &Ctx, review: &mut Value) -> Result<(), ApiError> {
+    let options = ctx.write_options("CreateOptions")?;
+    track(ctx, None, review, &options);
+    Ok(())
+}
+
 /// Kinds whose spec changes are counted in `metadata.generation`.
 fn has_generation(ctx: &Ctx) -> bool {
     !ctx.resource.builtin
@@ -222,6 +225,7 @@ fn has_generation(ctx: &Ctx) -> bool {
                 | "Job"
                 | "CronJob"
                 | "PodDisruptionBudget"
+                | "PersistentVolumeClaim"
                 | "Ingress"
                 | "IngressClass"
                 | "NetworkPolicy"
@@ -242,7 +246,7 @@ pub(crate) async fn create_object(
 ) -> Result<Outcome, ApiError> {
     let resource = &ctx.resource;
     if !meta::text(&object, "resourceVersion").is_empty() {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::failure("resourceVersion should not be set on objects to be created"));
     }
     if meta::name(&object).is_empty() {
         let prefix = meta::text(&object, "generateName");
@@ -355,12 +359,12 @@ pub(crate) async fn update_object(
     }
     if ctx.sub == "status" {
         new = with_status_of(ctx, before, new);
+    } else if ctx.sub == "ephemeralcontainers" {
+        new = super::ephemeral::only(before, &new);
     } else if resource.status {
         meta::carry("status", before, &mut new);
     }
     admit::prepare(resource, &mut new, Some(before));
-    } else if ctx.sub == "ephemeralcontainers" {
-        new = super::ephemeral::only(before, &new);
     resource.schema().default(&mut new);
     let reset = new["metadata"]["managedFields"].is_array();
     resource.schema().drop_empty(&mut new);

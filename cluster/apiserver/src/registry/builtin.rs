@@ -143,6 +143,7 @@ pub(crate) fn resources() -> Vec<Resource> {
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
                 columns: Columns::Builtin,
+                deprecation: None,
                 selectable: Vec::new(),
                 schema: OnceLock::new(),
             }

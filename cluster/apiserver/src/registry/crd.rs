@@ -65,6 +65,7 @@ pub(crate) fn resources(definition: &Value, before: &Snapshot) -> Vec<Arc<Resour
                 builtin: false,
                 virtual_only: false,
                 columns: Columns::Crd(columns(&version["additionalPrinterColumns"])),
+                deprecation: deprecation(&group, &text(&names["kind"]), version, versions),
                 selectable: version["selectableFields"]
                     .as_array()
                     .into_iter()
@@ -75,6 +76,25 @@ pub(crate) fn resources(definition: &Value, before: &Snapshot) -> Vec<Arc<Resour
             }))
         })
         .collect()
+}
+
+/// What clients of a deprecated version are told: in its definition's words, or naming the best other version.
+fn deprecation(group: &str, kind: &str, version: &Value, all: &[Value]) -> Option<String> {
+    if version["deprecated"] != true {
+        return None;
+    }
+    if let Some(warning) = version["deprecationWarning"].as_str() {
+        return Some(warning.to_owned());
+    }
+    let own = text(&version["name"]);
+    let rank = |version: &&Value| super::version_rank(version["name"].as_str().unwrap_or_default());
+    let newer = all
+        .iter()
+        .filter(|other| other["served"] == true && other["deprecated"] != true)
+        .filter(|other| rank(other) > rank(&version))
+        .max_by_key(rank);
+    let instead = newer.map(|newer| format!("; use {group}/{} {kind}", text(&newer["name"]))).unwrap_or_default();
+    Some(format!("{group}/{own} {kind} is deprecated{instead}"))
 }
 
 fn text(value: &Value) -> String {

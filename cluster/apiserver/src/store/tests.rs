@@ -51,6 +51,30 @@ async fn writes_check_what_they_expect() {
 }
 
 #[tokio::test]
+async fn old_changes_are_told_whole_though_their_trees_are_gone() {
+    let (_folder, store) = open();
+    let mut watch = store.watch(&kind(), store.revision()).unwrap();
+    for n in 0..50 {
+        let mut value = object(&format!("o{n}"), "v");
+        value["metadata"]["labels"] = json!({"n": n.to_string()});
+        value["metadata"]["managedFields"] = json!([{"manager": "m"}]);
+        value["list"] = json!([n]);
+        store.put(&Key::new(&kind(), "default", &format!("o{n}")), Expect::Absent, value).unwrap();
+    }
+    let events = watch.next().await.unwrap();
+    assert_eq!(events.len(), 50);
+    assert!(events[0].object.value["list"].is_null(), "its tree has no lists any more");
+    for (n, event) in events.iter().enumerate() {
+        assert_eq!(event.object.value["metadata"]["labels"]["n"], n.to_string(), "what selectors need is there");
+        let read = |frame: Bytes| serde_json::from_slice::<Value>(&frame).unwrap()["object"].take();
+        assert_eq!(read(event.frame())["metadata"]["managedFields"][0]["manager"], "m");
+        assert_eq!(read(event.lean())["list"][0], n);
+        assert!(read(event.lean())["metadata"]["managedFields"].is_null());
+        assert_eq!(read(event.partial())["metadata"]["name"], format!("o{n}"));
+    }
+}
+
+#[tokio::test]
 async fn a_watch_sees_each_change_in_order() {
     let (_folder, store) = open();
     let key = Key::new(&kind(), "default", "a");

@@ -9,6 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
+use super::neighbours::Unwanted;
 use super::quantity;
 use crate::meta;
 
@@ -86,6 +87,7 @@ pub(crate) enum Refusal {
     Affinity,
     Taint(String),
     Resource(Vec<String>),
+    Neighbour(Unwanted),
 }
 
 /// Why `node`, which runs `used` already, does not take `pod`; none if it does.
@@ -197,7 +199,8 @@ pub(crate) fn message(nodes: usize, refusals: impl Iterator<Item = Refusal>) -> 
             match refusal {
                 Refusal::Unschedulable => vec!["node(s) were unschedulable".to_owned()],
                 Refusal::Affinity => vec!["node(s) didn't match Pod's node affinity/selector".to_owned()],
-                Refusal::Taint(taint) => vec![format!("node(s) had untolerated taint {taint}")],
+                Refusal::Neighbour(unwanted) => vec![unwanted.text().to_owned()],
+                Refusal::Taint(_) => vec!["node(s) had untolerated taint(s)".to_owned()],
                 Refusal::Resource(names) => names
                     .into_iter()
                     .map(|name| {
@@ -215,7 +218,12 @@ pub(crate) fn message(nodes: usize, refusals: impl Iterator<Item = Refusal>) -> 
     }
     let reasons: Vec<String> =
         counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    format!("0/{nodes} nodes are available: {}.", reasons.join(", "))
+    // Nothing is preempted here, and nothing that would be: what upstream says where preemption is of no use.
+    format!(
+        "0/{nodes} nodes are available: {}. no new claims to deallocate, preemption: 0/{nodes} nodes are available: {nodes} Preemption \
+         is not helpful for scheduling.",
+        reasons.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -312,6 +320,6 @@ mod tests {
     fn words() {
         let refusals = [Refusal::Resource(vec!["cpu".into(), "pods".into()])];
         let text = message(1, refusals.into_iter());
-        assert_eq!(text, "0/1 nodes are available: 1 Insufficient cpu, 1 Too many pods.");
+        assert!(text.starts_with("0/1 nodes are available: 1 Insufficient cpu, 1 Too many pods. "), "{text}");
     }
 }

@@ -43,7 +43,9 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
         "api.rbac.v1.RoleBinding" | "api.rbac.v1.ClusterRoleBinding"
             if old.is_some_and(|old| old["roleRef"] != obj["roleRef"]) =>
         {
-            errors.push(FieldError::invalid("roleRef", &obj["roleRef"], "cannot change roleRef"));
+            let reference = |key: &str| obj["roleRef"][key].clone();
+            let shown = serde_json::json!({"APIGroup": reference("apiGroup"), "Kind": reference("kind"), "Name": reference("name")});
+            errors.push(FieldError::invalid("roleRef", &shown, "cannot change roleRef"));
         }
         "api.admissionregistration.v1.MutatingWebhookConfiguration"
         | "api.admissionregistration.v1.ValidatingWebhookConfiguration" => webhooks(obj, errors),
@@ -114,6 +116,21 @@ fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
                 "exactly one of url or service is required",
             ));
         }
+        for (j, rule) in list(hook, "rules").iter().enumerate() {
+            const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+            for (k, operation) in list(rule, "operations").iter().enumerate() {
+                if !operation.as_str().is_some_and(|operation| OPERATIONS.contains(&operation)) {
+                    let path = format!("{path}.rules[{j}].operations[{k}]");
+                    errors.push(FieldError::not_supported(path, operation, &OPERATIONS));
+                }
+            }
+        }
+        if let Some(scheme) = config["url"].as_str().and_then(|url| url.split_once("://")).map(|(scheme, _)| scheme)
+            && scheme != "https"
+        {
+            let detail = "'https' is the only allowed URL scheme; desired format: https://host[/path]";
+            errors.push(FieldError::invalid(format!("{path}.clientConfig.url"), &scheme.into(), detail));
+        }
         let timeout = hook["timeoutSeconds"].as_i64().unwrap_or(10);
         if !(1..=30).contains(&timeout) {
             errors.push(FieldError::invalid(
@@ -125,7 +142,10 @@ fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
         one_of(hook, &path, "sideEffects", &["None", "NoneOnDryRun"], errors);
         one_of(hook, &path, "failurePolicy", &["Fail", "Ignore"], errors);
         let versions = list(hook, "admissionReviewVersions");
-        if !versions.iter().any(|v| v == "v1") {
+        if versions.is_empty() {
+            let detail = "must specify one of v1, v1beta1";
+            errors.push(FieldError::required(format!("{path}.admissionReviewVersions"), detail));
+        } else if !versions.iter().any(|v| v == "v1") {
             errors.push(FieldError::invalid(
                 format!("{path}.admissionReviewVersions"),
                 &hook["admissionReviewVersions"],

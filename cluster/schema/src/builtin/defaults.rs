@@ -64,7 +64,6 @@ pub(crate) fn rule(type_name: &str) -> Option<Rule> {
         "api.apps.v1.StatefulSet" => stateful_set,
         "api.apps.v1.DaemonSet" => daemon_set,
         "api.batch.v1.Job" => job,
-        "api.batch.v1.JobSpec" => |o| set(o, "suspend", false),
         "api.batch.v1.CronJob" => cron_job,
         "api.batch.v1.PodFailurePolicyOnPodConditionsPattern" => |o| fill(o, "status", "True"),
         "api.autoscaling.v2.HorizontalPodAutoscaler" => autoscaler,
@@ -136,6 +135,11 @@ fn core_rule(name: &str) -> Option<Rule> {
         "Secret" => secret,
         "Namespace" => namespace,
         // What Go's types write even when it is not set.
+        "Event" => |o| {
+            set(o, "eventTime", Value::Null);
+            set(o, "reportingComponent", "");
+            set(o, "reportingInstance", "");
+        },
         "PodCondition" => |o| set(o, "lastProbeTime", Value::Null),
         "ContainerStatus" => |o| {
             set(o, "lastState", json!({}));
@@ -276,6 +280,7 @@ fn stateful_set(o: &mut Map<String, Value>) {
 }
 
 fn job(o: &mut Map<String, Value>) {
+    set(spec(o), "suspend", false);
     let labels = o.get("spec").and_then(|s| s.pointer("/template/metadata/labels")).cloned();
     if let Some(labels) = labels {
         with(o, "metadata", |m| {
