@@ -31,6 +31,8 @@ use crate::{
 /// The API server's port on the node's address, where `kubernetes.default` leads to. The address is the instance's own, so the port is free.
 const NODE_API_PORT: u16 = 6443;
 const NETWORK_FILE: &str = "network.json";
+/// Processes and threads of a container: many for an app, and few enough that a fork bomb leaves the machine usable.
+const PIDS: i64 = 4096;
 
 /// What of the network a restart needs.
 #[derive(Serialize, Deserialize)]
@@ -71,7 +73,7 @@ impl Cluster {
         if !valid || !(1..=5).contains(&config.device_prefix.len()) {
             return Err(Error::DevicePrefix(config.device_prefix));
         }
-        let lock = lock(&config.data_dir)?;
+        let lock = lock(&config.data_dir, config.door.is_some()).await?;
         let links = Links::open()?;
         let (plan, hold) = choose(&config, &links).await?;
         links.make(&plan).await?;
@@ -199,7 +201,7 @@ impl Cluster {
             origin: Some(origin),
             helper_exe: config.helper_exe.clone(),
             helpers: config.helpers,
-            pids_limit: None,
+            pids_limit: Some(PIDS),
             max_pods: 1000,
             version: config.git_version.clone(),
         })
@@ -278,16 +280,23 @@ fn io_error(path: &Path, source: io::Error) -> Error {
     Error::DataDir { path: path.to_owned(), source }
 }
 
-/// One cluster in a data directory at a time; the lock goes with the process.
-fn lock(data_dir: &Path) -> Result<fs::File, Error> {
+/// One cluster in a data directory at a time; the lock goes with the process. Where the processes of a cluster end with another one (`ending`),
+/// that of a killed one may be there for a moment still.
+async fn lock(data_dir: &Path, ending: bool) -> Result<fs::File, Error> {
     fs::create_dir_all(data_dir).map_err(|source| io_error(data_dir, source))?;
     let path = data_dir.join("lock");
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|source| io_error(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::InUse(data_dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(io_error(&path, source)),
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if ending && begin.elapsed() < Duration::from_secs(1) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse(data_dir.to_owned())),
+            Err(fs::TryLockError::Error(source)) => return Err(io_error(&path, source)),
+        }
     }
 }
 

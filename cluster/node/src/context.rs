@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) data_dir: PathBuf,
     pub(crate) client: Client,
     pub(crate) images: Arc<dyn ImageSource>,
+    /// Which of them pods have.
+    pub(crate) image_uses: crate::images::collect::Uses,
     pub(crate) runtime: Runtime,
     pub(crate) network: Network,
     pub(crate) network_config: NetworkConfig,

@@ -1,10 +1,12 @@
 //! Where images come from, as the node needs it: a narrow trait, so that tests bring their own.
 
+pub(crate) mod collect;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cluster_images::{Progress, PullPolicy, RegistryAuth, Store};
+use cluster_images::{Origin, Progress, PullPolicy, RegistryAuth, Store};
 
 /// When an image is fetched although it is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,19 @@ pub struct ImageFailure {
     pub message: String,
 }
 
+/// An image that could be fetched again, by one of its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cached {
+    /// What [`ImageSource::discard`] takes.
+    pub name: String,
+    /// `sha256:...`
+    pub digest: String,
+    /// How much of the disk it takes, about.
+    pub bytes: u64,
+    /// Since when it has been here.
+    pub since: jiff::Timestamp,
+}
+
 /// Gives images.
 #[async_trait]
 pub trait ImageSource: Send + Sync + 'static {
@@ -59,6 +74,18 @@ pub trait ImageSource: Send + Sync + 'static {
         secrets: &[Vec<u8>],
         pulling: Box<dyn FnOnce() + Send>,
     ) -> Result<Image, ImageFailure>;
+
+    /// The images that may go when the disk is full.
+    fn cached(&self) -> Vec<Cached> {
+        Vec::new()
+    }
+
+    /// Forgets names and removes content that nothing leads to any more, but none of the images `in_use` (digests). How many bytes
+    /// that freed.
+    async fn discard(&self, names: &[String], in_use: &[String]) -> Result<u64, String> {
+        let _ = (names, in_use);
+        Ok(0)
+    }
 }
 
 #[async_trait]
@@ -109,5 +136,29 @@ impl ImageSource for Arc<cluster_images::Store> {
             stop_signal: config.stop_signal().clone(),
             layers: found.layers,
         })
+    }
+
+    fn cached(&self) -> Vec<Cached> {
+        let pulled = self.list().into_iter().filter(|image| image.origin == Origin::Pulled);
+        let cached = pulled.map(|image| Cached {
+            name: match image.tag.as_str() {
+                "" => format!("{}@{}", image.repository, image.digest),
+                tag => format!("{}:{tag}", image.repository),
+            },
+            digest: image.digest,
+            bytes: image.size,
+            since: image.created.parse().unwrap_or_default(),
+        });
+        cached.collect()
+    }
+
+    async fn discard(&self, names: &[String], in_use: &[String]) -> Result<u64, String> {
+        let (store, names) = (Arc::clone(self), names.to_vec());
+        let forget = move || names.iter().try_for_each(|name| store.forget_pulled(name).map(drop));
+        let forgotten = tokio::task::spawn_blocking(forget).await;
+        forgotten.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        // Manifests without a name here may be what a Revision names by digest: they stay.
+        let collected = self.collect_garbage(in_use, false).await.map_err(|error| error.to_string())?;
+        Ok(collected.bytes)
     }
 }

@@ -25,6 +25,7 @@ use crate::objects::Objects;
 use crate::pod::{Handle, spawn};
 use crate::policy::Policies;
 use crate::register::{self, Facts};
+use crate::rights::Rights;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server;
 
@@ -48,7 +49,7 @@ pub struct Config {
     /// The program whose main function calls [`crate::runtime::helper_main`] for
     /// [`crate::runtime::HELPER_ARGUMENT`]; normally `/proc/self/exe`.
     pub helper_exe: PathBuf,
-    /// How many helpers, that is containers that start at the same time.
+    /// How many helper processes. Each starts many containers side by side; several limit what the loss of one would cost.
     pub helpers: usize,
     /// Processes and threads that one container may have; None for no limit.
     pub pids_limit: Option<i64>,
@@ -69,8 +70,9 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// Processes that each helper keeps ready: a pod of two containers for each of two helpers, and a second pod.
-const PARKED: usize = 2;
+/// Processes that each helper keeps ready. With two helpers, which containers are given to in turn, they are those of three
+/// pods with two containers each.
+const PARKED: usize = 3;
 
 type Workers = Arc<Mutex<HashMap<String, Handle>>>;
 
@@ -95,7 +97,6 @@ impl Node {
     /// [`Error::Unprivileged`] with all that is missing; folders, network, helpers and the API as named.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let hierarchies = Hierarchies::detect().unwrap_or_default();
-        let capabilities = privileges(&hierarchies)?;
         let data_dir = config.data_dir.clone();
         let folder = |path: &Path| {
             std::fs::create_dir_all(path).map_err(|cause| Error::Folder { path: path.to_owned(), cause })
@@ -106,18 +107,24 @@ impl Node {
         let state_dir = data_dir.join("run");
         let cgroup_prefix = format!("/cluster-node-{:08x}", fingerprint(&data_dir));
         clean(&hierarchies, &cgroup_prefix, &data_dir).await;
+        let rights = Rights::find(&hierarchies, &cgroup_prefix)?;
+        if !rights.unenforced.is_empty() {
+            warn!(
+                controllers = rights.unenforced.join(", "),
+                "limits of containers are not enforced for these; the Node object says so too (condition LimitsNotEnforced)"
+            );
+        }
         folder(&state_dir)?;
         folder(&data_dir.join("pods"))?;
         let network = Network::start(config.network.clone()).await?;
-        let runtime_config =
-            RuntimeConfig {
-                helper_exe: config.helper_exe.clone(),
-                state_dir,
-                helpers: config.helpers,
-                parked: PARKED,
-                cgroup_parent: Some(cgroup_prefix.clone()),
-                hierarchies: None,
-            };
+        let runtime_config = RuntimeConfig {
+            helper_exe: config.helper_exe.clone(),
+            state_dir,
+            helpers: config.helpers,
+            parked: PARKED,
+            cgroup_parent: rights.cgroups.then(|| cgroup_prefix.clone()),
+            hierarchies: None,
+        };
         let (runtime, mut ended) = Runtime::start(runtime_config).await?;
         let shutdown = CancellationToken::new();
         let exits = Exits::default();
@@ -130,7 +137,9 @@ impl Node {
             }
         });
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if let Err(error) = hierarchies.favour(&cgroup_prefix, cpus) {
+        if rights.cgroups
+            && let Err(error) = hierarchies.favour(&cgroup_prefix, cpus)
+        {
             warn!(%error, "containers share the processor with this process on equal terms");
         }
         let facts = Facts {
@@ -142,6 +151,7 @@ impl Node {
             disk_bytes: disk_bytes(&data_dir),
             version: config.version.clone(),
             max_pods: config.max_pods,
+            unenforced: rights.unenforced,
         };
         let uid = register::register(&config.client, &facts).await.map_err(Box::new)?;
         tokio::spawn(register::heartbeat(config.client.clone(), facts.name.clone(), uid, shutdown.clone()));
@@ -151,6 +161,7 @@ impl Node {
             data_dir,
             client: config.client.clone(),
             images: config.images,
+            image_uses: crate::images::collect::Uses::default(),
             runtime,
             network,
             network_config: config.network,
@@ -161,7 +172,7 @@ impl Node {
             exits,
             closing: shutdown.clone(),
             cgroup_prefix,
-            capabilities,
+            capabilities: rights.capabilities,
             pids_limit: config.pids_limit,
             cpu_milli: i64::try_from(cpus).unwrap_or(1) * 1000,
             memory: facts.memory_bytes,
@@ -170,6 +181,7 @@ impl Node {
         let policies = context.policies.clone();
         tokio::spawn(policies.run(context.client.clone(), context.network.clone(), shutdown.clone()));
         tokio::spawn(watch_pods(Arc::clone(&context), shutdown.clone()));
+        tokio::spawn(crate::images::collect::run(Arc::clone(&context)));
         Ok(Self { context, facts, shutdown, hierarchies })
     }
 
@@ -210,56 +222,6 @@ impl Node {
         let _ = tokio::task::spawn_blocking(move || hierarchies.kill_and_remove(&prefix)).await;
         self.context.network.close().await;
     }
-}
-
-/// What containers need and this process lacks; the capabilities it has, a bit each.
-fn privileges(hierarchies: &Hierarchies) -> Result<u64, Error> {
-    const NEEDED: [(u32, &str); 9] = [
-        (0, "CAP_CHOWN"),
-        (1, "CAP_DAC_OVERRIDE"),
-        (5, "CAP_KILL"),
-        (6, "CAP_SETGID"),
-        (7, "CAP_SETUID"),
-        (8, "CAP_SETPCAP"),
-        (12, "CAP_NET_ADMIN"),
-        (18, "CAP_SYS_CHROOT"),
-        (21, "CAP_SYS_ADMIN"),
-    ];
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let set = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(0)
-    };
-    let (effective, bounding) = (set("CapEff:"), set("CapBnd:"));
-    let mut missing: Vec<String> = NEEDED
-        .iter()
-        .filter(|(bit, _)| effective & (1 << bit) == 0)
-        .map(|(_, name)| format!("the capability {name}"))
-        .collect();
-    if hierarchies.v1.is_empty() && hierarchies.v2.is_none() {
-        missing.push("a mounted cgroup hierarchy (mount -t cgroup2 none /sys/fs/cgroup)".to_owned());
-    } else {
-        let probe = hierarchies.v1.get("memory").or(hierarchies.v2.as_ref());
-        if let Some(root) = probe
-            && nix::unistd::access(root, nix::unistd::AccessFlags::W_OK).is_err()
-        {
-            missing.push(format!("the right to make cgroups in {} (delegation)", root.display()));
-        }
-    }
-    if missing.is_empty() {
-        return Ok(effective & bounding);
-    }
-    let user_namespaces = std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
-        .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|max| max > 0));
-    missing.push(
-        if user_namespaces {
-            "user namespaces exist here but are not used by this version"
-        } else {
-            "user namespaces"
-        }
-        .to_owned(),
-    );
-    Err(Error::Unprivileged { missing: missing.join(", ") })
 }
 
 /// FNV-1a: short, and the same in each version of the program.

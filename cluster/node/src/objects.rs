@@ -16,7 +16,7 @@ use tracing::warn;
 
 use crate::pod::env::Lookup;
 
-/// A changed object: namespace and name.
+/// A changed object: namespace and name; both empty when any may have changed.
 pub(crate) type Change = (String, String);
 
 #[derive(Clone)]
@@ -70,6 +70,11 @@ where
                         );
                         // Nobody may be listening.
                         let _ = changes.send(key);
+                    }
+                }
+                Ok(watcher::Event::InitDone) => {
+                    if let Some(changes) = &changes {
+                        let _ = changes.send(Change::default());
                     }
                 }
                 Ok(_) => {}

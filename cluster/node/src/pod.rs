@@ -17,15 +17,31 @@ mod worker;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Volume;
 
 pub(crate) use worker::{Handle, spawn};
 
 use decide::Action;
 use state::{PodState, Run, Sandbox, Stage, Stopping};
 
+use crate::context::Context;
+
 /// Where a volume of a pod lives.
 pub(crate) fn volume_dir(pod_dir: &Path, name: &str) -> PathBuf {
     pod_dir.join("volumes").join(name)
+}
+
+/// Where a volume is found by containers: those with secrets are in memory, which [`crate::runtime::Runtime::among_mounts`] sees.
+pub(crate) fn volume_root(context: &Context, pod_dir: &Path, volume: &Volume) -> PathBuf {
+    if volumes::is_secret(volume) {
+        return memory_dir(context, pod_dir).join(&volume.name);
+    }
+    volume_dir(pod_dir, &volume.name)
+}
+
+/// What a pod has in memory.
+pub(crate) fn memory_dir(context: &Context, pod_dir: &Path) -> PathBuf {
+    context.runtime.memory_dir().join(pod_dir.file_name().unwrap_or_default())
 }
 
 /// Notes in the state that an action is under way.

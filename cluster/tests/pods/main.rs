@@ -3,10 +3,15 @@
 //! This program is also its own container helper, so it has a main function instead of the test harness.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+mod features;
 mod image;
 mod portforward;
+mod probes;
+mod pulls;
+mod shutdown;
 mod streams;
 mod terminal;
+mod volumes;
 mod world;
 
 use std::process::ExitCode;
@@ -22,9 +27,21 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(cluster_node::runtime::HELPER_ARGUMENT) {
         cluster::container_helper();
     }
+    if shutdown::child() {
+        return ExitCode::SUCCESS;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let cases: Vec<Case> = [portforward::CASES, streams::CASES].concat();
+    let cases: Vec<Case> = [
+        portforward::CASES,
+        streams::CASES,
+        probes::CASES,
+        pulls::CASES,
+        features::CASES,
+        shutdown::CASES,
+        volumes::CASES,
+    ]
+    .concat();
     if arguments.list {
         let listed = cases.into_iter().map(|(name, _)| Trial::test(name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, listed).exit_code();

@@ -20,8 +20,6 @@ pub(crate) struct World {
     pub(crate) runtime: tokio::runtime::Runtime,
     /// The image as an archive.
     pub(crate) image: PathBuf,
-    /// The image as an archive.
-    pub(crate) image: PathBuf,
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     dir: tempfile::TempDir,
@@ -52,7 +50,7 @@ impl World {
             cluster
         });
         let kubeconfig = cluster.kubeconfig_path().to_owned();
-        Self { cluster: Some(cluster), runtime, image: folder, image: folder, kubectl, kubeconfig, dir }
+        Self { cluster: Some(cluster), runtime, image: folder, kubectl, kubeconfig, dir }
     }
 
     pub(crate) fn stop(mut self) {
@@ -66,10 +64,6 @@ impl World {
     /// Where the cluster keeps everything.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
-    }
-
-    pub(crate) fn cluster(&self) -> &Cluster {
-        self.cluster.as_ref().unwrap()
     }
 
     pub(crate) fn cluster(&self) -> &Cluster {

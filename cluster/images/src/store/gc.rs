@@ -177,4 +177,19 @@ mod tests {
         assert_eq!(store.sweep(&[], true, later, GRACE).unwrap().blobs, 3);
         assert!(store.has_blob(&kept.parse().unwrap()) && !store.has_blob(&held.parse().unwrap()));
     }
+
+    #[test]
+    fn what_was_pulled_can_be_forgotten_and_a_local_image_of_the_name_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let local = store.import_binary(b"mine", "app:v1", "/app", &["/app"]).unwrap();
+        let reference = crate::Reference::parse("docker.io/library/app:v1").unwrap();
+        store.record_pulled(&reference, &local.parse().unwrap()).unwrap();
+        let pulled = || store.list().into_iter().filter(|image| image.origin == crate::Origin::Pulled).count();
+        assert_eq!((store.list().len(), pulled()), (2, 1));
+        assert!(store.forget_pulled(&reference.to_string()).unwrap());
+        assert_eq!((store.list().len(), pulled()), (1, 0));
+        assert!(!store.forget_pulled(&reference.to_string()).unwrap(), "only once");
+        assert!(store.find("app:v1").is_ok());
+    }
 }

@@ -241,6 +241,15 @@ impl Store {
         if removed { Ok(()) } else { Err(absent(name)) }
     }
 
+    /// Forgets that an image was pulled by this name; a local image of the same name stays. Whether it was known. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`ImageError::InvalidName`]; [`ImageError::Io`].
+    pub fn forget_pulled(&self, name: &str) -> Result<bool, ImageError> {
+        let reference = Reference::parse(name)?;
+        self.change(|state| state.pulled.remove(&reference.to_string()).is_some())
+    }
+
     pub(crate) fn find(&self, name: &str) -> Result<(Digest, Origin), ImageError> {
         self.lookup(&Reference::parse(name)?).ok_or_else(|| absent(name))
     }

@@ -113,6 +113,10 @@ impl Run {
         let (streams, outputs, stdin) = streams(&self.spec).map_err(fail)?;
         let log = Logs::path(&self.view.log_dir, &self.spec.name, self.attempt);
         self.view.attempts.lock().insert(self.spec.name.clone(), self.attempt);
+        if context.closing.is_cancelled() {
+            // The node has told its containers to end; one more would only be killed.
+            return Ok(());
+        }
         let exited = context.exits.expect(id);
         let started = context
             .runtime
@@ -244,7 +248,7 @@ impl Run {
         let privileged = self.spec.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
         let read_only_root =
             self.spec.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
-        let mut binds = self.volume_binds(&variables).map_err(config)?;
+        let mut binds = self.volume_binds(&variables).await.map_err(config)?;
         self.file_binds(&mut binds, &termination, read_only_root).map_err(|e| config(e.to_string()))?;
         let security = self.spec.security_context.as_ref();
         let spec = spec::Container {
@@ -365,7 +369,7 @@ impl Run {
         Ok(user)
     }
 
-    fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
+    async fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
         let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let by_name: BTreeMap<&str, _> = volumes.map(|volume| (volume.name.as_str(), volume)).collect();
         let mut binds = Vec::new();
@@ -375,10 +379,17 @@ impl Run {
             })?;
             let root = match &volume.host_path {
                 Some(host) => PathBuf::from(&host.path),
-                None => super::volume_dir(&self.pod_dir, &volume.name),
+                None => super::volume_root(&self.context, &self.pod_dir, volume),
             };
             let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
-            let source = sub_path(&root, mount, variables, writable)?;
+            let source = if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {
+                // Where the volume is in memory, only there is it seen.
+                let (mount, variables) = (mount.clone(), variables.clone());
+                let find = move || sub_path(&root, &mount, &variables, writable);
+                self.context.runtime.among_mounts(find).await.map_err(|error| error.to_string())??
+            } else {
+                root
+            };
             binds.push(Bind {
                 source,
                 target: absolute(&mount.mount_path),
@@ -425,13 +436,6 @@ impl Run {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn absolute(path: &str) -> String {
-    let trimmed = path.trim_end_matches('/');
-    if trimmed.starts_with('/') { trimmed.to_owned() } else { format!("/{trimmed}") }
 type Ends = (Streams, Option<(OwnedFd, OwnedFd)>, Option<OwnedFd>);
 
 /// The standard streams of a container, and our ends of them: standard output and error, standard input.
@@ -449,6 +453,13 @@ fn streams(container: &Container) -> std::io::Result<Ends> {
     Ok((streams, Some((out_reader.into(), err_reader.into())), writer))
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn absolute(path: &str) -> String {
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.starts_with('/') { trimmed.to_owned() } else { format!("/{trimmed}") }
 }
 
 pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapProjection, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, SecretProjection, Volume,
 };
@@ -45,6 +45,26 @@ pub(crate) struct Token {
 /// Tokens by volume and path.
 pub(crate) type Tokens = HashMap<(String, String), Token>;
 
+/// Whether a volume may hold what must not get onto the disk, as kubelet sees it: Secrets and tokens.
+pub(crate) fn is_secret(volume: &Volume) -> bool {
+    volume.secret.is_some() || volume.projected.is_some()
+}
+
+/// When to replace a token that was just issued: after four fifths of its life, and at the latest after a day, as kubelet does.
+pub(crate) fn renew_at(now: Timestamp, expires: Timestamp) -> Timestamp {
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+    now + (expires.duration_since(now) * 4 / 5).min(DAY)
+}
+
+/// The tokens of a pod that are missing or due to be replaced.
+pub(crate) fn due_tokens(pod: &Pod, tokens: &Tokens, now: Timestamp) -> Vec<TokenWish> {
+    let due = |wish: &TokenWish| {
+        let held = tokens.get(&(wish.volume.clone(), wish.path.clone()));
+        held.is_none_or(|token| now >= token.renew_at)
+    };
+    token_wishes(pod).into_iter().filter(due).collect()
+}
+
 /// What kind of folder a volume needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -59,7 +79,7 @@ pub(crate) enum Source {
 }
 
 /// All tokens that a pod's volumes want.
-pub(crate) fn token_wishes(pod: &Pod) -> Vec<TokenWish> {
+fn token_wishes(pod: &Pod) -> Vec<TokenWish> {
     let mut wishes = Vec::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
@@ -307,7 +327,8 @@ pub(crate) fn write(folder: &Path, files: &Files, group: Option<u32>) -> io::Res
             fs::create_dir_all(parent)?;
         }
         fs::write(&full, &file.bytes)?;
-        let bits = if group.is_some() { file.mode | 0o440 & (file.mode >> 3 | 0o040) } else { file.mode };
+        // The pod's group may read what its owner may.
+        let bits = if group.is_some() { file.mode | 0o440 } else { file.mode };
         fs::set_permissions(&full, fs::Permissions::from_mode(bits))?;
         if group.is_some() {
             chown(&full, None, group)?;
@@ -414,6 +435,57 @@ mod tests {
         let up = json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "a", "path": "../a"}]}});
         assert!(files(up).is_err());
         assert!(files(json!({"name": "v", "nfs": {"server": "s", "path": "/"}})).is_err());
+    }
+
+    #[test]
+    fn secrets_and_tokens_stay_off_the_disk() {
+        let secret = |value| is_secret(&serde_json::from_value::<Volume>(value).unwrap());
+        assert!(secret(json!({"name": "v", "secret": {"secretName": "s"}})));
+        assert!(secret(json!({"name": "v", "projected": {"sources": []}})));
+        assert!(!secret(json!({"name": "v", "configMap": {"name": "c"}})));
+        assert!(!secret(json!({"name": "v", "emptyDir": {}})));
+    }
+
+    #[test]
+    fn tokens_are_renewed_well_before_they_expire() {
+        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
+        assert_eq!(renew_at(at(0), at(3600)), at(2880));
+        assert_eq!(renew_at(at(100), at(700)), at(580));
+        assert_eq!(renew_at(at(0), at(365 * 86_400)), at(86_400), "a day at the latest");
+        assert!(renew_at(at(10), at(0)) < at(10), "at once, if it has expired already");
+    }
+
+    #[test]
+    fn a_token_is_replaced_when_it_is_due_and_the_others_stay() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [], "volumes": [
+            {"name": "v", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "short", "expirationSeconds": 600}},
+                {"serviceAccountToken": {"path": "long", "audience": "x"}}
+            ]}}
+        ]}}))
+        .unwrap();
+        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
+        let mut tokens = Tokens::new();
+        let due = |tokens: &Tokens, now| -> Vec<String> {
+            due_tokens(&pod, tokens, now).into_iter().map(|wish| wish.path).collect()
+        };
+        assert_eq!(due(&tokens, at(0)), ["short", "long"]);
+        for (path, expires) in [("short", 600), ("long", 3600)] {
+            let token = Token { text: path.to_owned(), renew_at: renew_at(at(0), at(expires)) };
+            tokens.insert(("v".to_owned(), path.to_owned()), token);
+        }
+        assert_eq!(due(&tokens, at(479)), [""; 0]);
+        assert_eq!(due(&tokens, at(480)), ["short"], "two minutes before it expires");
+    }
+
+    #[test]
+    fn the_pods_group_may_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::from([("a".to_owned(), File { bytes: Vec::new(), mode: 0o400 })]);
+        write(folder.path(), &files, Some(1234)).unwrap();
+        let found = fs::metadata(folder.path().join("a")).unwrap();
+        assert_eq!(found.permissions().mode() & 0o777, 0o440);
+        assert_eq!(std::os::unix::fs::MetadataExt::gid(&found), 1234);
     }
 
     #[test]

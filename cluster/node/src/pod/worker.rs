@@ -24,10 +24,14 @@ use super::container::{self, Live};
 use super::decide::{Action, decide};
 use super::state::{Event, PodState};
 use super::volumes::{self, Source, Token, Tokens};
-use super::{begin, dns, probe, status, volume_dir};
+use super::{begin, dns, probe, status, volume_dir, volume_root};
 use crate::context::{Context, PodView};
 use crate::images::{Image, Policy};
 use crate::network::{NetworkError, PodNetwork};
+use crate::runtime::RuntimeError;
+
+/// How long a status that is no news is held.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// A handle to a pod's worker.
 #[derive(Debug, Clone)]
@@ -314,6 +318,7 @@ impl Worker {
                     };
                     context.events.normal(&pod, Some(&spec.name), "Pulled", message);
                     let id = found.id.clone();
+                    context.image_uses.take(pod.metadata.uid.as_deref().unwrap_or_default(), &id);
                     images.lock().insert(index, Arc::new(found));
                     let _ = events.send(Event::ImageReady(index, id));
                 }
@@ -338,11 +343,6 @@ impl Worker {
             return;
         };
         let Some(image) = self.images.lock().get(&index).cloned() else { return };
-        let run = container::Run {
-            context: Arc::clone(&self.context),
-            view: Arc::clone(&self.view),
-            pod: Arc::new(self.state.pod.clone()),
-            index,
         if let Some(target) = self.state.target_of(index) {
             let message = format!(
                 "targetContainerName {target:?}: containers of a pod cannot share their processes on this node; leave it out to share the \
@@ -352,6 +352,11 @@ impl Worker {
             let _ = self.events.send(Event::StartFailed(index, "CreateContainerConfigError".to_owned(), message));
             return;
         }
+        let run = container::Run {
+            context: Arc::clone(&self.context),
+            view: Arc::clone(&self.view),
+            pod: Arc::new(self.state.pod.clone()),
+            index,
             spec,
             attempt: self.state.containers[index].restarts,
             image,
@@ -401,6 +406,7 @@ impl Worker {
     /// All is over: nothing of the pod stays on this node, nor in the API.
     async fn leave(mut self) {
         self.volumes.cancel();
+        self.context.image_uses.leave(&self.view.uid, Timestamp::now());
         let pod = &self.state.pod;
         let (namespace, name) = (
             pod.metadata.namespace.clone().unwrap_or_default(),
@@ -418,6 +424,8 @@ impl Worker {
         if let Some(writer) = self.writer.take() {
             let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
         }
+        let memory = super::memory_dir(&self.context, &self.pod_dir);
+        let _ = self.context.runtime.among_mounts(move || std::fs::remove_dir_all(memory)).await;
         let folders = [self.pod_dir.clone(), self.view.log_dir.clone()];
         let _ = tokio::task::spawn_blocking(move || folders.map(std::fs::remove_dir_all)).await;
         if self.state.gone {
@@ -535,24 +543,26 @@ async fn fill_volumes(
         return Ok(());
     }
     let now = Timestamp::now();
-    for wish in volumes::token_wishes(pod) {
-        let key = (wish.volume.clone(), wish.path.clone());
-        if tokens.get(&key).is_none_or(|token| now >= token.renew_at) {
-            let token = request_token(context, pod, &wish).await?;
-            tokens.insert(key, token);
-        }
+    for wish in volumes::due_tokens(pod, tokens, now) {
+        let token = request_token(context, pod, &wish).await?;
+        tokens.insert((wish.volume, wish.path), token);
     }
     let found = context.objects.find(pod).await;
     let facts = container::facts(context, None);
     let group =
         spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|gid| u32::try_from(gid).ok());
     for volume in spec.volumes.iter().flatten() {
-        let folder = volume_dir(pod_dir, &volume.name);
+        let folder = volume_root(context, pod_dir, volume);
         let fail = |error: std::io::Error| format!("volume {:?}: {error}", volume.name);
+        let lost = |error: RuntimeError| format!("volume {:?}: {error}", volume.name);
         match volumes::source(pod, volume, &facts, &found, tokens)
             .map_err(|message| format!("MountVolume.SetUp failed for volume {:?} : {message}", volume.name))?
         {
             Source::Host(_) => {}
+            Source::Files(files) if volumes::is_secret(volume) => {
+                let write = move || volumes::write(&folder, &files, group);
+                context.runtime.among_mounts(write).await.map_err(lost)?.map_err(fail)?;
+            }
             Source::Files(files) => {
                 volumes::write(&folder, &files, group).map_err(fail)?;
             }
@@ -560,6 +570,8 @@ async fn fill_volumes(
             Source::Memory(size) if first => {
                 volumes::make_empty(&folder, group).map_err(fail)?;
                 context.runtime.mount_tmpfs(&folder, size).await.map_err(|error| error.to_string())?;
+                let own = move || volumes::make_empty(&folder, group);
+                context.runtime.among_mounts(own).await.map_err(lost)?.map_err(fail)?;
             }
             Source::Empty | Source::Memory(_) => {}
         }
@@ -590,7 +602,8 @@ async fn keep_volumes(
             () = ended.cancelled() => return,
             () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(86_400))) => {}
             change = changes.recv() => match change {
-                Ok((changed, _)) if changed != namespace => continue,
+                // Without a name: the watch was interrupted, and anything may have changed.
+                Ok((changed, _)) if !changed.is_empty() && changed != namespace => continue,
                 Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
             },
@@ -598,7 +611,10 @@ async fn keep_volumes(
         if let Err(message) = fill_volumes(&context, &pod, &pod_dir, &mut tokens, false).await {
             // What is there stays until the object is whole again.
             debug!(pod = pod.metadata.name, message, "volumes are not renewed");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::select! {
+                () = ended.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
         }
     }
 }
@@ -629,18 +645,26 @@ async fn request_token(context: &Context, pod: &Pod, wish: &volumes::TokenWish) 
         .await
         .map_err(|error| format!("no token for service account {namespace}/{account}: {error}"))?;
     let status = answer.status.ok_or("the token request was answered without a status")?;
-    // Replaced after four fifths of its life, as kubelet does.
-    let life = status.expiration_timestamp.0.duration_since(Timestamp::now());
-    let renew_at = Timestamp::now() + life * 4 / 5;
+    let renew_at = volumes::renew_at(Timestamp::now(), status.expiration_timestamp.0);
     Ok(Token { text: status.token, renew_at })
 }
 
 /// Writes each latest status until the sender is gone; a failed write is repeated unless the pod is gone.
 async fn write_status(api: Api<Pod>, name: String, uid: String, mut latest: watch::Receiver<PodStatus>) {
     let mut wait = Duration::from_millis(100);
+    let mut written = latest.borrow().clone();
     while latest.changed().await.is_ok() {
+        // While containers start, states that nobody acts on follow each other closely: they are written once they have settled.
+        let settled = tokio::time::Instant::now() + SETTLE;
+        while !status::is_news(&written, &latest.borrow_and_update()) {
+            match tokio::time::timeout_at(settled, latest.changed()).await {
+                Ok(Ok(())) => {}
+                _ => break,
+            }
+        }
         loop {
             let status = latest.borrow_and_update().clone();
+            written.clone_from(&status);
             let patch = json!({ "metadata": { "uid": uid }, "status": nulls(&status) });
             match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(_) => break,

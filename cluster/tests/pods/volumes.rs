@@ -1,0 +1,158 @@
+//! Volumes that hold secrets, as containers and as the disk see them; and limits.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::world::{PATIENCE, World};
+
+pub(crate) const CASES: &[crate::Case] = &[
+    ("volumes::secrets_are_in_memory_and_follow_their_objects", secrets),
+    ("volumes::a_token_is_the_pods_own", tokens),
+    ("limits::processes", processes),
+];
+
+fn exec(world: &World, pod: &str, script: &str) -> (i32, String) {
+    let (code, out, _) = world.run(&["exec", pod, "-c", "c", "--", "sh", "-c", script], None);
+    (code, out.trim_end().to_owned())
+}
+
+/// Waits for what no event tells: that a file in a container has changed.
+fn until(world: &World, pod: &str, script: &str, wanted: &str) {
+    let begun = std::time::Instant::now();
+    loop {
+        let (_, out) = exec(world, pod, script);
+        if out == wanted {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{script}: still {out:?}, not {wanted:?}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Whether a file anywhere below the folder, as this process sees it, holds the text.
+fn on_disk(folder: &Path, text: &[u8]) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => on_disk(&path, text),
+            Ok(kind) if kind.is_file() => {
+                std::fs::read(&path).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text))
+            }
+            _ => false,
+        }
+    })
+}
+
+fn secret(name: &str, value: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"key": value, "other": "2"}})
+}
+
+fn secrets(world: &World) {
+    world.apply(&secret("hidden", "kept-off-the-disk-1"));
+    let config = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shown"}, "data": {"a": value}});
+    world.apply(&config("one"));
+    let mounts = json!({"volumeMounts": [
+        {"name": "hidden", "mountPath": "/hidden"}, {"name": "all", "mountPath": "/all"},
+        {"name": "hidden", "mountPath": "/one", "subPath": "key"}
+    ]});
+    let volumes = json!({
+        "securityContext": {"fsGroup": 1234},
+        "volumes": [
+            {"name": "hidden", "secret": {"secretName": "hidden", "defaultMode": 0o400,
+                "items": [{"key": "key", "path": "key"}, {"key": "other", "path": "sub/other", "mode": 0o600}]}},
+            {"name": "all", "projected": {"sources": [
+                {"secret": {"name": "hidden"}}, {"configMap": {"name": "shown"}},
+                {"serviceAccountToken": {"path": "token"}}
+            ]}}
+        ]
+    });
+    world.ready_pod("secrets", mounts, volumes);
+    // Mounted as memory, for the container; on this machine's disk, nowhere but in the database.
+    for path in ["/hidden", "/all", "/one"] {
+        let (_, mounted) = exec(
+            world,
+            "secrets",
+            &format!("while read d m t r; do [ $m = {path} ] && echo $t; done < /proc/mounts"),
+        );
+        assert_eq!(mounted, "tmpfs", "{path}");
+    }
+    assert!(!on_disk(&world.data_dir().join("node"), b"kept-off-the-disk-1"));
+    assert_eq!(exec(world, "secrets", "cat /hidden/key /one").1, "kept-off-the-disk-1kept-off-the-disk-1");
+    let (_, listed) = exec(world, "secrets", "ls -lLn /hidden/key /hidden/sub/other");
+    let modes: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(modes, ["-r--r-----", "-rw-r-----"], "as the items say, and for the pod's group: {listed}");
+    assert!(listed.lines().all(|line| line.split_whitespace().nth(3) == Some("1234")), "{listed}");
+    // One link is swapped, so that whoever reads sees all of one version.
+    assert_eq!(exec(world, "secrets", "cd /all; ls -l key").1.rsplit(' ').next(), Some("..data/key"));
+    let before = exec(world, "secrets", "cd /all; ls -ld ..data").1;
+    world.apply(&secret("hidden", "kept-off-the-disk-2"));
+    until(world, "secrets", "cat /all/key", "kept-off-the-disk-2");
+    until(world, "secrets", "cat /hidden/key", "kept-off-the-disk-2");
+    assert_ne!(exec(world, "secrets", "cd /all; ls -ld ..data").1, before);
+    assert_eq!(exec(world, "secrets", "cat /one").1, "kept-off-the-disk-1", "a subPath stays as it was");
+    world.apply(&config("two"));
+    until(world, "secrets", "cat /all/a", "two");
+    assert_eq!(exec(world, "secrets", "touch /all/x").0, 1, "read-only");
+    assert!(!on_disk(&world.data_dir().join("node"), b"kept-off-the-disk"));
+    world.delete("pod/secrets");
+}
+
+fn tokens(world: &World) {
+    let volumes = json!({"volumes": [{"name": "t", "projected": {"sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 600, "audience": "somebody"}}
+    ]}}]});
+    world.ready_pod("token", json!({"volumeMounts": [{"name": "t", "mountPath": "/t"}]}), volumes);
+    let (_, token) = exec(world, "token", "cat /t/token");
+    let claims = token.split('.').nth(1).unwrap();
+    let claims = base64_url(claims);
+    let claims: Value = serde_json::from_slice(&claims).unwrap();
+    assert_eq!(claims["aud"], json!(["somebody"]));
+    assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 600);
+    assert_eq!(claims["kubernetes.io"]["pod"]["name"], "token");
+    world.delete("pod/token");
+}
+
+fn base64_url(text: &str) -> Vec<u8> {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (mut bits, mut held, mut out) = (0u32, 0, Vec::new());
+    for byte in text.bytes() {
+        let value = alphabet.iter().position(|c| *c == byte).unwrap();
+        bits = bits << 6 | u32::try_from(value).unwrap();
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            out.push(u8::try_from(bits >> held & 0xff).unwrap());
+        }
+    }
+    out
+}
+
+/// The first process of a pod's container, in this machine's numbers.
+fn process_of(pod: &str) -> u32 {
+    let wanted = format!("HOSTNAME={pod}");
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
+    };
+    pids.filter(is_it).min().expect("the container runs")
+}
+
+fn processes(world: &World) {
+    world.ready_pod("crowd", json!({}), json!({}));
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process_of("crowd"))).unwrap();
+    let group = |line: &str| -> Option<std::path::PathBuf> {
+        let (_, rest) = line.split_once(':')?;
+        match rest.split_once(':')? {
+            ("pids", path) => Some(format!("/sys/fs/cgroup/pids{path}/pids.max").into()),
+            ("", path) => Some(format!("/sys/fs/cgroup{path}/pids.max").into()),
+            _ => None,
+        }
+    };
+    let limits: Vec<String> =
+        groups.lines().filter_map(group).filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    assert_eq!(limits, ["4096\n"], "{groups}");
+    world.delete("pod/crowd");
+}
