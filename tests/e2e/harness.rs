@@ -43,7 +43,16 @@ impl Platform {
 
     /// A platform of one's own on free ports, with the test app in its registry.
     pub(crate) fn start() -> Result<Self> {
-        let platform = Self::of(Process::start(Path::new(env!("CARGO_BIN_EXE_ebb")))?);
+        Self::with_app(Process::start(Path::new(env!("CARGO_BIN_EXE_ebb")))?)
+    }
+
+    /// The same as a user who may do nothing in particular.
+    pub(crate) fn start_as(user: u32) -> Result<Self> {
+        Self::with_app(Process::start_as(Path::new(env!("CARGO_BIN_EXE_ebb")), user)?)
+    }
+
+    fn with_app(process: Process) -> Result<Self> {
+        let platform = Self::of(process);
         let app = app_binary()?;
         let built = platform.own()?.ebb(&["build", &app.display().to_string(), "-t", APP_IMAGE])?;
         ensure!(built.contains(APP_IMAGE), "ebb build said: {built}");

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::OriginalDst};
 use tokio::net::{TcpListener as Listener, TcpStream, UdpSocket as Udp};
@@ -16,6 +16,8 @@ use crate::packet::{self, Answer, Request};
 const CONNECTIONS: usize = 400;
 /// How many DNS questions may wait for an answer.
 const QUESTIONS: usize = 100;
+/// How long a port may still be held by what is ending.
+const ENDING: Duration = Duration::from_secs(1);
 const DNS_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest datagram of DNS (RFC 6891).
 const DATAGRAM: usize = 65_535;
@@ -30,7 +32,7 @@ pub(crate) fn serve(door: &OwnedFd) {
     while let Ok(Some((request, beside))) = packet::receive::<Request>(door) {
         let mut opened: Option<TcpListener> = None;
         let done = match request {
-            Request::Listen(address) => TcpListener::bind(address).map(|listener| opened = Some(listener)),
+            Request::Listen(address) => listen(address).map(|listener| opened = Some(listener)),
             Request::Carry => {
                 let _entered = runtime.enter();
                 carry(beside)
@@ -46,6 +48,19 @@ pub(crate) fn serve(door: &OwnedFd) {
         }
     }
     runtime.shutdown_background();
+}
+
+/// A program that was killed a moment ago ends a moment after its process outside, and with it what it listens on.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let begin = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begin.elapsed() < ENDING => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Takes over the sockets that inside made: redirected connections, DNS by UDP and by TCP.

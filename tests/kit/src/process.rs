@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,30 +21,48 @@ pub struct Process {
     dir: tempfile::TempDir,
     ports: [u16; 3],
     bare: bool,
+    user: Option<u32>,
     ready_after: Duration,
 }
 
 impl Process {
     /// Starts `BINARY up` in a new folder and waits for its line `ready`.
     pub fn start(binary: &Path) -> Result<Self> {
-        Self::new(binary, false)
+        Self::new(binary, false, None)
     }
 
     /// The same with the embedded Kubernetes only, for the platform to be installed on.
     pub fn start_bare(binary: &Path) -> Result<Self> {
-        Self::new(binary, true)
+        Self::new(binary, true, None)
     }
 
-    fn new(binary: &Path, bare: bool) -> Result<Self> {
+    /// The same as another user, whose the folder is; only root can.
+    pub fn start_as(binary: &Path, user: u32) -> Result<Self> {
+        Self::new(binary, false, Some(user))
+    }
+
+    fn new(binary: &Path, bare: bool, user: Option<u32>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ebb-test-").tempdir()?;
         let (ports, ready_after) = ([0; 3], Duration::ZERO);
-        Self { binary: binary.into(), child: None, dir, ports, bare, ready_after }.launch()
+        let mut binary = binary.to_path_buf();
+        if user.is_some() {
+            std::os::unix::fs::chown(dir.path(), user, user)?;
+            // Where the user may go.
+            let copy = dir.path().join("ebb");
+            std::fs::copy(&binary, &copy)?;
+            binary = copy;
+        }
+        Self { binary, child: None, dir, ports, bare, user, ready_after }.launch()
     }
 
     fn launch(mut self) -> Result<Self> {
         let started = Instant::now();
         let [api, gateway, registry] = self.ports;
-        let mut child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).env("HOME", self.dir.path()).env("TMPDIR", self.dir.path());
+        }
+        let mut child = command
             .args(["up", "--data-dir"])
             .arg(self.data_dir())
             .args(["--api-port", &api.to_string(), "--gateway-port", &gateway.to_string()])
