@@ -30,7 +30,7 @@ pub struct ClusterConfig {
     pub durable: bool,
     /// Further names and addresses in the API server's certificate.
     pub extra_sans: Vec<String>,
-    /// How many containers may start at the same time.
+    /// How many processes start containers; each can start many side by side.
     pub helpers: usize,
     /// Pod networks that are kept ready.
     pub network_pool: usize,
@@ -53,7 +53,7 @@ impl ClusterConfig {
             network: None,
             durable: true,
             extra_sans: Vec::new(),
-            helpers: 4,
+            helpers: 2,
             network_pool: 8,
             door: None,
         }

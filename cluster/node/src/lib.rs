@@ -12,9 +12,9 @@
 //! their volumes' contents, new addresses, and a restart counted.
 //!
 //! # Without root
-//! [`Node::start`] says what is missing. What would be needed: a user namespace around the whole process (made by a
-//! re-exec before any thread exists), in which bridge, veth, overlay and tmpfs mounts work; delegated cgroups, which
-//! libcontainer cannot do without; and a way out of the network namespace for the system's own ports.
+//! In a user namespace (crate cluster-rootless makes one around the whole process) everything works but what belongs to
+//! the machine: there are no cgroups, so limits are not enforced, which the log and a condition of the Node object say;
+//! and with a single user in it, all containers run as that one. [`Node::start`] says what else is missing.
 
 pub mod cgroup;
 mod context;
@@ -29,6 +29,7 @@ mod pod;
 pub mod policy;
 pub mod quantity;
 mod register;
+mod rights;
 pub mod runtime;
 mod server;
 pub mod spec;

@@ -23,6 +23,8 @@ pub(crate) struct Facts {
     pub(crate) disk_bytes: u64,
     pub(crate) version: String,
     pub(crate) max_pods: u32,
+    /// Controllers of cgroups that containers do not have.
+    pub(crate) unenforced: Vec<&'static str>,
 }
 
 impl Facts {
@@ -80,7 +82,7 @@ fn status(facts: &Facts, now: Timestamp) -> Value {
         json!({ "type": kind, "status": status, "reason": reason, "message": message,
                 "lastHeartbeatTime": time, "lastTransitionTime": time })
     };
-    json!({
+    let mut status = json!({
         "capacity": resources,
         "allocatable": resources,
         "conditions": [
@@ -105,7 +107,15 @@ fn status(facts: &Facts, now: Timestamp) -> Value {
             "kubeletVersion": facts.version,
             "kubeProxyVersion": facts.version,
         },
-    })
+    });
+    if let (false, Some(conditions)) = (facts.unenforced.is_empty(), status["conditions"].as_array_mut()) {
+        let message = format!(
+            "containers are not held to their limits of: {} (no cgroup with these controllers may be made here)",
+            facts.unenforced.join(", ")
+        );
+        conditions.push(condition("LimitsNotEnforced", "True", "NoCgroups", &message));
+    }
+    status
 }
 
 /// Creates or refreshes the Node object.
@@ -187,5 +197,31 @@ pub(crate) async fn heartbeat(client: Client, name: String, uid: String, shutdow
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_do_not_hold_are_told() {
+        let mut facts = Facts {
+            name: "node".to_owned(),
+            address: Ipv4Addr::LOCALHOST,
+            pod_cidr: String::new(),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            disk_bytes: 1 << 30,
+            version: "v1".to_owned(),
+            max_pods: 10,
+            unenforced: Vec::new(),
+        };
+        let told = |facts: &Facts| status(facts, Timestamp::UNIX_EPOCH)["conditions"].clone();
+        assert_eq!(told(&facts).as_array().unwrap().len(), 4);
+        facts.unenforced = vec!["cpu", "memory"];
+        let last = told(&facts)[4].clone();
+        assert_eq!((&last["type"], &last["status"]), (&json!("LimitsNotEnforced"), &json!("True")));
+        assert!(last["message"].as_str().unwrap().contains("cpu, memory"));
     }
 }

@@ -353,8 +353,10 @@ impl Runtime {
 }
 
 fn open(path: &Path) -> Result<OwnedFd, RuntimeError> {
-    let prepare =
-        |cause: std::io::Error| RuntimeError::Prepare { what: path.display().to_string(), cause: cause.to_string() };
+    let prepare = |cause: std::io::Error| RuntimeError::Prepare {
+        what: path.display().to_string(),
+        cause: cause.to_string(),
+    };
     File::open(path).map(OwnedFd::from).map_err(prepare)
 }
 

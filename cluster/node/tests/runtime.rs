@@ -14,11 +14,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cluster_node::network::{Network, NetworkConfig};
 use cluster_node::cgroup::Hierarchies;
+use cluster_node::network::{Network, NetworkConfig};
 use cluster_node::runtime::{
-    Exit, Exited, HELPER_ARGUMENT, Overlay, Runtime, RuntimeConfig, RuntimeError, StartContainer, Started, Streams,
-    helper_main,
+    Exit, Exited, HELPER_ARGUMENT, Overlay, Runtime, RuntimeConfig, RuntimeError, StartContainer, Started,
+    Streams, helper_main,
 };
 use cluster_node::spec::{self, Bind, Container, Limits, Process, Seccomp, User};
 use oracle::Oracle;
@@ -330,8 +330,12 @@ async fn programs_that_cannot_be_executed() {
         assert!(refusal.to_string().contains(expected), "{refusal}");
     }
     let mut container = world.container(&["echo"]);
-    container.binds =
-        vec![Bind { source: "/no/source".into(), target: "/x".to_owned(), read_only: true, propagate: false }];
+    container.binds = vec![Bind {
+        source: "/no/source".into(),
+        target: "/x".to_owned(),
+        read_only: true,
+        propagate: false,
+    }];
     let refusal = world.refusal(container).await;
     assert!(matches!(refusal, RuntimeError::Refused(_)), "the node's fault, not the program's: {refusal:?}");
     let (id, _reader) = world.start(world.container(&["sleep"])).await;
@@ -368,7 +372,8 @@ async fn a_program_sees_what_another_runtime_shows_it() {
     let mut user = plain.clone();
     user.process.user = User { uid: 65532, gid: 100, groups: vec![7, 2000] };
     user.process.no_new_privileges = true;
-    user.process.capabilities = spec::capabilities(false, &["SYS_PTRACE".to_owned()], &["ALL".to_owned()], AVAILABLE).unwrap();
+    user.process.capabilities =
+        spec::capabilities(false, &["SYS_PTRACE".to_owned()], &["ALL".to_owned()], AVAILABLE).unwrap();
     user.process.cwd = "/tmp".to_owned();
     user.read_only_root = true;
     let mut bound = plain.clone();
@@ -399,7 +404,10 @@ async fn a_program_sees_what_another_runtime_shows_it() {
         let (theirs, ours) = (seen(&theirs), seen(&ours));
         let missing: Vec<_> = theirs.difference(&ours).collect();
         let more: Vec<_> = ours.difference(&theirs).collect();
-        assert!(missing.is_empty() && more.is_empty(), "{name}: only there: {missing:#?}\nonly here: {more:#?}");
+        assert!(
+            missing.is_empty() && more.is_empty(),
+            "{name}: only there: {missing:#?}\nonly here: {more:#?}"
+        );
     }
     network.release(&pod);
     network.close().await;
@@ -445,7 +453,10 @@ async fn restrictions() {
     let mut elsewhere = world.container(&["write", "x"]);
     elsewhere.process.cwd = "/is/made/first".to_owned();
     elsewhere.read_only_root = true;
-    assert!(world.output(elsewhere).await.contains("Read-only"), "a working folder that the image lacks is made");
+    assert!(
+        world.output(elsewhere).await.contains("Read-only"),
+        "a working folder that the image lacks is made"
+    );
     assert!(!world.dir.path().join("layer/tmp/x").exists(), "layers are shared and stay as they are");
 }
 
@@ -465,6 +476,13 @@ async fn capabilities_are_dropped() {
     let mut named = world.container(&["stderr-by-name"]);
     named.process.user = User { uid: 1000, gid: 1000, groups: Vec::new() };
     assert_eq!(world.output(named).await, "opened\n", "a user may open its own streams by name");
+    let mut limited = world.container(&["cat", "/proc/self/oom_score_adj", "/proc/self/limits"]);
+    limited.process.oom_score_adj = Some(500);
+    limited.process.rlimits = vec![spec::Rlimit { resource: 7, soft: 100, hard: 200 }];
+    let limited = world.output(limited).await;
+    assert!(limited.starts_with("500\n"), "{limited}");
+    let files = limited.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["100", "200"]);
 }
 
 async fn devices_are_refused() {
@@ -544,11 +562,8 @@ async fn a_terminal_of_its_own() {
 async fn exec_with_a_terminal() {
     let mut world = World::new(1).await;
     let (id, _reader) = world.start(world.container(&["sleep"])).await;
-    let process = Process {
-        args: vec!["/payload".to_owned(), "tty".to_owned()],
-        terminal: true,
-        ..Process::default()
-    };
+    let process =
+        Process { args: vec!["/payload".to_owned(), "tty".to_owned()], terminal: true, ..Process::default() };
     let started = world.runtime.exec(&id, "e", &process, Streams::Terminal).await.unwrap();
     let shown = converse(started.terminal.unwrap());
     assert!(shown.contains("terminals true true true controlling true console false"), "{shown}");
@@ -592,7 +607,9 @@ async fn exec_in_a_container() {
     world.runtime.exec(&id, "e2", &look, streams).await.unwrap();
     let mut said = String::new();
     reader.read_to_string(&mut said).unwrap();
-    for line in ["cwd /tmp", "Uid:\t1000\t1000\t1000\t1000", "Groups:\t9 ", "NoNewPrivs:\t1", "mount /proc proc"] {
+    for line in
+        ["cwd /tmp", "Uid:\t1000\t1000\t1000\t1000", "Groups:\t9 ", "NoNewPrivs:\t1", "mount /proc proc"]
+    {
         assert!(said.contains(line), "{line} in {said}");
     }
     assert!(said.contains("(\"E\", \"x\")") && !said.contains("pid 1\n"), "{said}");
@@ -673,8 +690,10 @@ async fn nothing_is_left() {
     world.parked(2).await;
     let (_id, mut reader) = world.start(world.container(&["serve", "7777"])).await;
     let memory = Hierarchies::detect().unwrap();
-    let memory = memory.v1.get("memory").or(memory.v2.as_ref()).unwrap().join(world.prefix.trim_start_matches('/'));
-    let groups = || std::fs::read_dir(&memory).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    let memory =
+        memory.v1.get("memory").or(memory.v2.as_ref()).unwrap().join(world.prefix.trim_start_matches('/'));
+    let groups =
+        || std::fs::read_dir(&memory).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
     assert!(groups() > 0);
     let path = world.dir.path().to_owned();
     let prefix = std::mem::take(&mut world.prefix);

@@ -19,8 +19,17 @@ const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "devices", "memory", "pids"];
 
 /// Devices of containers as version 1 writes them; version 2 has a program of the same meaning in [`devices`].
 const DEVICE_RULES: [&str; 11] = [
-    "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:1 rwm",
-    "c 5:2 rwm", "c 136:* rwm",
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
 ];
 
 /// The groups of this node's containers.
@@ -251,7 +260,8 @@ mod tests {
 
     #[test]
     fn limits_of_version_one() {
-        let names = ["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes", "pids.max"];
+        let names =
+            ["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes", "pids.max"];
         let files = written(false, &names);
         assert_eq!(files.into_values().collect::<Vec<_>>(), ["100000", "50000", "1024", "67108864", "9"]);
     }

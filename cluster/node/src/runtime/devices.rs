@@ -118,7 +118,9 @@ pub(super) fn restrict(folder: &Path) -> io::Result<()> {
         license: c"Apache-2.0".as_ptr() as u64,
         ..Load::default()
     };
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot restrict devices of a cgroup: {error}"));
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot restrict devices of a cgroup: {error}"))
+    };
     let program = bpf(PROG_LOAD, &attributes).map_err(named)?;
     // SAFETY: the kernel has just made this descriptor for us.
     #[allow(unsafe_code)]
@@ -190,7 +192,9 @@ mod tests {
     fn null_and_terminals_but_no_disks() {
         const BLOCK: i32 = 1;
         const READ_WRITE: i32 = 6;
-        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 0), (136, 77)] {
+        for (major, minor) in
+            [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 0), (136, 77)]
+        {
             assert!(allowed(CHARACTER, READ_WRITE, major, minor), "{major}:{minor}");
         }
         for (major, minor) in [(1, 1), (1, 4), (5, 3), (10, 229), (4, 64)] {

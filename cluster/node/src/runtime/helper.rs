@@ -25,6 +25,7 @@ use super::cgroups::Cgroups;
 use super::parked::{self, Setup, Spawned};
 use super::privilege::Privilege;
 use super::protocol::{Answer, Envelope, Failure, Handed, HelperConfig, Message, Report, Request, Timings};
+use super::seccomp::Profiles;
 use super::seqpacket;
 use crate::cgroup::Hierarchies;
 
@@ -36,7 +37,12 @@ pub(super) fn run(socket: OwnedFd, config: &HelperConfig) -> i32 {
     if std::fs::create_dir_all(&stage).is_err() {
         return 74;
     }
-    let setup = Setup { stage, cgroups: Cgroups::new(hierarchies), privilege: Privilege::detect() };
+    let setup = Setup {
+        stage,
+        cgroups: Cgroups::new(hierarchies),
+        privilege: Privilege::detect(),
+        profiles: Profiles::usual(),
+    };
     let mut helper = Helper {
         socket,
         pool: Pool::new(config),
@@ -101,7 +107,9 @@ impl Helper {
         let mut buffer = vec![0; seqpacket::MAX_PACKET];
         loop {
             let mut polled = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            polled.extend(self.starting.iter().map(|s| PollFd::new(s.spawned.channel.as_fd(), PollFlags::POLLIN)));
+            polled.extend(
+                self.starting.iter().map(|s| PollFd::new(s.spawned.channel.as_fd(), PollFlags::POLLIN)),
+            );
             let (pids, pidfds): (Vec<i32>, Vec<PollFd<'_>>) = self.children.polled().unzip();
             polled.extend(pidfds);
             let wait = if self.leaving.is_empty() { self.pool.wait() } else { Some(AGAIN) };
@@ -116,8 +124,12 @@ impl Helper {
             let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             drop(polled);
             let (request, reports) = (ready[0], &ready[1..=self.starting.len()]);
-            let ended: Vec<i32> =
-                pids.iter().zip(&ready[1 + reports.len()..]).filter(|(_, ready)| **ready).map(|(pid, _)| *pid).collect();
+            let ended: Vec<i32> = pids
+                .iter()
+                .zip(&ready[1 + reports.len()..])
+                .filter(|(_, ready)| **ready)
+                .map(|(pid, _)| *pid)
+                .collect();
             // From behind, as those that are through are taken out; and before exits, so that a program that ends at once
             // is seen to have started.
             for at in (0..reports.len()).rev().filter(|at| reports[*at]).collect::<Vec<_>>() {
@@ -133,7 +145,9 @@ impl Helper {
                 match seqpacket::receive(self.socket.as_fd(), &mut buffer) {
                     Ok((0, _)) | Err(_) => return,
                     Ok((length, fds)) => {
-                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else { return };
+                        let Ok(envelope) = serde_json::from_slice::<Envelope>(&buffer[..length]) else {
+                            return;
+                        };
                         self.perform(envelope, fds);
                     }
                 }
@@ -176,7 +190,14 @@ impl Helper {
         self.send(&Message::Done { seq, result }, None);
     }
 
-    fn start(&mut self, seq: u64, id: String, host_pid: bool, handed: Handed, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn start(
+        &mut self,
+        seq: u64,
+        id: String,
+        host_pid: bool,
+        handed: Handed,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), String> {
         let begun = Instant::now();
         let mut timings = Timings { parked: true, ..Timings::default() };
         let claimed = loop {
@@ -192,16 +213,35 @@ impl Helper {
             None => {
                 timings.parked = false;
                 let spawned = self.pool.make(&self.setup, host_pid)?;
-                spawned.claim(handed, &fds).map_err(|error| format!("cannot hand over a container: {error}"))?;
+                spawned
+                    .claim(handed, &fds)
+                    .map_err(|error| format!("cannot hand over a container: {error}"))?;
                 spawned
             }
         };
         let of = Of::Container { id: id.clone() };
-        self.starting.push(Starting { seq, id, spawned, of, host_pid, begun, timings, ready: false, terminal: None });
+        self.starting.push(Starting {
+            seq,
+            id,
+            spawned,
+            of,
+            host_pid,
+            begun,
+            timings,
+            ready: false,
+            terminal: None,
+        });
         Ok(())
     }
 
-    fn exec(&mut self, seq: u64, container: &str, id: String, handed: Handed, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn exec(
+        &mut self,
+        seq: u64,
+        container: &str,
+        id: String,
+        handed: Handed,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), String> {
         let begun = Instant::now();
         let known = self.containers.get(container).ok_or("the container is not running")?;
         let target = self.children.pidfd(known.pid).ok_or("the container is not running")?;
@@ -211,7 +251,17 @@ impl Helper {
         let of = Of::Exec { id: id.clone(), cgroup: known.cgroup.clone() };
         let timings = Timings::default();
         let host_pid = known.host_pid;
-        self.starting.push(Starting { seq, id, spawned, of, host_pid, begun, timings, ready: false, terminal: None });
+        self.starting.push(Starting {
+            seq,
+            id,
+            spawned,
+            of,
+            host_pid,
+            begun,
+            timings,
+            ready: false,
+            terminal: None,
+        });
         Ok(())
     }
 
@@ -227,7 +277,9 @@ impl Helper {
                     return;
                 }
                 Ok(Report::Failed(failure)) => Some(failure),
-                Err(error) => Some(Failure::new(format!("a container's process said what cannot be read: {error}"))),
+                Err(error) => {
+                    Some(Failure::new(format!("a container's process said what cannot be read: {error}")))
+                }
             },
             _ if starting.ready => None,
             _ => Some(Failure::new("the container's process ended before it became its program")),
@@ -283,7 +335,8 @@ impl Helper {
 
     /// The node is gone: nothing of what it ran may stay.
     fn end(&mut self) {
-        let mut cgroups: Vec<String> = self.containers.drain().filter_map(|(_, known)| known.cgroup).collect();
+        let mut cgroups: Vec<String> =
+            self.containers.drain().filter_map(|(_, known)| known.cgroup).collect();
         let unfinished = self.starting.drain(..).map(|starting| starting.spawned).chain(self.pool.drain());
         for spawned in unfinished {
             cgroups.extend(spawned.cgroup.clone());

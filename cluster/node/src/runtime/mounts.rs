@@ -101,9 +101,16 @@ impl Stage {
     fn devices(&self, strict: MsFlags) -> Result<()> {
         let dev = self.place("/dev");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME;
-        mount(Some("tmpfs"), &dev, Some("tmpfs"), flags, Some("mode=755,size=65536k")).map_err(at("mount /dev"))?;
+        mount(Some("tmpfs"), &dev, Some("tmpfs"), flags, Some("mode=755,size=65536k"))
+            .map_err(at("mount /dev"))?;
         for (name, major, minor) in NODES {
-            self.node(&dev.join(name), SFlag::S_IFCHR, 0o666, makedev(major, minor), &Path::new("/dev").join(name))?;
+            self.node(
+                &dev.join(name),
+                SFlag::S_IFCHR,
+                0o666,
+                makedev(major, minor),
+                &Path::new("/dev").join(name),
+            )?;
         }
         for (target, name) in LINKS {
             symlinkat(target, CWD, &dev.join(name)).map_err(at(format_args!("make the link /dev/{name}")))?;
@@ -116,7 +123,8 @@ impl Stage {
             false => "newinstance,ptmxmode=0666,mode=0620",
         };
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(Some("devpts"), &dev.join("pts"), Some("devpts"), flags, Some(options)).map_err(at("mount /dev/pts"))?;
+        mount(Some("devpts"), &dev.join("pts"), Some("devpts"), flags, Some(options))
+            .map_err(at("mount /dev/pts"))?;
         mount(Some("shm"), &dev.join("shm"), Some("tmpfs"), strict, Some("mode=1777,size=65536k"))
             .map_err(at("mount /dev/shm"))?;
         Ok(())
@@ -126,7 +134,14 @@ impl Stage {
     fn node(&self, place: &Path, kind: SFlag, mode: u32, device: u64, own: &Path) -> Result<()> {
         if self.privilege.makes_devices() {
             return mknod(place, kind, Mode::from_bits_truncate(mode), device)
-                .and_then(|()| nix::sys::stat::fchmodat(CWD, place, Mode::from_bits_truncate(mode), nix::sys::stat::FchmodatFlags::FollowSymlink))
+                .and_then(|()| {
+                    nix::sys::stat::fchmodat(
+                        CWD,
+                        place,
+                        Mode::from_bits_truncate(mode),
+                        nix::sys::stat::FchmodatFlags::FollowSymlink,
+                    )
+                })
                 .map_err(at(format_args!("make the device {}", own.display())));
         }
         fs::write(place, "").map_err(at("make a place for a device"))?;
@@ -146,7 +161,10 @@ impl Stage {
             if kind.is_dir() && !["pts", "shm", "mqueue", "fd"].iter().any(|known| *known == name) {
                 let _ = fs::create_dir(&place);
                 self.all_devices(&own)?;
-            } else if (kind.is_char_device() || kind.is_block_device()) && !place.exists() && name != "console" {
+            } else if (kind.is_char_device() || kind.is_block_device())
+                && !place.exists()
+                && name != "console"
+            {
                 let flag = if kind.is_char_device() { SFlag::S_IFCHR } else { SFlag::S_IFBLK };
                 self.node(&place, flag, found.mode() & 0o7777, found.rdev(), &own)?;
             }
@@ -164,7 +182,8 @@ impl Stage {
         let open = container.privileged || container.unmasked_proc;
         if open {
             umount2(&self.place("/proc"), MntFlags::MNT_DETACH).map_err(at("unmount /proc"))?;
-            mount(Some("proc"), &self.place("/proc"), Some("proc"), strict, none).map_err(at("mount /proc"))?;
+            mount(Some("proc"), &self.place("/proc"), Some("proc"), strict, none)
+                .map_err(at("mount /proc"))?;
         }
         self.system_files(container)?;
         if !open {
@@ -176,8 +195,9 @@ impl Stage {
             self.all_devices(Path::new("/dev"))?;
         }
         for name in ["proc", "dev", "sys"] {
-            let target = inside::ensure_plain(root.as_fd(), name)
-                .map_err(|error| format!("cannot mount /{name}: the image's /{name} is no plain folder: {error}"))?;
+            let target = inside::ensure_plain(root.as_fd(), name).map_err(|error| {
+                format!("cannot mount /{name}: the image's /{name} is no plain folder: {error}")
+            })?;
             move_mount(CWD, self.base.join(name), target, "", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
                 .map_err(at(format_args!("move /{name}")))?;
         }
@@ -199,7 +219,8 @@ impl Stage {
         if container.net.is_some() {
             let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             flags.set(MsFlags::MS_RDONLY, read_only);
-            return mount(Some("sysfs"), &place, Some("sysfs"), flags, None::<&str>).map_err(at("mount /sys"));
+            return mount(Some("sysfs"), &place, Some("sysfs"), flags, None::<&str>)
+                .map_err(at("mount /sys"));
         }
         let copy = clone_tree(Path::new("/sys")).map_err(at("copy /sys"))?;
         let change =
@@ -240,11 +261,8 @@ fn bind(root: BorrowedFd<'_>, wanted: &Bind) -> Result<()> {
     let kind = if found.is_dir() { Kind::Folder } else { Kind::File };
     let copy = clone_tree(&wanted.source).map_err(at(&what))?;
     let propagation = if wanted.propagate { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
-    let change = MountChange {
-        read_only: wanted.read_only,
-        propagation: propagation.bits(),
-        propagation_below: true,
-    };
+    let change =
+        MountChange { read_only: wanted.read_only, propagation: propagation.bits(), propagation_below: true };
     set_mount(copy.as_fd(), change).map_err(at(&what))?;
     let target = inside::ensure(root, Path::new(&wanted.target), kind).map_err(at(&what))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

@@ -21,6 +21,7 @@ use super::cgroups::{Cgroups, Limit};
 use super::mounts::{self, Stage};
 use super::privilege::Privilege;
 use super::protocol::{Bundle, Failure, Handed, Received, Report, read_body};
+use super::seccomp::Profiles;
 use super::sys::{self, Fork};
 use super::{process, seqpacket, terminal};
 use crate::spec::{Container, Process};
@@ -32,6 +33,7 @@ pub(super) struct Setup {
     pub(super) stage: PathBuf,
     pub(super) cgroups: Cgroups,
     pub(super) privilege: Privilege,
+    pub(super) profiles: Profiles,
 }
 
 /// A process on its way to become a program.
@@ -62,7 +64,8 @@ pub(super) fn park(setup: &Setup, cgroup: Option<String>, host_pid: bool) -> io:
     match sys::fork(flags)? {
         Fork::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel, cgroup }),
         Fork::Child => child(theirs, |channel| {
-            sys::close_from(CHANNEL + 1).map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
+            sys::close_from(CHANNEL + 1)
+                .map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
             sys::rename(c"parked");
             let prepared = prepare(setup, cgroup.as_deref());
             let mut buffer = [0; 1024];
@@ -100,7 +103,9 @@ pub(super) fn exec(
             let (length, mut fds) = received?;
             let told = serde_json::from_slice::<Result<i32, i32>>(&buffer[..length]);
             match (told, fds.pop()) {
-                (Ok(Ok(pid)), Some(pidfd)) => Ok(Spawned { pid: Pid::from_raw(pid), pidfd, channel, cgroup: None }),
+                (Ok(Ok(pid)), Some(pidfd)) => {
+                    Ok(Spawned { pid: Pid::from_raw(pid), pidfd, channel, cgroup: None })
+                }
                 (Ok(Err(errno)), _) => Err(io::Error::from_raw_os_error(errno)),
                 _ => Err(io::Error::other("the process in between ended")),
             }
@@ -111,9 +116,9 @@ pub(super) fn exec(
                 false => setns(container, CloneFlags::CLONE_NEWPID).map_err(io::Error::from),
             };
             let told = match entered.and_then(|()| sys::fork(CloneFlags::CLONE_PARENT)) {
-                Ok(Fork::Child) => {
-                    child(theirs, |channel| become_exec(setup, container, cgroup.as_deref(), received, channel))
-                }
+                Ok(Fork::Child) => child(theirs, |channel| {
+                    become_exec(setup, container, cgroup.as_deref(), received, channel)
+                }),
                 Ok(Fork::Parent(pid, pidfd)) => (Ok(pid.as_raw()), Some(pidfd)),
                 Err(error) => (Err(error.raw_os_error().unwrap_or_default()), None),
             };
@@ -157,8 +162,8 @@ fn become_container(
     channel: &OwnedFd,
 ) -> Result<std::convert::Infallible, Failure> {
     let begun = Instant::now();
-    let bundle: Bundle =
-        read_body(received.body).map_err(|error| Failure::new(format!("cannot read the container: {error}")))?;
+    let bundle: Bundle = read_body(received.body)
+        .map_err(|error| Failure::new(format!("cannot read the container: {error}")))?;
     let container = &bundle.container;
     let limits = match cgroup {
         Some(cgroup) => limits(setup, cgroup, container)?,
@@ -171,7 +176,8 @@ fn become_container(
     ];
     for (namespace, kind, name) in namespaces {
         if let Some(namespace) = namespace {
-            setns(namespace, kind).map_err(|error| Failure::new(format!("cannot join the {name} namespace: {error}")))?;
+            setns(namespace, kind)
+                .map_err(|error| Failure::new(format!("cannot join the {name} namespace: {error}")))?;
         }
     }
     process::set_oom_score(&container.process);
@@ -191,7 +197,14 @@ fn become_container(
     for mut limit in limits {
         limit.set().map_err(|error| Failure::new(error.to_string()))?;
     }
-    finish(setup, &container.process, channel, master, |create_us| Report::Ready { mount_us, create_us }, begun)
+    finish(
+        setup,
+        &container.process,
+        channel,
+        master,
+        |create_us| Report::Ready { mount_us, create_us },
+        begun,
+    )
 }
 
 fn become_exec(
@@ -202,18 +215,22 @@ fn become_exec(
     channel: &OwnedFd,
 ) -> Result<std::convert::Infallible, Failure> {
     let begun = Instant::now();
-    let wanted: Process =
-        read_body(received.body).map_err(|error| Failure::new(format!("cannot read the process: {error}")))?;
+    let wanted: Process = read_body(received.body)
+        .map_err(|error| Failure::new(format!("cannot read the process: {error}")))?;
     if let Some(cgroup) = cgroup {
         setup.cgroups.join(cgroup).map_err(|error| Failure::new(error.to_string()))?;
     }
     process::set_oom_score(&wanted);
-    let all =
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    setns(container, all)
-        .map_err(|error| Failure::new(format!("cannot enter the container, which may have ended: {error}")))?;
+    let all = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    setns(container, all).map_err(|error| {
+        Failure::new(format!("cannot enter the container, which may have ended: {error}"))
+    })?;
     streams(received.stdin, received.stdout, received.stderr)?;
-    sys::close_from(CHANNEL + 1).map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
+    sys::close_from(CHANNEL + 1)
+        .map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
     let master = terminal_of(&wanted)?;
     finish(setup, &wanted, channel, master, |create_us| Report::Ready { mount_us: 0, create_us }, begun)
 }
@@ -234,7 +251,9 @@ fn streams(stdin: Option<OwnedFd>, stdout: Option<OwnedFd>, stderr: Option<Owned
         if let Some(stream) = stream {
             let placed = sys::place(stream, number, false);
             // It stays open when the handle goes.
-            std::mem::forget(placed.map_err(|error| Failure::new(format!("cannot set a standard stream: {error}")))?);
+            std::mem::forget(
+                placed.map_err(|error| Failure::new(format!("cannot set a standard stream: {error}")))?,
+            );
         }
     }
     Ok(())
@@ -256,7 +275,7 @@ fn finish(
     ready: impl FnOnce(u64) -> Report,
     begun: Instant,
 ) -> Result<std::convert::Infallible, Failure> {
-    process::become_user(wanted, setup.privilege)?;
+    process::become_user(wanted, setup.privilege, &setup.profiles)?;
     // Becoming another user has cleared it.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let bytes = serde_json::to_vec(&ready(micros(begun))).unwrap_or_default();

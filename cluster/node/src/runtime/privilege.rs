@@ -9,7 +9,7 @@ pub enum Privilege {
     Root,
     /// Root of a user namespace only. No device nodes can be made, and cgroups are limited only where some are delegated.
     UserNamespace {
-        /// Only one user exists in it (no subordinate ids): containers can run as no other, and groups cannot be set.
+        /// Only one user exists in it (no subordinate ids): all containers run as that one.
         single: bool,
     },
 }

@@ -11,25 +11,32 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::privilege::Privilege;
 use super::protocol::Failure;
-use super::{seccomp, sys};
+use super::seccomp::Profiles;
+use super::sys;
 use crate::spec::{Process, User};
 
 /// Gives up everything that the process is not to have. What is left to do is [`run`].
-pub(super) fn become_user(process: &Process, privilege: Privilege) -> Result<(), Failure> {
-    let at = |what: &'static str| move |error: &dyn std::fmt::Display| Failure::new(format!("cannot {what}: {error}"));
+pub(super) fn become_user(
+    process: &Process,
+    privilege: Privilege,
+    profiles: &Profiles,
+) -> Result<(), Failure> {
+    let at = |what: &'static str| {
+        move |error: &dyn std::fmt::Display| Failure::new(format!("cannot {what}: {error}"))
+    };
     for limit in &process.rlimits {
-        sys::set_limit(limit.resource, limit.soft, limit.hard).map_err(|error| at("set a resource limit")(&error))?;
+        sys::set_limit(limit.resource, limit.soft, limit.hard)
+            .map_err(|error| at("set a resource limit")(&error))?;
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let user = &process.user;
-    own_streams(user);
+    let (user, bits) = identity(process, privilege);
+    own_streams(&user);
     // A folder that only root may enter, or only the user: either is enough.
     let cwd = if process.cwd.is_empty() { "/" } else { process.cwd.as_str() };
     let entered = chdir(cwd);
-    let bits = process.capability_bits();
     // A filter can be loaded by the mighty, or by those who can never become it: now or at the end.
     if !process.no_new_privileges {
-        seccomp::load(process.seccomp, bits)?;
+        profiles.load(process.seccomp, bits)?;
     }
     bound(bits).map_err(|error| at("give up capabilities")(&error))?;
     if privilege.maps_groups() {
@@ -53,13 +60,25 @@ pub(super) fn become_user(process: &Process, privilege: Privilege) -> Result<(),
         rustix::thread::set_capabilities(None, sets).map_err(|error| at("set capabilities")(&error))?;
     }
     if entered.is_err() {
-        chdir(cwd).map_err(|error| Failure::new(format!("cannot enter the working folder {cwd}: {}", text(error))))?;
+        chdir(cwd).map_err(|error| {
+            Failure::new(format!("cannot enter the working folder {cwd}: {}", text(error)))
+        })?;
     }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|error| at("set no_new_privs")(&error))?;
-        seccomp::load(process.seccomp, bits)?;
+        profiles.load(process.seccomp, bits)?;
     }
     Ok(())
+}
+
+/// Who the process can be. Where only one user exists, everybody is that one: then who was to be no root at least has
+/// none of root's capabilities.
+fn identity(process: &Process, privilege: Privilege) -> (User, u64) {
+    let bits = process.capability_bits();
+    if privilege.maps_groups() {
+        return (process.user.clone(), bits);
+    }
+    (User::default(), if process.user.uid == 0 { bits } else { 0 })
 }
 
 /// Removes what is not in `bits` from what this process and its children can ever have.
@@ -109,7 +128,8 @@ pub(super) fn set_oom_score(process: &Process) {
 pub(super) fn run(process: &Process) -> Failure {
     let environment = process.environment();
     let strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
-        let zero = |_| Failure { program: true, message: "a zero byte in an argument or a variable".to_owned() };
+        let zero =
+            |_| Failure { program: true, message: "a zero byte in an argument or a variable".to_owned() };
         list.iter().map(|text| CString::new(text.as_str()).map_err(zero)).collect()
     };
     let (args, env) = match (strings(&process.args), strings(&environment)) {
@@ -174,6 +194,18 @@ mod tests {
         let env = ["A=b".to_owned(), "PATH=/x::/y".to_owned()];
         assert_eq!(candidates("tool", &env), ["/x/tool", "./tool", "/y/tool"]);
         assert_eq!(candidates("./tool", &env), ["./tool"]);
+    }
+
+    #[test]
+    fn the_only_user_there_is() {
+        let user = User { uid: 1000, gid: 1000, groups: vec![5] };
+        let process =
+            Process { user: user.clone(), capabilities: vec!["CAP_KILL".to_owned()], ..Process::default() };
+        assert_eq!(identity(&process, Privilege::Root), (user, 1 << 5));
+        let single = Privilege::UserNamespace { single: true };
+        assert_eq!(identity(&process, single), (User::default(), 0));
+        let root = Process { user: User::default(), ..process };
+        assert_eq!(identity(&root, single), (User::default(), 1 << 5));
     }
 
     #[test]

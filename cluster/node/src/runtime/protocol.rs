@@ -218,7 +218,9 @@ mod tests {
 
     #[test]
     fn descriptors_have_their_order() {
-        let fds = |count: usize| (0..count).map(|_| File::open("/dev/null").unwrap().into()).collect::<Vec<OwnedFd>>();
+        let fds = |count: usize| {
+            (0..count).map(|_| File::open("/dev/null").unwrap().into()).collect::<Vec<OwnedFd>>()
+        };
         let handed = Handed { uts: true, ..Handed::default() };
         let received = handed.sort(fds(4)).unwrap();
         assert!(received.stdout.is_some() && received.uts.is_some() && received.net.is_none());

@@ -16,23 +16,54 @@ use seccompiler::{
 };
 
 use super::sys;
-use crate::spec::Seccomp;
+use crate::spec::{DEFAULT_CAPABILITIES, Process, Seccomp};
 
-/// Loads `profile` for the calling process. `capabilities` (bit n for capability n) widen the default profile, as they do
-/// elsewhere. Needs CAP_SYS_ADMIN or no_new_privs.
-pub(super) fn load(profile: Seccomp, capabilities: u64) -> Result<(), String> {
-    if profile == Seccomp::Unconfined {
-        return Ok(());
+/// Profiles that are made already: making one takes longer than all the rest of a start.
+#[derive(Debug, Default)]
+pub(super) struct Profiles {
+    made: BTreeMap<u64, Vec<BpfProgram>>,
+}
+
+impl Profiles {
+    /// With those for the usual capabilities: the default ones, and none.
+    pub(super) fn usual() -> Self {
+        let usual = Process {
+            capabilities: DEFAULT_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
+            ..Process::default()
+        };
+        let kinds = [0, relevant(usual.capability_bits())];
+        Self { made: kinds.into_iter().filter_map(|kind| Some((kind, programs(kind).ok()?))).collect() }
     }
-    let fail = |error: &dyn std::fmt::Display| format!("cannot load the seccomp profile: {error}");
-    for program in programs(capabilities).map_err(|error| fail(&error))? {
-        let program: Vec<libc::sock_filter> = program
-            .iter()
-            .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
-            .collect();
-        sys::load_filter(&program).map_err(|error| fail(&error))?;
+
+    /// Loads a profile for the calling process. `capabilities` (bit n for capability n) widen the default profile, as they
+    /// do elsewhere. Needs CAP_SYS_ADMIN or no_new_privs.
+    pub(super) fn load(&self, profile: Seccomp, capabilities: u64) -> Result<(), String> {
+        if profile == Seccomp::Unconfined {
+            return Ok(());
+        }
+        let fail = |error: &dyn std::fmt::Display| format!("cannot load the seccomp profile: {error}");
+        let fresh;
+        let wanted = match self.made.get(&relevant(capabilities)) {
+            Some(made) => made,
+            None => {
+                fresh = programs(capabilities).map_err(|error| fail(&error))?;
+                &fresh
+            }
+        };
+        for program in wanted {
+            let program: Vec<libc::sock_filter> = program
+                .iter()
+                .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
+                .collect();
+            sys::load_filter(&program).map_err(|error| fail(&error))?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// The capabilities on which a profile depends.
+fn relevant(capabilities: u64) -> u64 {
+    calls::WITH_CAPABILITY.iter().fold(0, |set, (number, _)| set | capabilities & (1 << number))
 }
 
 const SYS_ADMIN: u32 = 21;
@@ -53,7 +84,12 @@ fn programs(capabilities: u64) -> Result<Vec<BpfProgram>, seccompiler::BackendEr
     // The execution domains of Linux itself, with and without randomised addresses, and the question which one it is.
     let mut domains = Vec::new();
     for domain in [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
-        domains.push(SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, domain)?])?);
+        domains.push(SeccompRule::new(vec![condition(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Eq,
+            domain,
+        )?])?);
     }
     rules.insert(libc::SYS_personality, domains);
     if !has(SYS_ADMIN) {
@@ -81,12 +117,14 @@ pub(crate) fn profile(kind: Option<&str>) -> Result<Seccomp, String> {
     match kind {
         None | Some("Unconfined") => Ok(Seccomp::Unconfined),
         Some("RuntimeDefault") => Ok(Seccomp::RuntimeDefault),
-        Some("Localhost") => Err("seccompProfile.type Localhost is not supported by this node, which keeps no profiles \
+        Some("Localhost") => {
+            Err("seccompProfile.type Localhost is not supported by this node, which keeps no profiles \
              of its own: use RuntimeDefault or Unconfined"
-            .to_owned()),
-        Some(other) => Err(format!(
-            "seccompProfile.type {other:?} is unknown: use RuntimeDefault or Unconfined"
-        )),
+                .to_owned())
+        }
+        Some(other) => {
+            Err(format!("seccompProfile.type {other:?} is unknown: use RuntimeDefault or Unconfined"))
+        }
     }
 }
 
@@ -103,7 +141,12 @@ mod tests {
         };
         let results = programs(capabilities).unwrap();
         // Among equals the filter loaded last counts.
-        results.iter().rev().map(|program| run(program, call, argument)).min_by_key(|action| rank(*action)).unwrap()
+        results
+            .iter()
+            .rev()
+            .map(|program| run(program, call, argument))
+            .min_by_key(|action| rank(*action))
+            .unwrap()
     }
 
     /// The classic BPF that seccompiler writes: loads, jumps and returns.
@@ -143,7 +186,9 @@ mod tests {
         for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_openat2, libc::SYS_futex, libc::SYS_ptrace] {
             assert_eq!(answer(0, call, 0), ALLOW, "{call}");
         }
-        for call in [libc::SYS_mount, libc::SYS_unshare, libc::SYS_reboot, libc::SYS_keyctl, libc::SYS_io_uring_setup] {
+        for call in
+            [libc::SYS_mount, libc::SYS_unshare, libc::SYS_reboot, libc::SYS_keyctl, libc::SYS_io_uring_setup]
+        {
             assert_eq!(answer(0, call, 0), EPERM, "{call}");
         }
         let admin = 1 << SYS_ADMIN;
@@ -161,6 +206,16 @@ mod tests {
         assert_eq!(answer(0, libc::SYS_personality, 0x40_0000), EPERM);
         assert_eq!(answer(0, libc::SYS_clone3, 0), ENOSYS, "the C library falls back to clone");
         assert_eq!(answer(1 << SYS_ADMIN, libc::SYS_clone3, 0), ALLOW);
+    }
+
+    #[test]
+    fn usual_profiles_are_made_ahead() {
+        let profiles = Profiles::usual();
+        let usual = crate::spec::capabilities(false, &[], &[], u64::MAX).unwrap();
+        let bits = Process { capabilities: usual, ..Process::default() }.capability_bits();
+        assert!(profiles.made.contains_key(&relevant(bits)) && profiles.made.contains_key(&relevant(1)));
+        assert!(!profiles.made.contains_key(&relevant(1 << SYS_ADMIN)));
+        assert_eq!(profiles.made[&relevant(bits)], programs(bits).unwrap());
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub(super) fn place(from: OwnedFd, to: RawFd, close_on_exec: bool) -> io::Result
     if from.as_raw_fd() == to {
         // SAFETY: F_SETFD changes a flag of a descriptor that `from` keeps open.
         #[allow(unsafe_code)]
-        let result = unsafe { libc::fcntl(to, libc::F_SETFD, if close_on_exec { libc::FD_CLOEXEC } else { 0 }) };
+        let result =
+            unsafe { libc::fcntl(to, libc::F_SETFD, if close_on_exec { libc::FD_CLOEXEC } else { 0 }) };
         return if result == -1 { Err(io::Error::last_os_error()) } else { Ok(from) };
     }
     // SAFETY: `from` is open; in the new processes that call this, nothing owns `to`.

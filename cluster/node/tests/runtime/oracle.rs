@@ -32,7 +32,9 @@ pub(crate) fn main() {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).unwrap();
     for line in std::io::stdin().lines() {
         match serde_json::from_str(&line.unwrap()).unwrap() {
-            Order::Start { id, bundle, spec, overlay, output } => start(&root, &id, &bundle, &spec, &overlay, &output),
+            Order::Start { id, bundle, spec, overlay, output } => {
+                start(&root, &id, &bundle, &spec, &overlay, &output)
+            }
             Order::Remove { id, rootfs } => {
                 Made::load(root.join(id)).unwrap().delete(true).unwrap();
                 umount2(&rootfs, MntFlags::MNT_DETACH).unwrap();

@@ -13,8 +13,13 @@ use crate::runtime::protocol::Exit;
 
 /// Whose first process a child is.
 pub(super) enum Of {
-    Container { id: String },
-    Exec { id: String, cgroup: Option<String> },
+    Container {
+        id: String,
+    },
+    Exec {
+        id: String,
+        cgroup: Option<String>,
+    },
     /// It only has to be waited for.
     Nobody,
 }
@@ -41,7 +46,9 @@ impl Children {
     }
 
     pub(super) fn polled(&self) -> impl Iterator<Item = (i32, PollFd<'_>)> {
-        self.all.iter().map(|(pid, child)| (*pid, PollFd::new(child.spawned.pidfd.as_fd(), PollFlags::POLLIN)))
+        self.all
+            .iter()
+            .map(|(pid, child)| (*pid, PollFd::new(child.spawned.pidfd.as_fd(), PollFlags::POLLIN)))
     }
 
     pub(super) fn pidfd(&self, pid: i32) -> Option<&OwnedFd> {
@@ -66,7 +73,8 @@ impl Children {
             Err(_) => (255, None),
         };
         let killed = signal == Some(Signal::SIGKILL as i32);
-        let struck = |cgroup: &Option<String>| cgroup.as_ref().is_some_and(|cgroup| cgroups.oom_kills(cgroup) > 0);
+        let struck =
+            |cgroup: &Option<String>| cgroup.as_ref().is_some_and(|cgroup| cgroups.oom_kills(cgroup) > 0);
         let oom = match &child.of {
             // Also when it was a child of the first process that was killed, and that ended because of it.
             Of::Container { .. } => code != 0 && struck(&child.spawned.cgroup),

@@ -44,7 +44,8 @@ impl Pool {
     pub(super) fn make(&mut self, setup: &Setup, host_pid: bool) -> Result<Spawned, String> {
         self.made += 1;
         let cgroup = self.cgroup.as_ref().map(|cgroup| format!("{cgroup}-{}", self.made));
-        park(setup, cgroup, host_pid).map_err(|error| format!("cannot make a process for a container: {error}"))
+        park(setup, cgroup, host_pid)
+            .map_err(|error| format!("cannot make a process for a container: {error}"))
     }
 
     /// How long until there is something to fill; None if it is full.
