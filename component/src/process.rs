@@ -165,7 +165,10 @@ impl Process {
 fn logging(env: &Env<'_>) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_new(env.text("EBB_LOG", "info"))
         .map_err(|why| format!("EBB_LOG is not a filter such as info or info,ebb_gateway=debug: {why}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A logger that is there already is as good.
     let _ = match env.text("EBB_LOG_FORMAT", "text").as_str() {
         "text" => lines.try_init(),

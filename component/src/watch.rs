@@ -5,13 +5,13 @@
 //! shall not come back together. Meanwhile whoever follows keeps what it knows.
 
 use std::collections::HashSet;
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use kube::runtime::watcher as start;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as start};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -55,12 +55,6 @@ impl Iterator for Pauses {
     }
 }
 
-impl kube::runtime::utils::Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::new();
-    }
-}
-
 /// The events of a watch that is begun again for ever. Objects come without their managed fields, which nobody reads and which are half
 /// of their size.
 pub fn events<K>(
@@ -71,20 +65,45 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Default,
 {
+    let kind = K::kind(&K::DynamicType::default()).into_owned();
+    paced(kind, start(api, config))
+        .map(|event| event.map(|event| event.modify(|object| object.managed_fields_mut().clear())))
+}
+
+/// A pause after each failure, which grows until the API server has really answered: a list that begins (`Init`) is no answer yet.
+fn paced<K, E: Display>(
+    kind: String,
+    events: impl Stream<Item = Result<Event<K>, E>>,
+) -> impl Stream<Item = Result<Event<K>, E>> {
+    let mut pauses = Pauses::new();
     let mut broken = false;
-    start(api, config).backoff(Pauses::new()).map(move |event| {
-        let kind = || K::kind(&K::DynamicType::default()).into_owned();
-        match &event {
-            // Once for each time that it breaks off, not once for each attempt.
-            Err(error) if !broken => {
-                tracing::warn!(kind = kind(), %error, "a watch broke off; what is known stays in force, trying again");
+    events.then(move |event| {
+        let pause = match &event {
+            Err(error) => {
+                if broken {
+                    tracing::debug!(kind, %error, "a watch is still broken off");
+                } else {
+                    // Once for each time that it breaks off, not once for each attempt.
+                    tracing::warn!(kind, %error, "a watch broke off; what is known stays in force, trying again");
+                }
+                broken = true;
+                pauses.next()
             }
-            Err(error) => tracing::debug!(kind = kind(), %error, "a watch is still broken off"),
-            Ok(_) if broken => tracing::info!(kind = kind(), "a watch goes on"),
-            Ok(_) => {}
+            Ok(Event::Init) => None,
+            Ok(_) => {
+                if std::mem::take(&mut broken) {
+                    tracing::info!(kind, "a watch goes on");
+                    pauses = Pauses::new();
+                }
+                None
+            }
+        };
+        async move {
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            event
         }
-        broken = event.is_err();
-        event.map(|event| event.modify(|object| object.managed_fields_mut().clear()))
     })
 }
 
@@ -131,4 +150,19 @@ pub async fn follow<K>(
 
 fn id<K: Resource>(object: &K) -> (String, String) {
     (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_while_only_lists_begin() {
+        let attempts = 12;
+        let events =
+            futures::stream::iter((0..attempts).flat_map(|_| [Ok(Event::<()>::Init), Err("refused")]));
+        let start = tokio::time::Instant::now();
+        paced("Thing".into(), events).for_each(async |_| {}).await;
+        assert!(start.elapsed() > FIRST_PAUSE * attempts, "{:?}", start.elapsed());
+    }
 }

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::{COMPONENTS, CONFIG_WEBHOOK, MUTATING_WEBHOOK, Options, VALIDATING_WEBHOOK};
-use crate::meta::ebb::MESH_ROOT;
+use crate::meta::ebb::{MESH_POLICY, MESH_ROOT};
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "patch"];
@@ -108,6 +108,8 @@ const TABLE: [Rights; 4] = [
             ("discovery.k8s.io", &["endpointslices/restricted"], &["create"]),
             // The mesh's roots, in each namespace with a revision.
             ("", &["configmaps"], &["create"]),
+            // What keeps plaintext from apps, likewise.
+            ("networking.k8s.io", &["networkpolicies"], &["create"]),
             // Credentials for the lookup of digests.
             ("", &["serviceaccounts", "secrets"], &["get"]),
             ("", &["namespaces"], READ),
@@ -116,6 +118,12 @@ const TABLE: [Rights; 4] = [
         ],
         everywhere_named: &[
             ("", &["configmaps"], &["get", "list", "watch", "patch", "delete"], &[MESH_ROOT]),
+            (
+                "networking.k8s.io",
+                &["networkpolicies"],
+                &["get", "list", "watch", "patch", "delete"],
+                &[MESH_POLICY],
+            ),
             (
                 "admissionregistration.k8s.io",
                 &["mutatingwebhookconfigurations"],
