@@ -46,6 +46,9 @@ pub(super) fn policies(options: &Options) -> Vec<Value> {
     let ports =
         |all: &[u16]| -> Value { all.iter().map(|p| json!({"port": p, "protocol": "TCP"})).collect() };
     let pods = json!([{"namespaceSelector": {}}]);
+    // Each other too: a replica that does not lead passes reports on.
+    let reporters =
+        ["activator", "autoscaler"].map(|name| json!({"podSelector": {"matchLabels": selector(name)}}));
     let metrics = json!({"from": pods, "ports": ports(&[9090])});
     let table = [
         // The API server, which calls the webhooks, has an address that no selector can name.
@@ -53,12 +56,7 @@ pub(super) fn policies(options: &Options) -> Vec<Value> {
             "controller",
             vec![json!({"ports": ports(&[8443])}), json!({"from": pods, "ports": ports(&[8114])})],
         ),
-        (
-            "autoscaler",
-            vec![json!({
-                "from": [{"podSelector": {"matchLabels": selector("activator")}}], "ports": ports(&[8112])
-            })],
-        ),
+        ("autoscaler", vec![json!({"from": reporters, "ports": ports(&[8112])})]),
         ("activator", vec![json!({"from": pods, "ports": ports(&[8012, 8013, 8112])})]),
         (
             "gateway",
