@@ -217,6 +217,11 @@ impl Revision {
         self.core.lock().throttle.waiting()
     }
 
+    /// Whether there is a pod that takes requests, busy or not.
+    pub fn has_pods(&self) -> bool {
+        self.core.lock().throttle.has_pods()
+    }
+
     /// A place at a pod now, if there is one.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         let slot = self.core.lock().throttle.take(balance::random())?;

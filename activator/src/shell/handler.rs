@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ebb_http::forward::{Forwarded, error_response, host_of};
+use ebb_http::telemetry::Red;
 use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
 use ebb_http::{Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Tunnels, Via, headers, timing};
 use ebb_mesh::{Mode, Policy, SpiffeId};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use metrics::{Gauge, Histogram};
 use tokio::time::Instant;
 
 use super::registry::Registry;
@@ -32,6 +34,43 @@ pub struct Handler {
     policy: Policy,
     tunnels: Tunnels,
     cluster_suffix: String,
+    meters: Meters,
+}
+
+/// What is counted of requests. Revisions are not told apart: their sidecars and the autoscaler do that.
+#[derive(Debug)]
+struct Meters {
+    answered: Red,
+    waiting: Gauge,
+    wait: Histogram,
+    cold: Histogram,
+}
+
+impl Meters {
+    fn new() -> Self {
+        Self {
+            answered: Red::new("ebb_activator", &[]),
+            waiting: metrics::gauge!("ebb_activator_requests_waiting"),
+            wait: metrics::histogram!("ebb_activator_wait_seconds"),
+            cold: metrics::histogram!("ebb_activator_cold_start_seconds"),
+        }
+    }
+}
+
+/// One request in the gauge of those that wait.
+struct Waiting<'a>(&'a Gauge);
+
+impl<'a> Waiting<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.increment(1);
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
 }
 
 /// What lives as long as a response: the place at the pod and the count in the load.
@@ -46,6 +85,7 @@ impl Handler {
             policy: Policy { mode, allow: Vec::new() },
             tunnels: Tunnels::default(),
             cluster_suffix: format!(".svc.{}", config.cluster_domain),
+            meters: Meters::new(),
         })
     }
 
@@ -79,7 +119,10 @@ impl Handler {
         let Some(revision) = self.registry.get(&key) else {
             return own(StatusCode::NOT_FOUND, format!("there is no revision {key}\n"));
         };
-        self.forward(revision, request, &peer).await
+        let started = Instant::now();
+        let response = self.forward(revision, request, &peer).await;
+        self.meters.answered.record(response.status(), started.elapsed());
+        response
     }
 
     async fn forward(
@@ -114,7 +157,7 @@ impl Handler {
         for _ in 0..ATTEMPTS {
             let place = match revision.take() {
                 Some(place) => place,
-                None => match revision.wait(deadline, || self.registry.probe(&revision)).await {
+                None => match self.wait(&revision, deadline).await {
                     Ok(place) => place,
                     Err(refused) => return own(status_of(refused), format!("{refused}\n")),
                 },
@@ -174,6 +217,22 @@ impl Handler {
         )
     }
 
+    async fn wait(&self, revision: &Arc<Revision>, deadline: Instant) -> Result<Place, Refused> {
+        let (cold, began) = (!revision.has_pods(), Instant::now());
+        let waiting = Waiting::new(&self.meters.waiting);
+        let place = revision.wait(deadline, || self.registry.probe(revision)).await;
+        drop(waiting);
+        match &place {
+            Ok(_) if cold => self.meters.cold.record(began.elapsed().as_secs_f64()),
+            Ok(_) => self.meters.wait.record(began.elapsed().as_secs_f64()),
+            Err(refused) => {
+                let reason = reason_of(*refused);
+                metrics::counter!("ebb_activator_requests_refused_total", "reason" => reason).increment(1);
+            }
+        }
+        place
+    }
+
     fn is_control(request: &Request<Incoming>) -> bool {
         request.headers().get(headers::EBB_CONTROL).is_some_and(|value| value == headers::CONTROL_ANNOUNCE)
             && host_of(request).is_some_and(|host| host.split(':').next() == Some(ANNOUNCE_AUTHORITY))
@@ -202,10 +261,12 @@ impl Handler {
                 };
                 tracing::debug!(revision = %key, %address, pod = announcement.pod, "a pod announced itself");
                 revision.announced(address, announcement);
+                metrics::counter!("ebb_activator_announcements_total", "outcome" => "taken").increment(1);
                 own(StatusCode::OK, "welcome\n".to_owned())
             }
             Err(why) => {
                 tracing::warn!(remote = %peer.remote, why, "an announcement was refused");
+                metrics::counter!("ebb_activator_announcements_total", "outcome" => "refused").increment(1);
                 own(StatusCode::FORBIDDEN, format!("{why}\n"))
             }
         }
@@ -280,6 +341,14 @@ fn probe(headers: &HeaderMap) -> Option<Response<Guarded<Body, Held>>> {
         StatusCode::BAD_REQUEST,
         "the activator does not answer this value of K-Network-Probe\n".to_owned(),
     ))
+}
+
+fn reason_of(refused: Refused) -> &'static str {
+    match refused {
+        Refused::Full => "full",
+        Refused::Timeout => "timeout",
+        Refused::Gone => "gone",
+    }
 }
 
 fn status_of(refused: Refused) -> StatusCode {

@@ -124,10 +124,14 @@ impl Reporter for MeshReporter {
             for backend in first.chain(backends.iter().filter(|backend| !leads(backend))) {
                 let sent = tokio::time::timeout(TIMEOUT, self.send(backend, body.clone())).await;
                 match sent.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
-                    Ok(response) => return Ok(response),
+                    Ok(response) => {
+                        metrics::counter!("ebb_activator_reports_total", "outcome" => "taken").increment(1);
+                        return Ok(response);
+                    }
                     Err(cause) => failed = ReportError::Refused { address: backend.target().address, cause },
                 }
             }
+            metrics::counter!("ebb_activator_reports_total", "outcome" => "lost").increment(1);
             Err(failed)
         })
     }

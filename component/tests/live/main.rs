@@ -3,5 +3,8 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // a test ends that way
 
 mod election;
+mod gateways;
+mod outage;
 mod replicas;
+mod rotation;
 mod stage;

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use ebb_activator::{MeshReporter, Reporter};
 use ebb_api::autoscaling::PodAutoscaler;
@@ -10,32 +9,19 @@ use ebb_component::Ports;
 use ebb_component::leader::Candidate;
 use ebb_http::wire::{PokeResponse, Stat, StatBatch};
 use ebb_http::{Pool, PoolConfig};
-use ebb_mesh::Identity;
-use ebb_mesh::ca::{Authority, MaterialPem};
+use ebb_mesh::ca::Authority;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
-use serde_json::json;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use serde_json::{Value, json};
 
-use super::stage::{Stage, free_port, until};
+use super::stage::{Running, Stage, apply, ask, authority, free_port, get, identity, until};
 
 struct Replica {
     address: IpAddr,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Replica {
-    async fn end(self) {
-        self.stop.cancel();
-        self.task.await.expect("it ends well");
-    }
-}
-
-async fn identity(authority: &Arc<Authority>, account: &str) -> Identity {
-    let id = format!("spiffe://cluster.local/ns/ebb-system/sa/{account}").parse().expect("an id");
-    Identity::from_authority(authority.clone(), id).await.expect("an identity")
+    running: Running,
 }
 
 async fn autoscaler(stage: &Stage, authority: &Arc<Authority>, last: u8, ports: (u16, u16)) -> Replica {
@@ -47,10 +33,48 @@ async fn autoscaler(stage: &Stage, authority: &Arc<Authority>, last: u8, ports: 
         candidate: Some(Candidate { pod: format!("autoscaler-{last}"), address }),
         ..ebb_autoscaler::Config::default()
     };
-    let (client, stop) = (stage.client().await, CancellationToken::new());
-    let run = ebb_autoscaler::run(config, client, identity(authority, "autoscaler").await, stop.clone());
-    let task = tokio::spawn(async move { run.await.expect("it ran") });
-    Replica { address, stop, task }
+    let client = stage.client().await;
+    let identity = identity(authority, "ebb-system", "autoscaler").await;
+    let run = |stop| Box::pin(ebb_autoscaler::run(config, client, identity, stop)) as _;
+    Replica { address, running: Running::start::<ebb_autoscaler::Error>(run) }
+}
+
+/// Several controllers with the same ports, each at an address of its own. The API server calls the webhooks of the last one.
+pub(super) struct Controllers {
+    webhook_port: u16,
+    pub(super) ca_port: u16,
+    health_port: u16,
+    adjust: fn(&mut ebb_controller::Config),
+}
+
+pub(super) fn controllers(adjust: fn(&mut ebb_controller::Config)) -> Controllers {
+    Controllers { webhook_port: free_port(), ca_port: free_port(), health_port: free_port(), adjust }
+}
+
+impl Controllers {
+    pub(super) async fn start(&self, stage: &Stage, last: u8) -> Running {
+        let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
+        let mut config = ebb_controller::Config {
+            bind_address: address,
+            webhook_port: self.webhook_port,
+            webhook_url: Some(format!("https://127.0.0.3:{}", self.webhook_port)),
+            ca_port: self.ca_port,
+            ports: Ports { health: self.health_port, metrics: 0 },
+            candidate: Some(Candidate { pod: format!("controller-{last}"), address }),
+            ..ebb_controller::Config::default()
+        };
+        (self.adjust)(&mut config);
+        let client = stage.client().await;
+        Running::start::<ebb_controller::Error>(|stop| Box::pin(ebb_controller::run(config, client, stop)))
+    }
+
+    pub(super) async fn ready(&self, last: u8) {
+        let health = SocketAddr::from(([127, 0, 0, last], self.health_port));
+        until("a ready controller", async || {
+            ask(health, "x", "/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        })
+        .await;
+    }
 }
 
 /// A report by way of this replica first.
@@ -68,9 +92,7 @@ async fn report(reporter: &MeshReporter) -> Option<PokeResponse> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
     let stage = Stage::installed().await;
-    let root = MaterialPem::generate_root("cluster.local", SystemTime::now()).expect("a root");
-    let authority = Authority::new("cluster.local", Duration::from_secs(3600), &root).expect("an authority");
-    let authority = Arc::new(authority);
+    let authority = authority();
     let pa: PodAutoscaler = serde_json::from_value(json!({
         "apiVersion": "autoscaling.internal.knative.dev/v1alpha1", "kind": "PodAutoscaler",
         "metadata": {"name": "hello-00001", "namespace": "default"},
@@ -83,7 +105,7 @@ async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
 
     let ports = (free_port(), free_port());
     let first = autoscaler(&stage, &authority, 2, ports).await;
-    let pool = Pool::new(identity(&authority, "activator").await, PoolConfig::default());
+    let pool = Pool::new(identity(&authority, "ebb-system", "activator").await, PoolConfig::default());
     let to = |replica: &Replica| {
         let reporter = MeshReporter::new(&pool, &ebb_activator::Config::default(), "cluster.local");
         reporter.set(&[SocketAddr::new(replica.address, ports.0)]);
@@ -97,13 +119,63 @@ async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
     // It stands by: what it answers, the first one has decided.
     until("the second passes on", async || desired(report(&to_second).await) == Some(1)).await;
     let asked = SocketAddr::new(second.address, ports.1);
-    let answer = super::stage::get(asked, "/v1/decisions/default/hello-00001").await;
+    let answer = get(asked, "/v1/decisions/default/hello-00001").await;
     assert!(answer.starts_with("HTTP/1.1 307"), "{answer}");
     assert!(answer.contains(&format!("location: http://127.0.0.2:{}/v1/decisions", ports.1)), "{answer}");
     // With the first gone it decides itself.
-    first.end().await;
+    first.running.end().await;
     until("the second decides", async || desired(report(&to_second).await) == Some(1)).await;
-    let answer = super::stage::get(asked, "/v1/decisions/default/hello-00001").await;
+    let answer = get(asked, "/v1/decisions/default/hello-00001").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    second.running.end().await;
+}
+
+pub(super) fn ksvc(name: &str, say: &str) -> Value {
+    let image = "example.com/hello@sha256:0123456789012345678901234567890123456789012345678901234567890123";
+    json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"template": {"spec": {"containers": [{"image": image, "env": [{"name": "SAY", "value": say}]}]}}}
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_controllers_share_their_keys_and_one_takes_over_from_the_other() {
+    let stage = Stage::installed().await;
+    let controllers = controllers(|_| {});
+    // Both at once: of the two, one makes each Secret.
+    let (first, second) = tokio::join!(controllers.start(&stage, 2), controllers.start(&stage, 3));
+    tokio::join!(controllers.ready(2), controllers.ready(3));
+    let client = stage.client().await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "ebb-system");
+    for name in ["ebb-mesh-ca", "webhook-certs"] {
+        let secret = secrets.get(name).await.expect("it is there");
+        assert!(secret.data.expect("data").contains_key("issued"), "{name}");
+    }
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let exists = async |name: &str| deployments.get_opt(name).await.expect("a read").is_some();
+    // Accepted by the second one's webhook with the CA that either has registered.
+    apply(&client, ksvc("hello", "one")).await;
+    until("the first revision", async || exists("hello-00001-deployment").await).await;
+    // The one that leads goes; the other one does the next revision. The webhooks are at the second, which must not be it.
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "ebb-system");
+    let lease = leases.get("ebb-controller").await.expect("the Lease").spec.expect("a spec");
+    let (second, first) = if lease.holder_identity.as_deref() == Some("controller-3_127.0.0.3") {
+        second.end().await;
+        until("the first leads", async || leads(&leases, "controller-2_127.0.0.2").await).await;
+        (controllers.start(&stage, 3).await, first)
+    } else {
+        (second, first)
+    };
+    controllers.ready(3).await;
+    first.end().await;
+    apply(&client, ksvc("hello", "two")).await;
+    until("the second revision", async || exists("hello-00002-deployment").await).await;
+    assert!(leads(&leases, "controller-3_127.0.0.3").await);
     second.end().await;
+}
+
+async fn leads(leases: &Api<Lease>, holder: &str) -> bool {
+    let lease = leases.get("ebb-controller").await.expect("the Lease").spec.expect("a spec");
+    lease.holder_identity.as_deref() == Some(holder)
 }

@@ -1,13 +1,27 @@
 //! An API server at an address that stays, and how to reach it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::Once;
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::{Arc, Once};
+use std::time::{Duration, SystemTime};
 
 use cluster_apiserver::{ApiServer, Config, MASTERS};
 use ebb_api::manifests::{Options, Place};
-use kube::Client;
+use ebb_http::{Acceptor, Body, Peer, ServerConfig, handler_fn, headers};
+use ebb_mesh::Identity;
+use ebb_mesh::ca::{Authority, MaterialPem};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -92,11 +106,86 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut wanted: impl
 
 /// The whole answer to a GET.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
+    ask(address, "localhost", path).await.expect("an answer")
+}
+
+/// The whole answer to a GET for this host, on a connection of its own.
+pub(crate) async fn ask(address: SocketAddr, host: &str, path: &str) -> std::io::Result<String> {
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    exchange(stream, host, path).await
+}
+
+/// As [`ask`], on this connection.
+pub(crate) async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+) -> std::io::Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer");
-    answer
+    match stream.read_to_string(&mut answer).await {
+        // TLS without a goodbye: the answer is whole all the same.
+        Err(error) if answer.is_empty() => Err(error),
+        _ => Ok(answer),
+    }
+}
+
+pub(crate) fn authority() -> Arc<Authority> {
+    let root = MaterialPem::generate_root(TRUST_DOMAIN, SystemTime::now()).expect("a root");
+    Arc::new(Authority::new(TRUST_DOMAIN, Duration::from_secs(3600), &root).expect("an authority"))
+}
+
+pub(crate) async fn identity(authority: &Arc<Authority>, namespace: &str, account: &str) -> Identity {
+    let id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}").parse().expect("an id");
+    Identity::from_authority(authority.clone(), id).await.expect("an identity")
+}
+
+/// A server that answers `text`, until the token is cancelled.
+pub(crate) async fn serve(
+    acceptor: impl Acceptor,
+    text: &'static str,
+    stop: &CancellationToken,
+) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let handler = handler_fn(move |request: Request<Incoming>, _: Arc<Peer>| {
+        let probe = request.headers().contains_key(headers::K_NETWORK_PROBE);
+        async move { Response::new(Body::from(if probe { headers::PROBE_QUEUE } else { text })) }
+    });
+    tokio::spawn(ebb_http::serve(listener, acceptor, handler, ServerConfig::default(), stop.clone()));
+    address
+}
+
+/// A component that runs until it is told to end.
+pub(crate) struct Running {
+    pub(crate) stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) fn start<E: std::fmt::Debug + Send + 'static>(
+        run: impl FnOnce(CancellationToken) -> Pin<Box<dyn Future<Output = Result<(), E>> + Send>>,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let run = run(stop.clone());
+        Self { stop, task: tokio::spawn(async move { run.await.expect("it runs to a good end") }) }
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        self.task.await.expect("it ends well");
+    }
+}
+
+/// Applies an object, whatever it is.
+pub(crate) async fn apply(client: &Client, object: Value) {
+    let object: DynamicObject = serde_json::from_value(object).expect("an object");
+    let types = object.types.clone().expect("a kind");
+    let kind = GroupVersionKind::try_from(&types).expect("a kind");
+    let resource = ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &object.namespace().unwrap_or_default(), &resource);
+    let params = PatchParams::apply("test").force();
+    api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await.expect("applied");
 }

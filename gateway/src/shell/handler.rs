@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_http::forward::{Forwarded, error_response, host_of};
+use ebb_http::telemetry::Red;
 use ebb_http::{Body, Outgoing, Peer, Retry, Tunnels, Via, balance, headers, timing};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use metrics::Counter;
 use tokio::time::Instant;
 
 use super::Snapshot;
@@ -32,6 +34,9 @@ pub struct Handler {
     tunnels: Tunnels,
     endpoint_wait: Duration,
     access_log: bool,
+    answered: Red,
+    retried: Counter,
+    waited: Counter,
 }
 
 /// What is left of a route once the table is let go.
@@ -50,6 +55,9 @@ impl Handler {
             tunnels: Tunnels::default(),
             endpoint_wait: config.endpoint_wait,
             access_log: config.access_log,
+            answered: Red::new("ebb_gateway", &[("side", side_name(side))]),
+            retried: metrics::counter!("ebb_gateway_retries_total"),
+            waited: metrics::counter!("ebb_gateway_requests_without_endpoint_total"),
         })
     }
 
@@ -59,12 +67,15 @@ impl Handler {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
-        if !self.access_log {
-            return self.serve(request, &peer).await;
-        }
         let started = Instant::now();
+        if !self.access_log {
+            let response = self.serve(request, &peer).await;
+            self.answered.record(response.status(), started.elapsed());
+            return response;
+        }
         let line = format!("{} {} {}", request.method(), host_of(&request).unwrap_or("-"), request.uri());
         let response = self.serve(request, &peer).await;
+        self.answered.record(response.status(), started.elapsed());
         tracing::info!(target: "access", remote = %peer.remote, status = response.status().as_u16(), took = ?started.elapsed(), "{line}");
         response
     }
@@ -207,6 +218,7 @@ impl Handler {
                         format!("Service {service} had no endpoint that could be reached for {waited:?}\n"),
                     );
                 }
+                self.waited.increment(1);
                 // Subscribed before looking again, so that no change in between is missed.
                 let mut seen = upstream.watch();
                 if upstream.pick(&tried).is_none() {
@@ -229,6 +241,7 @@ impl Handler {
                         return error_response(&error);
                     }
                     tracing::debug!(service = %upstream.key.service, %socket, %error, "trying another endpoint");
+                    self.retried.increment(1);
                     started.get_or_insert_with(Instant::now);
                     upstream.failed(&endpoint);
                     tried.push(socket);
@@ -248,6 +261,14 @@ impl ebb_http::Handler for Handler {
     ) -> impl Future<Output = Response<Body>> + Send + 'static {
         self.answer(request, peer)
     }
+}
+
+fn side_name(side: Side) -> String {
+    match side {
+        Side::External => "external",
+        Side::Local => "local",
+    }
+    .to_owned()
 }
 
 fn not_found(

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use ebb_api::networking::Ingress;
 use ebb_http::{Pool, ports};
@@ -18,6 +19,9 @@ use super::tls::{Certificates, certified};
 use crate::config::Config;
 use crate::table::{BackendKey, Builder, Key, Table};
 use crate::upstream::Upstream;
+
+/// The Service through which clients come from outside.
+const EXTERNAL_SERVICE: &str = "gateway";
 
 /// See the module's documentation.
 pub(crate) struct Programmer {
@@ -123,6 +127,11 @@ impl Programmer {
                 }
             }
             Message::Service(service) => {
+                let outside = service.name_any() == EXTERNAL_SERVICE
+                    && service.namespace().as_deref() == Some(&*self.config.namespace);
+                if outside && self.settler.set_public(&service) && self.waiting == 0 {
+                    self.settle();
+                }
                 if let Some(key) = self.endpoints.set_service(&service) {
                     self.refresh(&key);
                 }
@@ -182,6 +191,7 @@ impl Programmer {
     }
 
     fn program(&mut self) {
+        let started = Instant::now();
         let (upstreams, by_service, endpoints, pool) =
             (&mut self.upstreams, &mut self.by_service, &self.endpoints, &self.pool);
         let builder = Builder::new(&self.config.cluster_domain, |key: &BackendKey| {
@@ -208,6 +218,13 @@ impl Programmer {
             keys.dedup();
             !keys.is_empty()
         });
+        metrics::gauge!("ebb_gateway_ingresses").set(self.ingresses.len() as f64);
+        metrics::histogram!("ebb_gateway_table_seconds").record(started.elapsed().as_secs_f64());
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let table = self.snapshot.load_full();
         for (key, ingress) in &self.ingresses {
             self.settler.check(key, ingress, &table);
         }
@@ -216,10 +233,10 @@ impl Programmer {
     fn certify(&self) {
         let table = self.snapshot.load();
         let by_host = table.certificates.iter();
-        self.certificates.set(
-            by_host
-                .filter_map(|(host, secret)| Some((host.clone(), self.secrets.get(secret)?.clone())))
-                .collect(),
-        );
+        let known: HashMap<_, _> = by_host
+            .filter_map(|(host, secret)| Some((host.clone(), self.secrets.get(secret)?.clone())))
+            .collect();
+        metrics::gauge!("ebb_gateway_certificates").set(known.len() as f64);
+        self.certificates.set(known);
     }
 }

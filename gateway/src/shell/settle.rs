@@ -2,18 +2,21 @@
 //!
 //! A gateway says so when every gateway (all addresses of the Service `gateway-internal`, and its own listener)
 //! answers a probe of the Ingress's host with the hash of the present version. Several gateways say the same; who
-//! finds it said writes nothing.
+//! finds it said writes nothing. A gateway that answers but serves another version is waited for as long as it is
+//! listed; one that does not answer at all is on its way out, and left out after a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ebb_api::conditions::{Conditioned, READY};
 use ebb_api::networking::{Ingress, IngressStatus, LoadBalancerIngressStatus, LoadBalancerStatus};
 use ebb_http::{Outgoing, PlainConnector, Pool, PoolConfig, Protocol, RequestBody, Target, headers};
 use http::{Request, header};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
@@ -27,9 +30,11 @@ use crate::upstream::Upstream;
 const NETWORK_CONFIGURED: &str = "NetworkConfigured";
 const LOAD_BALANCER_READY: &str = "LoadBalancerReady";
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Another gateway may be a moment behind; one that does not answer at all is being replaced and left out then.
+/// How many times a gateway is asked that does not answer at all.
 const PATIENCE: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two questions to a gateway that is behind for long.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// See the module's documentation.
@@ -51,7 +56,7 @@ struct Io {
     pool: Pool,
     own: Vec<SocketAddr>,
     gateways: Mutex<Vec<SocketAddr>>,
-    public: LoadBalancerStatus,
+    public: ArcSwap<LoadBalancerStatus>,
     private: LoadBalancerStatus,
 }
 
@@ -72,7 +77,7 @@ impl Settler {
                 pool: Pool::new(PlainConnector, pool),
                 own,
                 gateways: Mutex::default(),
-                public: at(config.external_name()),
+                public: ArcSwap::from_pointee(at(config.external_name())),
                 private: at(config.internal_name()),
             }),
             running: HashMap::new(),
@@ -82,6 +87,32 @@ impl Settler {
     /// All gateways, this one among them.
     pub(crate) fn set_gateways(&self, all: Vec<SocketAddr>) {
         *self.io.gateways.lock() = all;
+    }
+
+    /// Takes over the addresses that a load balancer gave the gateways' Service; answers whether there are others now. Statuses tell
+    /// them to whoever sets up names.
+    pub(crate) fn set_public(&self, service: &Service) -> bool {
+        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let given = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+        let before = self.io.public.load_full();
+        let internal = before.ingress.first().and_then(|ingress| ingress.domain_internal.clone());
+        let mut ingress: Vec<_> = given
+            .map(|given| LoadBalancerIngressStatus {
+                ip: given.ip.clone(),
+                domain: given.hostname.clone(),
+                domain_internal: internal.clone(),
+                ..Default::default()
+            })
+            .collect();
+        if ingress.is_empty() {
+            ingress.push(LoadBalancerIngressStatus { domain_internal: internal, ..Default::default() });
+        }
+        let now = LoadBalancerStatus { ingress };
+        let changed = *before != now;
+        if changed {
+            self.io.public.store(Arc::new(now));
+        }
+        changed
     }
 
     pub(crate) fn forget(&mut self, key: &Key) {
@@ -122,7 +153,7 @@ impl Io {
                 Some(problem) => told != Some(problem.to_string().as_str()),
                 None => {
                     !current.is_true(READY)
-                        || current.public_load_balancer.as_ref() != Some(&self.public)
+                        || current.public_load_balancer.as_ref() != Some(&**self.public.load())
                         || current.private_load_balancer.as_ref() != Some(&self.private)
                 }
             }
@@ -133,7 +164,7 @@ impl Io {
             self.until_served(key, served).await;
         }
         status.observed_generation = version.generation;
-        status.public_load_balancer = Some(self.public.clone());
+        status.public_load_balancer = Some((**self.public.load()).clone());
         status.private_load_balancer = Some(self.private.clone());
         let mut conditions = status.manage(Timestamp::now());
         conditions.initialize().mark_true(LOAD_BALANCER_READY);
@@ -160,42 +191,77 @@ impl Io {
     async fn until_served(&self, key: &Key, served: &Served) {
         // All hosts come with one table: one of them tells.
         let Some((host, _)) = served.hosts.first() else { return };
-        let mut all = self.own.clone();
-        all.extend(self.gateways.lock().iter().filter(|address| !self.own.contains(address)));
-        for address in all {
-            let mut attempts = 0;
-            while let Err(why) = self.probe(address, host, &served.hash).await {
-                attempts += 1;
-                if attempts >= PATIENCE && !self.own.contains(&address) {
-                    tracing::warn!(ingress = %key, %address, why, "a gateway does not serve this; not waiting for it");
-                    break;
+        let mut done: HashSet<SocketAddr> = HashSet::new();
+        let mut silent: HashMap<SocketAddr, u32> = HashMap::new();
+        for round in 1_u32.. {
+            // Read anew: gateways come and go meanwhile.
+            let mut all = self.own.clone();
+            all.extend(self.gateways.lock().iter().filter(|address| !self.own.contains(address)));
+            all.retain(|address| !done.contains(address));
+            let asked =
+                all.into_iter().map(async |address| (address, self.probe(address, host, &served.hash).await));
+            let mut waiting = 0;
+            for (address, answer) in futures::future::join_all(asked).await {
+                let (given_up, why) = match answer {
+                    Probe::Serves => {
+                        done.insert(address);
+                        continue;
+                    }
+                    Probe::Behind(why) => (false, why),
+                    Probe::Silent(why) => {
+                        let times = silent.entry(address).or_default();
+                        *times += 1;
+                        (*times >= PATIENCE && !self.own.contains(&address), why)
+                    }
+                };
+                if given_up {
+                    tracing::warn!(ingress = %key, %address, why, "a gateway does not answer; not waiting for it");
+                    done.insert(address);
+                } else {
+                    waiting += 1;
+                    if round == PATIENCE {
+                        tracing::warn!(ingress = %key, %address, why, "a gateway does not serve this yet");
+                    }
                 }
-                tokio::time::sleep(PAUSE).await;
             }
+            if waiting == 0 {
+                return;
+            }
+            tokio::time::sleep(if round < PATIENCE { PAUSE } else { LONG_PAUSE }).await;
         }
     }
 
-    async fn probe(&self, address: SocketAddr, host: &str, hash: &str) -> Result<(), String> {
+    async fn probe(&self, address: SocketAddr, host: &str, hash: &str) -> Probe {
         let request = Request::get("/")
             .header(header::HOST, host)
             .header(header::USER_AGENT, "Knative-Ingress-Probe")
             .header(headers::K_NETWORK_PROBE, headers::PROBE_INGRESS)
             .header(headers::K_NETWORK_HASH, headers::HASH_OVERRIDE)
-            .body(RequestBody::empty())
-            .map_err(|error| error.to_string())?;
+            .body(RequestBody::empty());
         let backend = self.pool.backend(&Target::plain(address, Protocol::Http1));
-        let mut outgoing = Outgoing::own(request).map_err(|error| error.to_string())?;
-        let response = tokio::time::timeout(PROBE_TIMEOUT, outgoing.send(&backend))
-            .await
-            .map_err(|_| format!("no answer within {PROBE_TIMEOUT:?}"))?
-            .map_err(|error| error.to_string())?;
-        let got = response.headers().get(headers::K_NETWORK_HASH);
-        if got.is_some_and(|got| got == hash) {
-            Ok(())
-        } else {
-            Err(format!("{} with another hash", response.status()))
+        let mut outgoing = match request
+            .map_err(|error| error.to_string())
+            .and_then(|request| Outgoing::own(request).map_err(|error| error.to_string()))
+        {
+            Ok(outgoing) => outgoing,
+            Err(why) => return Probe::Silent(why),
+        };
+        match tokio::time::timeout(PROBE_TIMEOUT, outgoing.send(&backend)).await {
+            Err(_) => Probe::Silent(format!("no answer within {PROBE_TIMEOUT:?}")),
+            Ok(Err(error)) => Probe::Silent(error.to_string()),
+            Ok(Ok(response)) => match response.headers().get(headers::K_NETWORK_HASH) {
+                Some(got) if got == hash => Probe::Serves,
+                _ => Probe::Behind(format!("{} with another hash", response.status())),
+            },
         }
     }
+}
+
+/// What a gateway answered.
+enum Probe {
+    Serves,
+    Behind(String),
+    Silent(String),
 }
 
 fn reason(problem: &Problem) -> &'static str {
