@@ -25,6 +25,7 @@ use crate::{
     events::Draft,
     meta,
     queue::Queue,
+    settle::{Settle, earlier},
     world::World,
 };
 use plan::{Action, Observed};
@@ -78,7 +79,8 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
     let (world, shutdown) = (Arc::clone(world), shutdown.clone());
     tasks.spawn(async move {
         tokio::join!(world.deployments.synced(), world.replica_sets.synced(), world.pods.synced());
-        let handle = move |key: Key| reconcile(Arc::clone(&world), key);
+        let settle = Arc::new(Settle::new());
+        let handle = move |key: Key| reconcile(Arc::clone(&world), Arc::clone(&settle), key);
         queue.run("deployment", 16, shutdown, handle).await;
     });
 }
@@ -115,8 +117,11 @@ fn observe(world: &World, deployment: Arc<Deployment>) -> Observed {
     Observed { deployment, replica_sets: sets, sets_with_pods }
 }
 
-async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Error> {
-    let Some(deployment) = world.deployments.get(&key) else { return Ok(None) };
+async fn reconcile(world: Arc<World>, settle: Arc<Settle<Key>>, key: Key) -> Result<Option<Duration>, Error> {
+    let Some(deployment) = world.deployments.get(&key) else {
+        settle.forget(&key);
+        return Ok(None);
+    };
     let observed = observe(&world, Arc::clone(&deployment));
     let orphans = observed.replica_sets.iter().any(|set| meta::controller_of(set.as_ref()).is_none());
     if orphans && !world.may_adopt(&world.deployments, deployment.as_ref()).await? {
@@ -157,6 +162,10 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
     }
     plan.events.into_iter().for_each(|event| world.events.record(event));
     if status.is_some() || revision.is_some() {
+        let urgent = status.as_ref().is_some_and(|new| status::is_news(deployment.status.as_ref(), new));
+        if let Some(left) = settle.hold(&key, urgent) {
+            return Ok(earlier(plan.again, Some(left)));
+        }
         let newest = world
             .deployments
             .get(&key)

@@ -27,6 +27,8 @@ use crate::meta;
 
 /// Events that wait to be written; more are dropped, since an event is never worth stopping for.
 const WAITING: usize = 8192;
+/// What is recorded is written this much later: while something starts, the processor is wanted for that.
+const LATER: Duration = Duration::from_millis(200);
 /// How long a repetition is counted on the event that is there already.
 const SAME: Duration = Duration::from_secs(600);
 
@@ -63,8 +65,10 @@ impl Draft {
 /// Where controllers leave their events.
 #[derive(Clone)]
 pub(crate) struct Recorder {
-    sender: mpsc::Sender<Draft>,
+    sender: mpsc::Sender<Recorded>,
 }
+
+type Recorded = (Instant, Timestamp, Draft);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Same {
@@ -91,13 +95,13 @@ impl Recorder {
     }
 
     pub(crate) fn record(&self, draft: Draft) {
-        if let Err(error) = self.sender.try_send(draft) {
+        if let Err(error) = self.sender.try_send((Instant::now(), Timestamp::now(), draft)) {
             tracing::debug!(%error, "event dropped");
         }
     }
 }
 
-async fn write(client: Client, mut receiver: mpsc::Receiver<Draft>, shutdown: CancellationToken) {
+async fn write(client: Client, mut receiver: mpsc::Receiver<Recorded>, shutdown: CancellationToken) {
     let mut written: HashMap<Same, Written> = HashMap::new();
     let permits = Arc::new(Semaphore::new(8));
     let mut serial = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
@@ -106,7 +110,11 @@ async fn write(client: Client, mut receiver: mpsc::Receiver<Draft>, shutdown: Ca
             () = shutdown.cancelled() => return,
             draft = receiver.recv() => draft,
         };
-        let Some(draft) = draft else { return };
+        let Some((recorded, now, draft)) = draft else { return };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep_until(recorded + LATER) => {}
+        }
         let namespace = draft.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let same = Same {
             uid: draft.about.uid.clone().unwrap_or_default(),
@@ -114,7 +122,6 @@ async fn write(client: Client, mut receiver: mpsc::Receiver<Draft>, shutdown: Ca
             message: draft.message.clone(),
         };
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let now = Timestamp::now();
         if written.len() > 4096 {
             written.retain(|_, event| event.at.elapsed() < SAME);
         }

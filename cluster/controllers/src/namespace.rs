@@ -91,7 +91,12 @@ async fn reconcile(
     let results: Vec<(String, Result<Left, Error>)> = stream::iter(content.cloned().collect::<Vec<_>>())
         .map(|kind| {
             let (world, name) = (Arc::clone(&world), name.clone());
-            async move { (format!("{}.{}", kind.resource.plural, kind.resource.group), empty(&world, &name, &kind).await) }
+            async move {
+                (
+                    format!("{}.{}", kind.resource.plural, kind.resource.group),
+                    empty(&world, &name, &kind).await,
+                )
+            }
         })
         .buffer_unordered(8)
         .collect()

@@ -18,6 +18,7 @@ use crate::{
     events::Draft,
     meta,
     queue::Queue,
+    settle::{Settle, earlier},
     world::World,
 };
 use plan::{Observed, Outcome};
@@ -56,7 +57,9 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
     let (world, shutdown) = (Arc::clone(world), shutdown.clone());
     tasks.spawn(async move {
         tokio::join!(world.replica_sets.synced(), world.pods.synced());
-        queue.run("replicaset", 32, shutdown, move |key: Key| reconcile(Arc::clone(&world), key)).await;
+        let settle = Arc::new(Settle::new());
+        let handle = move |key: Key| reconcile(Arc::clone(&world), Arc::clone(&settle), key);
+        queue.run("replicaset", 32, shutdown, handle).await;
     });
 }
 
@@ -67,8 +70,11 @@ fn selected(set: &ReplicaSet, pod: &Pod) -> bool {
     })
 }
 
-async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Error> {
-    let Some(set) = world.replica_sets.get(&key) else { return Ok(None) };
+async fn reconcile(world: Arc<World>, settle: Arc<Settle<Key>>, key: Key) -> Result<Option<Duration>, Error> {
+    let Some(set) = world.replica_sets.get(&key) else {
+        settle.forget(&key);
+        return Ok(None);
+    };
     let mut pods = world.pods.controlled_by(meta::uid(set.as_ref()));
     if set.metadata.deletion_timestamp.is_none() {
         let orphans = world.pods.orphans(&key.namespace);
@@ -96,6 +102,13 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
     let pods = world.pods.controlled_by(meta::uid(set.as_ref()));
     let outcome = Outcome { failure: failure.as_ref().map(|(reason, error)| (*reason, error.to_string())) };
     let (status, again) = plan::status(&Observed { set: Arc::clone(&set), pods }, &outcome, Timestamp::now());
+    let urgent = status.as_ref().is_some_and(|new| plan::is_news(set.status.as_ref(), new));
+    if status.is_some()
+        && failure.is_none()
+        && let Some(left) = settle.hold(&key, urgent)
+    {
+        return Ok(earlier(again, Some(left)));
+    }
     if let Some(status) = status {
         // The newest version of the set may be newer than the one that was planned for; its event is queued already.
         let mut object = set.as_ref().clone();

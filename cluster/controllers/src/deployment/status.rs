@@ -33,7 +33,9 @@ pub(crate) fn set(
     let now = meta::whole_seconds(now);
     let conditions = status.conditions.get_or_insert_default();
     let held = conditions.iter().position(|condition| condition.type_ == type_);
-    if held.is_some_and(|at| conditions[at].status == value && conditions[at].reason.as_deref() == Some(reason)) {
+    if held
+        .is_some_and(|at| conditions[at].status == value && conditions[at].reason.as_deref() == Some(reason))
+    {
         return;
     }
     let mut made = DeploymentCondition {
@@ -71,6 +73,24 @@ fn deadline(deployment: &Deployment) -> Option<Duration> {
 
 fn some(count: i32) -> Option<i32> {
     (count != 0).then_some(count)
+}
+
+/// Does anybody act on what changed? Only then is it written at once.
+pub(crate) fn is_news(old: Option<&DeploymentStatus>, new: &DeploymentStatus) -> bool {
+    let count = |count: Option<i32>| count.unwrap_or(0);
+    let held = old.cloned().unwrap_or_default();
+    let reason =
+        |status: &DeploymentStatus, type_| condition(Some(status), type_).and_then(|c| c.reason.clone());
+    // How a rollout ended, and that it cannot go on; that it goes on is seen from the counts.
+    let verdict =
+        |status| reason(status, PROGRESSING).filter(|reason| matches!(reason.as_str(), COMPLETE | TIMED_OUT));
+    count(held.ready_replicas) != count(new.ready_replicas)
+        || count(held.available_replicas) != count(new.available_replicas)
+        || held.collision_count != new.collision_count
+        || reason(&held, "ReplicaFailure") != reason(new, "ReplicaFailure")
+        || verdict(new).is_some() && verdict(&held) != verdict(new)
+        || reason(&held, PROGRESSING).is_some_and(|reason| reason.starts_with("Deployment"))
+        || reason(new, PROGRESSING).is_some_and(|reason| reason.starts_with("Deployment"))
 }
 
 /// Counts, and the condition Available.

@@ -134,6 +134,15 @@ pub(crate) fn status(
     ((!unchanged).then_some(status), again)
 }
 
+/// Does anybody act on what changed? Only then is it written at once.
+pub(crate) fn is_news(old: Option<&ReplicaSetStatus>, new: &ReplicaSetStatus) -> bool {
+    let count = |count: Option<i32>| count.unwrap_or(0);
+    let held = old.cloned().unwrap_or_default();
+    count(held.ready_replicas) != count(new.ready_replicas)
+        || count(held.available_replicas) != count(new.available_replicas)
+        || held.conditions.unwrap_or_default() != new.conditions.clone().unwrap_or_default()
+}
+
 fn conditions(
     held: &ReplicaSetStatus,
     outcome: &Outcome,
