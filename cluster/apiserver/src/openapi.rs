@@ -1,7 +1,7 @@
-//! `/openapi/v3`: what `kubectl explain`, `apply` and `--validate` read. There is no v2.
+//! `/openapi/v3`: what `kubectl explain`, `apply` and `--validate` read; and a `/openapi/v2` that describes nothing.
 
 use cluster_schema::openapi::{ResourceInfo, v3_group};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +18,20 @@ pub(crate) fn handle(snapshot: &Snapshot, parts: &[&str], _headers: &HeaderMap) 
         ["apis", group, version] => document(snapshot, group, version),
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// The older document, without definitions. kubectl asks for it where a `List` is applied, to check the list's items before it sends them, and
+/// leaves that to the server for types that are not described; without the document it would refuse the list.
+pub(crate) fn v2(headers: &HeaderMap) -> Reply {
+    /// `Document { swagger: "2.0", info: Info { title: "k", version: "1" } }` of gnostic's openapi.v2.
+    const PROTOBUF: &[u8] = b"\x0a\x032.0\x12\x06\x0a\x01k\x12\x011";
+    const MEDIA: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let wanted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if wanted.contains("protobuf") {
+        return reply::bytes(StatusCode::OK, MEDIA, PROTOBUF);
+    }
+    let document = json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "unversioned"}, "paths": {}, "definitions": {}});
+    reply::value(StatusCode::OK, Accept::JSON, &document)
 }
 
 /// Changes whenever the document does, without making the document.

@@ -81,6 +81,7 @@ impl Server {
                 self.resource(request, target, user, false).await
             }
             _ => {
+                    ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                 crate::authorize::non_resource(self, &user, request.method(), &path)?;
                 match parts.as_slice() {
                     ["api" | "apis", ..] => crate::discovery::handle(&snapshot, &parts, request.headers()),

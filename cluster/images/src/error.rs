@@ -83,12 +83,12 @@ pub enum ImageError {
     #[error("{0}")]
     Build(String),
     /// The disk or another system call failed.
-    #[error("{context}: {source}")]
+    #[error("{context}: {cause}")]
     Io {
         /// What was being done, with the path.
         context: String,
-        /// The system's error.
-        source: Arc<io::Error>,
+        /// The system's error. The message has it, so it is no `source`, which whoever prints chains of causes would say again.
+        cause: Arc<io::Error>,
     },
     /// A bug: a task of this crate died.
     #[error("internal error: {0}")]
@@ -128,10 +128,24 @@ pub(crate) trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn context(self, doing: impl FnOnce() -> String) -> Result<T, ImageError> {
-        self.map_err(|source| ImageError::Io { context: doing(), source: Arc::new(source.into()) })
+        self.map_err(|cause| ImageError::Io { context: doing(), cause: Arc::new(cause.into()) })
     }
 
     fn at(self, verb: &str, path: &Path) -> Result<T, ImageError> {
         self.context(|| format!("cannot {verb} {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = std::fs::read("/no/such/file").at("read", Path::new("/no/such/file")).unwrap_err();
+        assert_eq!(missing.to_string(), "cannot read /no/such/file: No such file or directory (os error 2)");
+        assert!(missing.source().is_none(), "a chain of causes would repeat it");
     }
 }

@@ -351,21 +351,26 @@ async fn grpc(origin: Option<&Origin>, target: &Target, service: &str) -> Result
             .map_err(|error| describe(&error))?;
     let result = async {
         let response = sender.send_request(request).await?;
-        response.into_body().collect().await
+        // An answer that is an error alone has its status here and no body.
+        let early = response.headers().get("grpc-status").cloned();
+        response.into_body().collect().await.map(|collected| (early, collected))
     }
     .await
     .map_err(|error| describe(&error));
     connection.abort();
-    let collected = result?;
-    let status = collected
-        .trailers()
-        .and_then(|t| t.get("grpc-status"))
-        .and_then(|v| v.to_str().ok())
-        .map(str::to_owned);
+    let (early, collected) = result?;
+    let late = collected.trailers().and_then(|trailers| trailers.get("grpc-status")).cloned();
+    let status = late.or(early).and_then(|value| value.to_str().map(str::to_owned).ok());
     let bytes = collected.to_bytes();
     match bytes.get(5..) {
         Some([0x08, 1, ..]) => Ok(()),
         Some([0x08, other, ..]) => Err(format!("service unhealthy (responded with status {other})")),
+        _ if status.as_deref() == Some("12") => {
+            Err(describe(&"this server does not implement the grpc health protocol (grpc.health.v1.Health)"))
+        }
+        _ if status.as_deref() == Some("5") => {
+            Err(describe(&format!("service {service:?} is not known to it")))
+        }
         _ => Err(format!(
             "no health status in the answer (grpc-status {})",
             status.unwrap_or_else(|| "absent".to_owned())

@@ -348,8 +348,14 @@ impl Worker {
                 "targetContainerName {target:?}: containers of a pod cannot share their processes on this node; leave it out to share the \
                  pod's network"
             );
-            self.context.events.warning(&self.state.pod, Some(&spec.name), "Failed", format!("Error: {message}"));
-            let _ = self.events.send(Event::StartFailed(index, "CreateContainerConfigError".to_owned(), message));
+            self.context.events.warning(
+                &self.state.pod,
+                Some(&spec.name),
+                "Failed",
+                format!("Error: {message}"),
+            );
+            let _ =
+                self.events.send(Event::StartFailed(index, "CreateContainerConfigError".to_owned(), message));
             return;
         }
         let run = container::Run {
