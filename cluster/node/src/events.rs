@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -14,6 +15,9 @@ use tracing::debug;
 
 /// How many different events are remembered for counting.
 const REMEMBERED: usize = 4096;
+
+/// What is recorded is written this much later: while containers start, the processor is wanted for that.
+const LATER: SignedDuration = SignedDuration::from_millis(200);
 
 /// Writes events in the background, in order, without holding anybody up. Beyond a thousand waiting they are dropped.
 #[derive(Debug, Clone)]
@@ -80,6 +84,10 @@ async fn write(client: Client, mut inbox: mpsc::Receiver<Entry>, node: Arc<str>)
     let mut known: HashMap<String, (String, i32)> = HashMap::new();
     let mut serial = 0_u64;
     while let Some(entry) = inbox.recv().await {
+        let left = LATER - Timestamp::now().duration_since(entry.at);
+        if let Ok(left) = Duration::try_from(left) {
+            tokio::time::sleep(left).await;
+        }
         let namespace = entry.reference.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let key = format!(

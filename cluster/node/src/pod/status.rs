@@ -60,6 +60,32 @@ pub(crate) fn build(state: &PodState, previous: &PodStatus, host_ip: Ipv4Addr, n
     }
 }
 
+/// Does anybody act on what changed? That a container has been made, that it has an image, or that the pod has an address before it is
+/// ready, is only looked at by people.
+pub(crate) fn is_news(old: &PodStatus, new: &PodStatus) -> bool {
+    let ready = |status: &PodStatus| {
+        let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+        condition.is_some_and(|condition| condition.status == "True")
+    };
+    let over = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let trouble = |status: &PodStatus| -> Vec<_> {
+        let statuses = status.container_statuses.iter().flatten();
+        let told = statuses.map(|container| {
+            let state = container.state.clone().unwrap_or_default();
+            let waits = state.waiting.and_then(|waiting| waiting.reason);
+            let waits =
+                waits.filter(|reason| !matches!(reason.as_str(), "ContainerCreating" | "PodInitializing"));
+            (waits, state.terminated, container.restart_count, container.last_state.clone())
+        });
+        told.collect()
+    };
+    ready(old) != ready(new)
+        || over(old) != over(new)
+        || old.reason != new.reason
+        || old.init_container_statuses != new.init_container_statuses
+        || old.container_statuses.is_some() && trouble(old) != trouble(new)
+}
+
 /// Whether nothing of the pod runs any more.
 fn finished(state: &PodState) -> bool {
     !state.containers.iter().any(ContainerState::is_alive)
@@ -274,3 +300,33 @@ fn conditions(state: &PodState, previous: &PodStatus, phase: &str, now: Timestam
 
 const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn news_is_what_others_act_on() {
+        let status = |value: serde_json::Value| serde_json::from_value::<PodStatus>(value).unwrap();
+        let container = |ready: bool, state: serde_json::Value| {
+            json!([{"name": "a", "image": "i", "imageID": "", "restartCount": 0, "ready": ready, "state": state}])
+        };
+        let pending = status(json!({"phase": "Pending"}));
+        let creating = status(json!({"phase": "Pending",
+            "containerStatuses": container(false, json!({"waiting": {"reason": "ContainerCreating"}}))}));
+        let running = status(json!({"phase": "Running", "podIP": "10.0.0.1",
+            "containerStatuses": container(false, json!({"running": {}}))}));
+        let ready = status(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": container(true, json!({"running": {}}))}));
+        let failing = status(json!({"phase": "Pending",
+            "containerStatuses": container(false, json!({"waiting": {"reason": "ErrImagePull"}}))}));
+        assert!(!is_news(&pending, &creating), "it begins");
+        assert!(!is_news(&creating, &running), "it runs, and nobody may send it anything yet");
+        assert!(is_news(&running, &ready));
+        assert!(is_news(&ready, &running), "it must get no more requests");
+        assert!(is_news(&creating, &failing), "a person waits for this");
+        assert!(is_news(&running, &status(json!({"phase": "Succeeded"}))));
+    }
+}
