@@ -30,6 +30,9 @@ const NEEDED: [(u32, &str); 9] = [
 /// All controllers, for a node that may make no cgroups.
 const ALL: [&str; 3] = ["cpu", "memory", "pids"];
 
+/// The first Linux with all that the runtime asks of it; the last of that was mount_setattr(2).
+const KERNEL: (u32, u32) = (5, 12);
+
 impl Rights {
     /// Looks, and makes the cgroup below which all containers of the node are.
     ///
@@ -44,11 +47,13 @@ impl Rights {
             hierarchies.prepare(cgroup).map_err(|error| format!("the right to make cgroups ({error})"))
         };
         let unenforced = if cgroups.is_ok() { hierarchies.unenforced(cgroup) } else { ALL.to_vec() };
-        Self::judge(&status, privilege, cgroups, unenforced)
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self::judge(&status, kernel.trim(), privilege, cgroups, unenforced)
     }
 
     fn judge(
         status: &str,
+        kernel: &str,
         privilege: Privilege,
         cgroups: Result<(), String>,
         unenforced: Vec<&'static str>,
@@ -60,6 +65,9 @@ impl Rights {
         let (effective, bounding) = (set("CapEff:"), set("CapBnd:"));
         let lacking = NEEDED.iter().filter(|(bit, _)| effective & (1 << bit) == 0);
         let mut missing: Vec<String> = lacking.map(|(_, name)| format!("the capability {name}")).collect();
+        if release(kernel).is_some_and(|found| found < KERNEL) {
+            missing.push(format!("Linux {}.{} or newer (this is {kernel})", KERNEL.0, KERNEL.1));
+        }
         let has_cgroups = cgroups.is_ok();
         if let (Err(what), Privilege::Root) = (cgroups, privilege) {
             missing.push(what);
@@ -71,6 +79,12 @@ impl Rights {
     }
 }
 
+/// The first two numbers of a kernel's release.
+fn release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +94,7 @@ mod tests {
     #[test]
     fn root_needs_everything_and_a_user_namespace_no_cgroups() {
         let judge = |status: &str, privilege, cgroups: Result<(), String>| {
-            Rights::judge(status, privilege, cgroups, vec!["cpu"])
+            Rights::judge(status, "6.1.0-13-amd64", privilege, cgroups, vec!["cpu"])
         };
         let rights = judge(ROOT, Privilege::Root, Ok(())).unwrap();
         assert_eq!(rights.capabilities, 0x1ff_feff_ffff, "what the bounding set lacks cannot be given");
@@ -91,5 +105,12 @@ mod tests {
         assert!(!rights.cgroups && rights.unenforced == ["cpu"]);
         let refused = judge("CapEff:\t0000000000000000\n", user, Ok(())).unwrap_err().to_string();
         assert!(refused.contains("CAP_SYS_ADMIN"), "{refused}");
+    }
+
+    #[test]
+    fn old_kernels_are_named() {
+        let judge = |kernel: &str| Rights::judge(ROOT, kernel, Privilege::Root, Ok(()), Vec::new());
+        assert!(judge("5.4.0-150-generic").unwrap_err().to_string().contains("Linux 5.12"));
+        assert!(judge("5.12.0").is_ok() && judge("6.18.44-fc").is_ok() && judge("odd").is_ok());
     }
 }

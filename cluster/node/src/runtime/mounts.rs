@@ -244,6 +244,14 @@ pub(super) fn enter(root: &OwnedFd, read_only: bool) -> Result<()> {
     chdir("/").map_err(at("enter the new root"))
 }
 
+/// Shows a file read-only at another place, in the calling process's mount namespace.
+pub(super) fn show_read_only(file: &Path, place: &Path) -> io::Result<()> {
+    fs::File::create(place)?;
+    let copy = clone_tree(file)?;
+    set_mount(copy.as_fd(), MountChange { read_only: true, ..MountChange::default() })?;
+    attach(copy.as_fd(), CWD, place)
+}
+
 /// A copy of the mounts at `path` that is nowhere yet.
 fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags =

@@ -15,7 +15,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, setsid};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use super::cgroups::{Cgroups, Limit};
 use super::mounts::{self, Stage};
@@ -111,6 +111,9 @@ pub(super) fn exec(
             }
         }
         Fork::Child => {
+            // Until it is the container's program, processes of the container may not look into it: what it runs is the
+            // machine's.
+            let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
             let entered = match host_pid {
                 true => Ok(()),
                 false => setns(container, CloneFlags::CLONE_NEWPID).map_err(io::Error::from),

@@ -10,10 +10,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::protocol::HelperConfig;
-use super::{HELPER_ARGUMENT, RuntimeConfig, RuntimeError, seqpacket};
+use super::{HELPER_ARGUMENT, RuntimeConfig, RuntimeError, mounts, seqpacket};
 
 type Reply = oneshot::Sender<Result<OwnedFd, RuntimeError>>;
 
@@ -41,6 +41,10 @@ impl Spawner {
             .spawn(move || {
                 // Before any helper, so that all of them have it.
                 let isolated = isolate_mounts().and_then(|()| mount_memory(&config.memory_dir()));
+                let mut config = config;
+                if isolated.is_ok() {
+                    protect(&mut config);
+                }
                 while let Ok(job) = inbox.recv() {
                     let (index, reply) = match job {
                         Job::Spawn(index, reply) => (index, reply),
@@ -103,6 +107,22 @@ fn isolate_mounts() -> nix::Result<()> {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | flags, None::<&str>)?;
     }
     Ok(())
+}
+
+/// Whatever a container does to the program that its processes were before they became its own (`/proc/self/exe`), it
+/// cannot write to it: helpers run it from a read-only mount.
+fn protect(config: &mut RuntimeConfig) {
+    let place = config.state_dir.join("helper");
+    let shown = std::fs::create_dir_all(&config.state_dir)
+        // By its path: what a link of /proc leads to is in the mount namespace that this thread has left.
+        .and_then(|()| config.helper_exe.canonicalize())
+        .and_then(|program| mounts::show_read_only(&program, &place));
+    match shown {
+        Ok(()) => config.helper_exe = place,
+        Err(error) => {
+            warn!(%error, "container helpers run from where the program is, not from a read-only mount")
+        }
+    }
 }
 
 fn spawn(config: &RuntimeConfig, index: usize) -> Result<OwnedFd, RuntimeError> {
