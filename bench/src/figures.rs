@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// p50, p90, p99, smallest and largest of some durations, in milliseconds with two decimals.
+/// p50, p90, p95, p99, smallest and largest of some durations, in milliseconds with two decimals.
 pub(crate) fn distribution(samples: &[Duration]) -> Value {
     let mut ms: Vec<f64> = samples.iter().map(|d| d.as_secs_f64() * 1e3).collect();
     ms.sort_by(f64::total_cmp);
@@ -16,7 +16,7 @@ pub(crate) fn distribution(samples: &[Duration]) -> Value {
         let rank = (q * ms.len() as f64).ceil().max(1.0) as usize - 1;
         (ms[rank.min(ms.len() - 1)] * 100.0).round() / 100.0
     };
-    json!({"n": ms.len(), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "min": at(0.0), "max": at(1.0)})
+    json!({"n": ms.len(), "p50": at(0.5), "p90": at(0.9), "p95": at(0.95), "p99": at(0.99), "min": at(0.0), "max": at(1.0)})
 }
 
 /// What the figures were measured on.
