@@ -1,6 +1,8 @@
 //! Admission by the server itself: what Kubernetes' built-in plugins and strategies do to a write.
 
 pub(crate) mod crds;
+pub(crate) mod limits;
+pub(crate) mod quota;
 pub(crate) mod serviceaccount;
 
 use base64::Engine;
@@ -136,6 +138,15 @@ pub(crate) fn create<'a>(ctx: &'a Ctx, object: &mut Value, dry_run: bool) -> Res
             serviceaccount::admit(ctx, object)?;
             priority(ctx, object)?;
             tolerations(object);
+            limits::admit(ctx, object)?;
+        }
+        "PersistentVolumeClaim" => {
+            limits::admit(ctx, object)?;
+            protect(object, "kubernetes.io/pvc-protection");
+        }
+        "PersistentVolume" => {
+            protect(object, "kubernetes.io/pv-protection");
+            object["status"]["lastPhaseTransitionTime"] = meta::now().into();
         }
         "Service" => reserved = ctx.server.addresses.assign(ctx, object, None, dry_run)?,
         "CustomResourceDefinition" => crds::admit(ctx, object),
@@ -172,6 +183,15 @@ pub(crate) fn delete(ctx: &Ctx, old: &Object) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Storage is kept while it is in use; a finalizer says so from the start.
+fn protect(object: &mut Value, finalizer: &str) {
+    let mut finalizers: Vec<String> = meta::finalizers(object).into_iter().map(str::to_owned).collect();
+    if !finalizers.iter().any(|held| held == finalizer) {
+        finalizers.push(finalizer.to_owned());
+        meta::set(object, "finalizers", finalizers);
+    }
+}
+
 /// What must follow a write before its author gets an answer.
 pub(crate) fn committed(server: &Server, object: &Object) {
     match &*object.key.kind {
@@ -186,6 +206,7 @@ pub(crate) fn committed(server: &Server, object: &Object) {
         }
         _ => {}
     }
+    quota::committed(server, &object.key.kind, object);
 }
 
 /// `spec.priority` from the priority class.

@@ -58,11 +58,8 @@ impl Server {
         let segments = request::segments(&path);
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         let snapshot = self.registry.snapshot();
-        let served = |group: &str, version: &str| {
-            snapshot.groups.get(group).is_some_and(|versions| versions.iter().any(|(known, _)| known == version))
-        };
         match parts.as_slice() {
-            ["apis", group, version, ..] if !served(group, version) => Err(ApiError::no_such_page()),
+            ["apis", group, ..] if !snapshot.groups.contains_key(*group) => Err(ApiError::no_such_page()),
             // The older form of a watch: the path says it, not the query.
             ["api", version, "watch", rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, "", version, &segments[3..])?;
@@ -81,10 +78,10 @@ impl Server {
                 self.resource(request, target, user, false).await
             }
             _ => {
-                    ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                 crate::authorize::non_resource(self, &user, request.method(), &path)?;
                 match parts.as_slice() {
                     ["api" | "apis", ..] => crate::discovery::handle(&snapshot, &parts, request.headers()),
+                    ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                     ["openapi", "v3", rest @ ..] => {
                         crate::openapi::handle(&snapshot, rest, request.headers())
                     }

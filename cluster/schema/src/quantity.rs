@@ -40,6 +40,38 @@ pub fn canonical(text: &str) -> Option<String> {
     exponential(mantissa, scale + exponent).map(|body| format!("{sign}{body}"))
 }
 
+/// The sum of two quantities, in the form of the first unless that is zero; nothing if one is no quantity.
+pub fn sum(a: &str, b: &str) -> Option<String> {
+    let (x, y) = (exact(a)?, exact(b)?);
+    let nano = x.checked_add(y)?;
+    let like = if x == 0 { b } else { a };
+    let sign = if nano < 0 { "-" } else { "" };
+    let nano = nano.unsigned_abs();
+    let binary_form = BINARY.iter().any(|(suffix, _)| like.ends_with(suffix));
+    let body = match binary_form && nano.is_multiple_of(1_000_000_000) {
+        // The smallest binary suffix, brought to the largest that fits.
+        true => binary(nano / 1_000_000_000, 0, 0),
+        false => decimal(nano, -9),
+    };
+    body.map(|body| format!("{sign}{body}"))
+}
+
+/// In billionths.
+fn exact(text: &str) -> Option<i128> {
+    let canonical = canonical(text)?;
+    let end = canonical.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(canonical.len());
+    let (number, suffix) = canonical.split_at(end);
+    let number: i128 = number.parse().ok()?;
+    if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
+        return number.checked_mul(1i128 << bits)?.checked_mul(1_000_000_000);
+    }
+    let exponent: i32 = match DECIMAL.iter().find(|(s, _)| *s == suffix) {
+        Some((_, exponent)) => *exponent,
+        None => suffix.strip_prefix('e')?.parse().ok()?,
+    };
+    number.checked_mul(10i128.checked_pow(u32::try_from(exponent + 9).ok()?)?)
+}
+
 /// The value of a quantity, near enough to compare with; nothing if the text is not one.
 pub fn to_f64(text: &str) -> Option<f64> {
     let canonical = canonical(text)?;

@@ -31,6 +31,9 @@ eventually() {
   printf 'did not happen: %s\n%s\n' "$*" "$out"
   return 1
 }
+# For YAML in one line: what starts with a brace, kubectl takes for JSON.
+nl='
+'
 # rows: a table in one order, for objects whose names are random.
 rows() { (read -r head; printf '%s\n' "$head"; sort) }
 "#;

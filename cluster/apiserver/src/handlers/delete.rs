@@ -220,7 +220,12 @@ fn marked(resource: &Resource, old: &Value, options: &Options, now: Timestamp) -
         {
             finalizers.push(wanted.to_owned());
         }
+        if resource.builtin && matches!(resource.kind.as_str(), "PersistentVolume" | "PersistentVolumeClaim") {
+            // No volume is ever mounted here, so nothing protects one from its end.
+            finalizers.retain(|finalizer| !finalizer.starts_with("kubernetes.io/pv"));
+        }
         if resource.storage.as_ref() == crd::STORAGE {
+            condition_terminating(&mut new, now);
             let cleanup = admit::crds::CLEANUP.to_owned();
             if !finalizers.contains(&cleanup) {
                 finalizers.push(cleanup);
@@ -256,6 +261,15 @@ fn marked(resource: &Resource, old: &Value, options: &Options, now: Timestamp) -
         }
         (Some(before), _) => (new, before > 0),
         (None, _) => (new, false),
+    }
+}
+
+/// A definition that goes tells that its objects go first.
+fn condition_terminating(definition: &mut Value, now: Timestamp) {
+    let condition = json!({"type": "Terminating", "status": "True", "reason": "InstanceDeletionInProgress",
+        "message": "CustomResource deletion is in progress", "lastTransitionTime": meta::rfc3339(now)});
+    if let Some(conditions) = definition["status"]["conditions"].as_array_mut() {
+        conditions.push(condition);
     }
 }
 

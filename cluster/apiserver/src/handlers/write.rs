@@ -131,12 +131,7 @@ pub(crate) fn check_kind(ctx: &Ctx, object: &mut Value) -> Result<(), ApiError> 
         }
         (version, kind) => {
             if version != Some(&api_version) || kind != Some(&resource.kind) {
-                return Err(ApiError::bad_request(format!(
-                    "the object provided ({}, {}) is not of the kind that the path expects ({api_version}, {})",
-                    version.unwrap_or("no apiVersion"),
-                    kind.unwrap_or("no kind"),
-                    resource.kind
-                )));
+                return Err(ApiError::bad_request(wrong_kind(ctx, version, kind)));
             }
         }
     }
@@ -157,6 +152,30 @@ pub(crate) fn check_kind(ctx: &Ctx, object: &mut Value) -> Result<(), ApiError> 
         meta::unset(object, "namespace");
     }
     Ok(())
+}
+
+/// What is said of an object of another kind than the path's: for two kinds of Kubernetes' own, what Kubernetes says.
+fn wrong_kind(ctx: &Ctx, version: Option<&str>, kind: Option<&str>) -> String {
+    let resource = &ctx.resource;
+    let snapshot = ctx.server.registry.snapshot();
+    let given = version.zip(kind).and_then(|(version, kind)| snapshot.find_kind(version, kind));
+    match given {
+        Some(given) if given.builtin && resource.builtin => {
+            let (own, internal) = (&resource.kind, resource.group.split('.').next().unwrap_or_default());
+            let internal = if internal.is_empty() { "core" } else { internal };
+            format!(
+                "{} in version \"{}\" cannot be handled as a {own}: converting ({}.{}) to ({internal}.{own}): unknown conversion",
+                given.kind, given.version, given.version, given.kind
+            )
+        }
+        _ => format!(
+            "the object provided ({}, {}) is not of the kind that the path expects ({}, {})",
+            version.unwrap_or("no apiVersion"),
+            kind.unwrap_or("no kind"),
+            resource.api_version(),
+            resource.kind
+        ),
+    }
 }
 
 /// Refuses, warns of or drops unknown fields; drops nulls and what the schema does not know.
@@ -299,6 +318,7 @@ pub(crate) async fn create_object(
         return Err(ctx.invalid(&name, &errors));
     }
     ctx.server.hooks.validate(ctx, Operation::Create, None, Some(&object), options.dry_run).await?;
+    let gate = admit::quota::admit(ctx, &object)?;
     let key = ctx.key(&name);
     if options.dry_run {
         if ctx.server.store.get(&key.kind, &key.namespace, &key.name).is_some() {
@@ -306,7 +326,9 @@ pub(crate) async fn create_object(
         }
         return Ok(Outcome::Dry(object));
     }
-    let Ok(commit) = ctx.server.store.put(&key, Expect::Absent, convert::to_storage(resource, object)) else {
+    let put = ctx.server.store.put(&key, Expect::Absent, convert::to_storage(resource, object));
+    drop(gate);
+    let Ok(commit) = put else {
         return Err(ApiError::already_exists(resource.subject(&name)));
     };
     reserved.keep();
@@ -320,7 +342,9 @@ fn check_version(ctx: &Ctx, old: &Object, new: &Value) -> Result<(), ApiError> {
         return Err(ApiError::conflict(
             ctx.subject(),
             format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                "StorageError: invalid object, Code: 4, Key: /registry/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                old.key.kind.trim_start_matches('/'),
+                if old.key.namespace.is_empty() { old.key.name.clone() } else { format!("{}/{}", old.key.namespace, old.key.name) },
                 meta::uid(&old.value)
             ),
         ));

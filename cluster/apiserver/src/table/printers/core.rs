@@ -44,16 +44,20 @@ pub(super) fn columns(kind: &str) -> Option<&'static [Column]> {
         "NetworkPolicy" => columns![string "Name", string "Pod-Selector", string "Age"],
         "PersistentVolumeClaim" => columns![
             string "Name", string "Status", string "Volume", string "Capacity", string "Access Modes",
-            string "StorageClass", string "Age", string "~VolumeMode",
+            string "StorageClass", string "VolumeAttributesClass", string "Age", string "~VolumeMode",
         ],
         "PersistentVolume" => columns![
             string "Name", string "Capacity", string "Access Modes", string "Reclaim Policy", string "Status",
-            string "Claim", string "StorageClass", string "Age",
+            string "Claim", string "StorageClass", string "VolumeAttributesClass", string "Reason", string "Age",
+            string "~VolumeMode",
         ],
         "StorageClass" => columns![
             string "Name", string "Provisioner", string "ReclaimPolicy", string "VolumeBindingMode",
             string "AllowVolumeExpansion", string "Age",
         ],
+        "PodTemplate" => {
+            columns![string "Name", string "Containers", string "Images", string "Pod Labels"]
+        }
         "PriorityClass" => columns![
             string "Name", integer "Value", boolean "Global-Default", string "Age", string "PreemptionPolicy",
         ],
@@ -77,6 +81,18 @@ fn first(list: &[String], most: usize) -> String {
         n if n > most => format!("{} + {} more...", list[..most].join(","), n - most),
         _ => list.join(","),
     }
+}
+
+/// Access modes by their usual letters.
+fn modes(list: &Value) -> String {
+    let short = |mode: &str| match mode {
+        "ReadWriteOnce" => "RWO",
+        "ReadOnlyMany" => "ROX",
+        "ReadWriteMany" => "RWX",
+        "ReadWriteOncePod" => "RWOP",
+        _ => "?",
+    };
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(short).collect::<Vec<_>>().join(",")
 }
 
 pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Value>> {
@@ -206,8 +222,9 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
             status["phase"].clone(),
             spec["volumeName"].as_str().unwrap_or_default().into(),
             status["capacity"]["storage"].as_str().unwrap_or_default().into(),
-            texts(&status["accessModes"]).join(",").into(),
+            modes(&status["accessModes"]).into(),
             spec["storageClassName"].as_str().unwrap_or_default().into(),
+            spec["volumeAttributesClassName"].as_str().unwrap_or("<unset>").into(),
             age(object, now),
             own(&spec["volumeMode"]),
         ],
@@ -219,12 +236,25 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
             vec![
                 name(object),
                 spec["capacity"]["storage"].clone(),
-                texts(&spec["accessModes"]).join(",").into(),
+                modes(&spec["accessModes"]).into(),
                 spec["persistentVolumeReclaimPolicy"].clone(),
                 status["phase"].clone(),
                 claim.unwrap_or_default().into(),
                 spec["storageClassName"].as_str().unwrap_or_default().into(),
+                spec["volumeAttributesClassName"].as_str().unwrap_or("<unset>").into(),
+                status["reason"].as_str().unwrap_or_default().into(),
                 age(object, now),
+                own(&spec["volumeMode"]),
+            ]
+        }
+        "PodTemplate" => {
+            let template = &object["template"];
+            let containers = &template["spec"]["containers"];
+            vec![
+                name(object),
+                text::each(containers, "name").into(),
+                text::each(containers, "image").into(),
+                text::pairs(&template["metadata"]["labels"]).into(),
             ]
         }
         "StorageClass" => {
