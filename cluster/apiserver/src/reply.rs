@@ -166,7 +166,9 @@ impl serde::Serialize for Item<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
             object if self.1 => lean::fields(object, |field| !is_type_meta(field), serializer),
-            Value::Object(map) => serializer.collect_map(map.iter().filter(|(field, _)| !is_type_meta(field))),
+            Value::Object(map) => {
+                serializer.collect_map(map.iter().filter(|(field, _)| !is_type_meta(field)))
+            }
             other => other.serialize(serializer),
         }
     }

@@ -65,7 +65,11 @@ async fn old_changes_are_told_whole_though_their_trees_are_gone() {
     assert_eq!(events.len(), 50);
     assert!(events[0].object.value["list"].is_null(), "its tree has no lists any more");
     for (n, event) in events.iter().enumerate() {
-        assert_eq!(event.object.value["metadata"]["labels"]["n"], n.to_string(), "what selectors need is there");
+        assert_eq!(
+            event.object.value["metadata"]["labels"]["n"],
+            n.to_string(),
+            "what selectors need is there"
+        );
         let read = |frame: Bytes| serde_json::from_slice::<Value>(&frame).unwrap()["object"].take();
         assert_eq!(read(event.frame())["metadata"]["managedFields"][0]["manager"], "m");
         assert_eq!(read(event.lean())["list"][0], n);
