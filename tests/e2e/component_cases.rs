@@ -83,7 +83,9 @@ fn pods(p: &Platform, component: &str) -> Result<Vec<Value>> {
     let label = format!("app.kubernetes.io/component={component}");
     let list: Value =
         serde_json::from_str(&p.kubectl(&["get", "pods", "-n", SYSTEM, "-l", &label, "-o", "json"])?)?;
-    let pods = list["items"].as_array().cloned().unwrap_or_default();
+    let mut pods = list["items"].as_array().cloned().unwrap_or_default();
+    // One that is on its way out finishes what it has; it is nobody's component any more.
+    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     ensure!(!pods.is_empty(), "component {component} has no pod");
     Ok(pods)
 }
@@ -170,8 +172,11 @@ fn replaced(p: &Platform, component: &str) -> Result<()> {
     p.kubectl(&["rollout", "restart", "-n", SYSTEM, &deployment])?;
     scene.wakes()?;
     p.kubectl(&["rollout", "status", "-n", SYSTEM, &deployment, "--timeout=120s"])?;
+    let label = format!("app.kubernetes.io/component={component}");
+    let wanted = pods(p, component)?.len();
     scene.ns.wait("the old pods are gone", || {
-        Ok(pods(p, component)?.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()))
+        let all = p.kubectl(&["get", "pods", "-n", SYSTEM, "-l", &label, "-o", "name"])?;
+        Ok(all.lines().count() == wanted)
     })?;
     let lost = scene.end()?;
     ensure!(lost.is_empty(), "lost: {lost:?}");

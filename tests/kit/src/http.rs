@@ -156,9 +156,9 @@ impl Load {
     }
 }
 
-/// Counts by status.
+/// Counts by status; a failure also by what it says.
 pub fn by_status(answer: &Answer) -> String {
-    answer.status.to_string()
+    if answer.status < 400 { answer.status.to_string() } else { by_body(answer) }
 }
 
 /// Counts by status and body.
