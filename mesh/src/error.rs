@@ -28,6 +28,9 @@ pub enum Error {
     /// The TLS implementation refused a configuration.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// A session was resumed that began with a certificate which does not count any more.
+    #[error("a resumed session began with a certificate that does not count any more: {0}")]
+    Outlived(#[source] rustls::Error),
     /// A token, root or socket could not be read.
     #[error("{what}: {cause}")]
     Io {

@@ -6,6 +6,7 @@
 
 mod client;
 mod resolver;
+mod sessions;
 
 use std::fmt;
 use std::future::Future;
@@ -24,14 +25,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use self::client::dial_ca;
 use self::resolver::Resolver;
+use self::sessions::Sessions;
 use crate::ca::{Authority, CertificateResponse};
 use crate::error::Error;
 use crate::pem;
 use crate::spiffe::SpiffeId;
 use crate::verify::{Verifier, peer_identity};
-
-/// Sessions that a client remembers, one for each address.
-const CLIENT_SESSIONS: usize = 256;
 
 /// Where a text comes from: read anew each time, because kubelet replaces tokens and roots.
 #[derive(Clone)]
@@ -159,6 +158,7 @@ struct Shared {
     id: SpiffeId,
     verifier: Arc<Verifier>,
     resolver: Arc<Resolver>,
+    sessions: Arc<Sessions>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -224,10 +224,17 @@ impl Identity {
             .with_custom_certificate_verifier(verifier.clone())
             .with_client_cert_resolver(resolver.clone());
         client.alpn_protocols = alpn;
-        client.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS);
+        let sessions = Sessions::new();
+        client.resumption = Resumption::store(sessions.clone());
 
-        let shared =
-            Arc::new(Shared { id, verifier, resolver, server: Arc::new(server), client: Arc::new(client) });
+        let shared = Arc::new(Shared {
+            id,
+            verifier,
+            resolver,
+            sessions,
+            server: Arc::new(server),
+            client: Arc::new(client),
+        });
         let renewal = tokio::spawn(renew(issuer, shared.clone(), first.ttl));
         Ok(Self { shared, _renewal: Arc::new(AbortOnDropHandle::new(renewal)) })
     }
@@ -261,6 +268,11 @@ impl Identity {
     /// Our certificate chain of now, DER, the leaf first. Changes with each renewal.
     pub fn chain(&self) -> Vec<rustls_pki_types::CertificateDer<'static>> {
         self.shared.resolver.0.load().cert.clone()
+    }
+
+    /// The next connection to each peer is a full handshake.
+    pub(crate) fn forget_sessions(&self) {
+        self.shared.sessions.forget();
     }
 
     pub(crate) fn verifier(&self) -> &Verifier {
@@ -320,7 +332,10 @@ async fn retrying(issuer: &dyn Issue, backoff: &mut Backoff) -> Issued {
 
 async fn renew(issuer: Arc<dyn Issue>, shared: Arc<Shared>, mut ttl: Duration) {
     loop {
-        tokio::time::sleep(renew_after(ttl)).await;
+        // Sessions live for a third of a certificate's life, half of the time until its renewal.
+        tokio::time::sleep(renew_after(ttl) / 2).await;
+        shared.sessions.forget();
+        tokio::time::sleep(renew_after(ttl) / 2).await;
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let issued = retrying(&*issuer, &mut backoff).await;
         let id = peer_identity(Some(&issued.key.cert));
@@ -334,6 +349,7 @@ async fn renew(issuer: Arc<dyn Issue>, shared: Arc<Shared>, mut ttl: Duration) {
             tracing::error!(%error, "the renewed roots cannot be used; the ones before stay");
         }
         shared.resolver.0.store(Arc::new(issued.key));
+        shared.sessions.forget();
         ttl = issued.ttl;
         tracing::info!(id = %shared.id, ttl = ?ttl, "certificate renewed");
     }

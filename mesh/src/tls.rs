@@ -1,6 +1,7 @@
 //! Accepting and connecting with an [`Identity`], and the bridge to ebb-http's traits.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -74,7 +75,8 @@ impl Identity {
     fn peer(&self, state: &CommonState, client: bool) -> Result<Option<SpiffeId>, Error> {
         let Some(chain): Option<&[CertificateDer<'_>]> = state.peer_certificates() else { return Ok(None) };
         if state.handshake_kind() == Some(HandshakeKind::Resumed) {
-            return Ok(Some(self.verifier().verify_resumed(chain, UnixTime::now(), client)?));
+            let verified = self.verifier().verify_resumed(chain, UnixTime::now(), client);
+            return verified.map(Some).map_err(Error::Outlived);
         }
         Ok(crate::verify::peer_identity(Some(chain)))
     }
@@ -89,18 +91,30 @@ pub enum MeshStream {
     Tls(Box<client::TlsStream<TcpStream>>),
 }
 
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
 impl Connector for Identity {
     type Io = MeshStream;
 
     async fn connect(&self, target: &Target) -> Result<Connected<MeshStream>, BoxError> {
-        let tcp = TcpStream::connect(target.address).await?;
-        tcp.set_nodelay(true)?;
+        let tcp = dial(target.address).await?;
         let Security::Tls { peer } = &target.security else {
             return Ok(Connected { io: MeshStream::Plain(tcp), protocol: target.protocol });
         };
         let expected: PeerPolicy = peer.parse()?;
         let name = ServerName::IpAddress(target.address.ip().into());
-        let (tls, _) = Identity::connect(self, tcp, name, &expected, target.protocol).await?;
+        let (tls, _) = match Identity::connect(self, tcp, name.clone(), &expected, target.protocol).await {
+            Err(Error::Outlived(error)) => {
+                tracing::debug!(address = %target.address, %error, "once more, with a full handshake");
+                self.forget_sessions();
+                Identity::connect(self, dial(target.address).await?, name, &expected, target.protocol).await?
+            }
+            done => done?,
+        };
         let protocol = protocol_of(tls.get_ref().1);
         Ok(Connected { io: MeshStream::Tls(Box::new(tls)), protocol })
     }

@@ -70,6 +70,59 @@ async fn two_workloads_know_each_other_and_sessions_resume() {
     assert_eq!(seen.unwrap().as_ref(), Some(client.id()), "a resumed session still knows who it is");
 }
 
+/// A session that outlived a certificate it began with would be refused, and with it a request.
+#[tokio::test(start_paused = true)]
+async fn sessions_are_forgotten_before_the_certificates_that_they_began_with_expire() {
+    let authority = authority(DEFAULT_TTL);
+    let (server, client) = (identity(&authority, "a").await, identity(&authority, "b").await);
+    let expected = "spiffe://cluster.local/ns/a/*";
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        kinds.push(shake(&server, &client, expected).await.0.unwrap());
+        kinds.push(shake(&server, &client, expected).await.0.unwrap());
+        tokio::time::sleep(DEFAULT_TTL / 3 + Duration::from_secs(1)).await;
+    }
+    use HandshakeKind::{Full, Resumed};
+    assert_eq!(kinds, [Full, Resumed, Full, Resumed]);
+}
+
+/// Should one be resumed all the same, a full handshake comes after it and no request notices.
+#[tokio::test]
+async fn a_session_that_outlived_its_certificate_costs_a_handshake_only() {
+    let root = MaterialPem::generate_root(TD, SystemTime::now()).unwrap();
+    let authority = |ttl| Arc::new(Authority::new(TD, ttl, &root).unwrap());
+    let server = identity(&authority(Duration::from_secs(3)), "a").await;
+    // Whose own certificate lives so long that it forgets nothing meanwhile.
+    let client = identity(&authority(DEFAULT_TTL), "b").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = server.clone();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let serving = serving.clone();
+            tokio::spawn(async move {
+                if let Ok((mut tls, _)) = serving.accept(tcp).await {
+                    let _ = tls.write_all(b"hello").await;
+                    let _ = tls.shutdown().await;
+                }
+            });
+        }
+    });
+    let target = Target::tls(address, Protocol::Http1, "spiffe://cluster.local/ns/a/*");
+    let until = tokio::time::Instant::now() + Duration::from_secs(6);
+    let mut connections = 0;
+    while tokio::time::Instant::now() < until {
+        let mut connected = Connector::connect(&client, &target).await.expect("each connection succeeds");
+        let mut got = Vec::new();
+        let _ = connected.io.read_to_end(&mut got).await;
+        assert_eq!(got, b"hello");
+        connections += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(connections > 20, "{connections}");
+}
+
 #[tokio::test]
 async fn the_wrong_identity_is_refused_also_when_resumed() {
     let authority = authority(DEFAULT_TTL);
