@@ -17,6 +17,8 @@ use crate::zero::{self, Activity, Path, Scene, Stage};
 
 /// How many decisions are kept for who asks why.
 const HISTORY: usize = 16;
+/// How long a status that only tells of work in progress is held.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ pub(super) struct Revision {
     under_way: UnderWay,
     metric_made: Option<(Duration, Duration, String)>,
     status_known: Option<PodAutoscalerStatus>,
+    /// Since when a status waits to be written until things have settled.
+    unsettled: Option<Duration>,
 
     next_tick: Option<Duration>,
     next_collect: Option<Duration>,
@@ -363,11 +367,11 @@ impl Revision {
         self.want_sks(&pa, mode, self.settings.spec.activators(self.ready()), effects);
         self.want_metric(&pa, private, effects);
         self.stand(step.want, now);
-        self.want_status(key, &pa, step.want, now, effects);
+        let settles = self.want_status(key, &pa, step.want, now, effects);
         self.remember(step.stage, step.want, mode, now);
         // What `stand` has just changed may be the next step already.
         let soon = (self.activity != Some(activity)).then_some(now + Duration::from_millis(50));
-        self.schedule(soon.or(step.recheck), now);
+        self.schedule([soon.or(step.recheck), settles].into_iter().flatten().min(), now);
     }
 
     fn decide(&mut self, now: Duration) {
@@ -475,9 +479,9 @@ impl Revision {
         want: Option<u32>,
         now: Duration,
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> Option<Duration> {
         if self.under_way.status {
-            return;
+            return None;
         }
         let facts = status::Facts {
             generation: pa.metadata.generation,
@@ -491,11 +495,21 @@ impl Revision {
         };
         let known = self.status_known.clone().unwrap_or_default();
         let next = status::compute(&known, &facts, now);
-        if status::differs(&known, &next) {
-            self.under_way.status = true;
-            self.status_known = Some(next.clone());
-            effects.push(Effect::Status(key.clone(), Box::new(next)));
+        if !status::differs(&known, &next) {
+            self.unsettled = None;
+            return None;
         }
+        // Between zero and ready lie states that are over as soon as they are written: the pod needs the processor more.
+        let settled = next.condition("Ready").is_none_or(|ready| ready.status != Status::Unknown);
+        let due = *self.unsettled.get_or_insert(now) + SETTLE;
+        if self.initialized && !settled && now < due {
+            return Some(due);
+        }
+        self.unsettled = None;
+        self.under_way.status = true;
+        self.status_known = Some(next.clone());
+        effects.push(Effect::Status(key.clone(), Box::new(next)));
+        None
     }
 
     fn remember(&mut self, stage: Stage, want: Option<u32>, mode: Mode, now: Duration) {

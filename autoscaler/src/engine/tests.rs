@@ -199,11 +199,13 @@ fn a_storm_on_a_cold_revision_is_scaled_for_at_once() {
     world.broken = true;
     let first = world.poke(1.0);
     assert_eq!(first.desired, Some(1));
-    assert_eq!(world.condition("Active"), (Unknown, "Queued".to_owned()));
+    assert_eq!(world.condition("Active").0, False, "that it is being woken is written when that lasts");
     for more in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 36.0] {
         world.poke(more);
     }
     assert_eq!(world.replicas, 15, "100 requests at 7 a pod, within the same second");
+    world.run(1);
+    assert_eq!(world.condition("Active"), (Unknown, "Queued".to_owned()));
 }
 
 #[test]
