@@ -42,6 +42,11 @@ metadata: {name: gateway-of-old, namespace: ebb-system, labels: {install.ebb.dev
 spec: {ports: [{port: 80}]}
 ";
 
+/// As in the end-to-end suite: KUBECTL, else the one in PATH.
+fn kubectl() -> String {
+    std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".into())
+}
+
 struct Cluster {
     process: Process,
 }
@@ -65,11 +70,11 @@ impl Cluster {
     }
 
     fn kubectl(&self, args: &[&str]) -> Result<String> {
-        run(self.command("kubectl", args), None)
+        run(self.command(&kubectl(), args), None)
     }
 
     fn apply(&self, manifest: &str) -> Result<String> {
-        run(self.command("kubectl", &["apply", "-f", "-"]), Some(manifest))
+        run(self.command(&kubectl(), &["apply", "-f", "-"]), Some(manifest))
     }
 
     /// The gateway's address inside the cluster, which this machine reaches too.
