@@ -158,9 +158,11 @@ fn only_the_opening_packet_is_judged() {
             hook,
             rules: vec![rule(vec![Match::Protocol(6)], Verdict::NoTrack)],
         };
+        let _open = TcpListener::bind("127.0.0.1:7011").unwrap();
         let input = vec![
             rule(vec![Match::TcpUnderWay], Verdict::Accept),
             rule(vec![Match::Established], Verdict::Accept),
+            rule(vec![Match::Tcp(7011, 7011)], Verdict::Accept),
             rule(vec![Match::Protocol(6)], Verdict::Reset),
             rule(Vec::new(), Verdict::Drop),
         ];
@@ -175,6 +177,7 @@ fn only_the_opening_packet_is_judged() {
         far.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x", "a connection under way goes on");
         assert_eq!(connect(7006).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(connect(7011).is_ok(), "the answer to an opening packet opens nothing");
         remove("test", Family::Inet).unwrap();
         assert!(connect(7006).is_ok());
     });

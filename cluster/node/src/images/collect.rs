@@ -152,9 +152,16 @@ pub(crate) async fn round(
     let names = choose(&cached, uses, need, thresholds.min_age, now);
     let in_use: Vec<String> = uses.in_use().into_iter().collect();
     match images.discard(&names, &in_use).await {
-        Ok(freed) if freed >= need => info!(need, freed, ?names, "the disk was too full: unused images are gone"),
+        Ok(freed) if freed >= need => {
+            info!(need, freed, ?names, "the disk was too full: unused images are gone")
+        }
         Ok(freed) => {
-            warn!(need, freed, ?names, "the disk is too full, and unused images are not enough: free some of it");
+            warn!(
+                need,
+                freed,
+                ?names,
+                "the disk is too full, and unused images are not enough: free some of it"
+            );
             return Some(freed);
         }
         Err(cause) => {

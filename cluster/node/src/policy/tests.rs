@@ -171,6 +171,17 @@ fn addresses_come_and_go_with_pods() {
     assert!(!world.admits(STRANGER, WEB, Transport::Tcp, 8080), "it has lost its label");
     world.remove_policy("shop", "p0");
     assert!(world.admits(STRANGER, WEB, Transport::Tcp, 8080));
+    // Nobody inherits the rules of the pod that had the address before.
+    let mut world = self::world(&[json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})]);
+    assert!(
+        !world.admits(OUTSIDE, CLIENT, Transport::Tcp, 80)
+            && !world.admits(CLIENT, OUTSIDE, Transport::Tcp, 80)
+    );
+    world.set_address("client", None);
+    assert!(
+        world.admits(OUTSIDE, CLIENT, Transport::Tcp, 80)
+            && world.admits(CLIENT, OUTSIDE, Transport::Tcp, 80)
+    );
 }
 
 #[test]
