@@ -411,7 +411,7 @@ impl Maker {
         })
     }
 
-    /// Sets the host name, as the container library does so only in a uts namespace that it makes itself, and loads packet rules.
+    /// Sets the host name, which belongs to the pod and not to one of its containers, and loads packet rules.
     fn equip(
         &self,
         network: &PodNetwork,
