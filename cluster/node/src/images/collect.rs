@@ -153,7 +153,7 @@ pub(crate) async fn round(
     let in_use: Vec<String> = uses.in_use().into_iter().collect();
     match images.discard(&names, &in_use).await {
         Ok(freed) if freed >= need => {
-            info!(need, freed, ?names, "the disk was too full: unused images are gone")
+            info!(need, freed, ?names, "the disk was too full: unused images are gone");
         }
         Ok(freed) => {
             warn!(
