@@ -312,6 +312,35 @@ mod tests {
         assert_eq!(old.unenforced("/a"), ["cpu", "pids"]);
     }
 
+    /// The texts are those of the kernel's Documentation/admin-guide/cgroup-v2.rst.
+    #[test]
+    fn what_version_two_says() {
+        let root = tempfile::tempdir().unwrap();
+        let found = Hierarchies { v2: Some(root.path().to_owned()), ..Hierarchies::default() };
+        let group = root.path().join("node/c1");
+        fs::create_dir_all(&group).unwrap();
+        for (name, text) in [
+            ("memory.events", "low 0\nhigh 0\nmax 21\noom 2\noom_kill 2\noom_group_kill 1\n"),
+            ("memory.current", "10485760\n"),
+            (
+                "memory.stat",
+                "anon 4194304\nfile 6291456\ninactive_anon 0\ninactive_file 2097152\nactive_file 4194304\n",
+            ),
+            ("cpu.stat", "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 0\n"),
+        ] {
+            fs::write(group.join(name), text).unwrap();
+        }
+        assert_eq!(found.oom_kills("/node/c1"), 2, "processes killed, not events or groups");
+        let usage = Usage { cpu_ns: 1_500_000, memory_bytes: 10 << 20, working_set_bytes: 8 << 20 };
+        assert_eq!(found.usage("/node/c1"), Some(usage));
+        assert_eq!(found.usage("/node/gone"), None);
+        // Without the controller there is no file, and that is no error.
+        found.favour("/node", 2).unwrap();
+        fs::write(root.path().join("node/cpu.weight"), "100\n").unwrap();
+        found.favour("/node", 2).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("node/cpu.weight")).unwrap(), "800");
+    }
+
     #[test]
     fn keyed_matches_whole_names() {
         assert_eq!(keyed("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), Some(3));

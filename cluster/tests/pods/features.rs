@@ -83,7 +83,7 @@ fn hooks(world: &World) {
     world.delete("pod/post-start");
     let hook = json!({"lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo nope; exit 1"]}}}});
     world.pod("post-bad", hook, json!({}));
-    world.until("pod/post-bad", "{.status.containerStatuses[0].restartCount}", "1");
+    world.until("pod/post-bad", "{.status.containerStatuses[0].lastState.terminated.reason}", "Error");
     let described = world.kubectl(&["describe", "pod", "post-bad"]);
     assert!(described.contains("FailedPostStartHook") && described.contains("nope"), "{described}");
     world.delete("pod/post-bad");

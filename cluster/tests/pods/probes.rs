@@ -12,7 +12,8 @@ use crate::world::World;
 
 pub(crate) const CASES: &[Case] = &[("grpc_probes", grpc), ("https_probes", https)];
 
-const RESTARTS: &str = "{.status.containerStatuses[0].restartCount}";
+/// How the run before this one ended: there was one, then.
+const BEFORE: &str = "{.status.containerStatuses[0].lastState.terminated.reason}";
 
 fn grpc(world: &World) {
     let probe = json!({"grpc": {"port": 7010}, "periodSeconds": 1, "failureThreshold": 1});
@@ -20,7 +21,7 @@ fn grpc(world: &World) {
     let container = json!({"args": ["grpc"], "startupProbe": {"grpc": {"port": 7010}, "periodSeconds": 1}, "readinessProbe": probe, "livenessProbe": named});
     world.ready_pod("grpc", container, json!({}));
     world.kubectl(&["exec", "grpc", "--", "touch", "/tmp/sick"]);
-    world.until("pod/grpc", RESTARTS, "1");
+    world.until("pod/grpc", BEFORE, "Error");
     // The new container is well again.
     world.ready("grpc");
     let described = world.kubectl(&["describe", "pod", "grpc"]);
@@ -35,7 +36,7 @@ fn grpc(world: &World) {
     // Nobody listens.
     let nobody = json!({"startupProbe": {"grpc": {"port": 7011}, "periodSeconds": 1, "failureThreshold": 2}});
     world.pod("grpc-nobody", nobody, json!({}));
-    world.until("pod/grpc-nobody", RESTARTS, "1");
+    world.until("pod/grpc-nobody", BEFORE, "Error");
     assert!(
         world.kubectl(&["describe", "pod", "grpc-nobody"]).contains("Startup probe failed: gRPC probe of")
     );
@@ -83,7 +84,7 @@ fn https(world: &World) {
     world.ready_pod("https", container, json!({}));
     status.store(503, Ordering::Relaxed);
     world.kubectl(&["wait", "--for=condition=Ready=false", "pod/https", "--timeout=60s"]);
-    world.until("pod/https", RESTARTS, "1");
+    world.until("pod/https", BEFORE, "Error");
     status.store(302, Ordering::Relaxed);
     world.ready("https");
     let described = world.kubectl(&["describe", "pod", "https"]);

@@ -117,7 +117,11 @@ fn clean(world: &World) {
     let kubeconfig = cluster.line().trim().to_owned();
     let kubectl = |args: &[&str], input: &str| {
         let (code, out, err) = world.run(&[&["--kubeconfig", &kubeconfig], args].concat(), Some(input));
-        assert_eq!(code, 0, "kubectl {args:?}: {out}{err}");
+        if code != 0 {
+            let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+            let described = world.run(&["--kubeconfig", &kubeconfig, "describe", "pods"], None).1;
+            panic!("kubectl {args:?}: {out}{err}\n{described}\n{log}");
+        }
         out
     };
     // Pods that end and are started again all the time, that hold memory volumes, that end slowly, and that are kept up by a controller.
@@ -136,8 +140,8 @@ fn clean(world: &World) {
     kubectl(&["apply", "-f", "-"], &objects.to_string());
     kubectl(&["wait", "--for=condition=Ready", "pod/holding", "pod/slow", "--timeout=60s"], "");
     kubectl(&["rollout", "status", "deployment/many", "--timeout=60s"], "");
-    let restarts = "--for=jsonpath={.status.containerStatuses[0].restartCount}=1";
-    kubectl(&["wait", restarts, "pod/restless", "--timeout=60s"], "");
+    let restarted = "--for=jsonpath={.status.containerStatuses[0].lastState.terminated.reason}=Completed";
+    kubectl(&["wait", restarted, "pod/restless", "--timeout=60s"], "");
 
     let processes = below(root);
     let cgroups = cgroups(&processes);
@@ -160,7 +164,7 @@ fn clean(world: &World) {
     let (_, after) = log.split_once("stopping all containers").expect("the node says that it stops");
     let started: Vec<&str> = after.lines().filter(|line| line.contains("container started")).collect();
     assert!(started.is_empty(), "started while stopping: {started:?}");
-    // Helpers end when the node's process has: for them a moment is allowed.
+    // Helpers end when the node's process has: they are allowed a moment.
     let begun = std::time::Instant::now();
     // Numbers may have been given away since: only what is still ours counts.
     let ours = |folder: &Path| {

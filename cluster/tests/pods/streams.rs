@@ -168,11 +168,15 @@ fn run_terminal(world: &World) {
     shell.expect("# ");
     shell.write("until [ \"$(stty size)\" = '29 83' ]; do sleep 0.05; done; echo size $(stty size)\n");
     shell.expect("size 29 83");
-    shell.write("ls -l /dev/console > /dev/null && echo console\n");
-    shell.expect("console\r\n");
+    shell.write("ls /dev/console > /dev/null && echo con''sole\n");
+    shell.expect("console\r\n# ");
     // Ctrl-C goes to what runs, not to the shell.
-    shell.write("sleep 100\n");
+    shell.write("cat\n");
+    shell.write("heard\n");
+    // Once as the terminal's echo, once by cat, which is there, then.
+    shell.expect("heard\r\nheard\r\n");
     shell.write("\x03");
+    shell.expect("# ");
     shell.write("echo still; exit 0\n");
     shell.expect("still\r\n");
     assert_eq!(shell.end(), 0);

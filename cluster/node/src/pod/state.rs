@@ -226,8 +226,10 @@ impl PodState {
 
     /// Takes in ephemeral containers that are new in the object; they are never changed or removed.
     fn add_ephemeral(&mut self, now: Timestamp) {
-        let wanted = self.pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
-        let known = self.pod.status.as_ref().and_then(|status| status.ephemeral_container_statuses.as_deref());
+        let wanted =
+            self.pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+        let known =
+            self.pod.status.as_ref().and_then(|status| status.ephemeral_container_statuses.as_deref());
         for container in &wanted[self.ephemeral.len().min(wanted.len())..] {
             let container = plain(container);
             let mut state = ContainerState::new(&container, Kind::Ephemeral, known.unwrap_or_default(), now);

@@ -345,3 +345,57 @@ fn readiness_gates_hold_the_pod_back() {
     world.event(Event::Changed(Box::new(pod)));
     assert_eq!(world.condition("Ready"), "True");
 }
+
+/// The object with an ephemeral container, as `kubectl debug` makes it.
+fn with_ephemeral(world: &World, target: &str) -> Pod {
+    let mut pod = world.state.pod.clone();
+    let container = json!({"name": "look", "image": "d", "targetContainerName": target});
+    pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![serde_json::from_value(container).unwrap()]);
+    pod
+}
+
+#[test]
+fn an_ephemeral_container_starts_once_and_counts_for_nothing() {
+    let mut world = one("Always");
+    world.prepare();
+    world.started(0);
+    let pod = with_ephemeral(&world, "");
+    assert_eq!(world.event(Event::Changed(Box::new(pod.clone()))), [Action::Pull(1)]);
+    assert_eq!(world.condition("Ready"), "True", "nobody waits for it");
+    assert_eq!(world.event(Event::ImageReady(1, "d".into())), [Action::Start(1)]);
+    assert_eq!(world.state.target_of(1), None);
+    world.started(1);
+    assert_eq!(world.status()["ephemeralContainerStatuses"][0]["state"]["running"].is_object(), true);
+    assert_eq!(world.status()["containerStatuses"].as_array().unwrap().len(), 1);
+    assert_eq!(world.exit(1, 3), [], "it is not started again, whatever the pod's policy");
+    assert_eq!(world.event(Event::Changed(Box::new(pod))), [], "nor by a change of the object");
+    world.pass(1000);
+    assert_eq!(world.step(), []);
+    assert_eq!(world.condition("Ready"), "True");
+    assert_eq!(world.status()["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+}
+
+#[test]
+fn an_ephemeral_container_keeps_no_pod_from_ending_and_is_not_started_after_a_restart_of_the_node() {
+    let mut world = one("Never");
+    world.prepare();
+    world.started(0);
+    let pod = with_ephemeral(&world, "app");
+    world.event(Event::Changed(Box::new(pod)));
+    world.event(Event::ImageReady(1, "d".into()));
+    assert_eq!(world.state.target_of(1), Some("app"));
+    assert_eq!(world.state.target_of(0), None);
+    world.started(1);
+    // The node's process ends and comes again.
+    let mut after = World { state: world.state.clone(), ..World::new(json!({"containers": []})) };
+    let mut pod = world.state.pod.clone();
+    pod.status = serde_json::from_value(world.status()).unwrap();
+    after.state = PodState::new(pod, after.now);
+    after.prepare();
+    assert!(matches!(after.state.containers[1].run, Run::Ended(_)));
+    // Here, the app ends: so does who looked at it, and the pod is over.
+    let stopped = world.exit(0, 0);
+    assert!(matches!(stopped[..], [Action::Stop(1, _)]), "{stopped:?}");
+    world.exit(1, 0);
+    assert_eq!(world.status()["phase"], "Succeeded");
+}
