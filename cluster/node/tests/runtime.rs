@@ -39,13 +39,14 @@ fn main() {
     macro_rules! tests {
         ($($name:ident),* $(,)?) => { [$((stringify!($name), || Box::pin($name()))),*] };
     }
-    let tests: [Test; 21] = tests![
+    let tests: [Test; 22] = tests![
         serves_in_its_own_network,
         exit_codes_output_and_signals,
         programs_that_cannot_be_executed,
         a_program_sees_what_another_runtime_shows_it,
         memory_limit,
         memory_limit_of_a_child,
+        a_container_sees_its_own_cgroups,
         restrictions,
         capabilities_are_dropped,
         devices_are_refused,
@@ -416,7 +417,10 @@ async fn a_program_sees_what_another_runtime_shows_it() {
 }
 
 fn seen(text: &str) -> std::collections::BTreeSet<String> {
-    text.lines().filter(|line| !line.starts_with("SigIgn")).map(str::to_owned).collect()
+    text.lines()
+        .filter(|line| !line.starts_with("SigIgn") && !line.contains(" /sys/fs/cgroup"))
+        .map(str::to_owned)
+        .collect()
 }
 
 async fn memory_limit() {
@@ -425,6 +429,39 @@ async fn memory_limit() {
     container.limits = Limits { memory: Some(32 << 20), pids: Some(10), ..Limits::default() };
     let (id, _reader) = world.start(container).await;
     assert_eq!(world.exit(&id).await, Exit { code: 137, signal: Some(9), oom: true });
+}
+
+/// Language runtimes look there for how much they may use.
+async fn a_container_sees_its_own_cgroups() {
+    let mut world = World::new(1).await;
+    let (network, _) = network().await;
+    let pod = network.claim("my-pod", None).await.unwrap();
+    let limit = match Hierarchies::detect().unwrap().unified() {
+        true => "/sys/fs/cgroup/memory.max",
+        false => "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    };
+    let mut container = world.container(&["cat", limit, "/proc/self/cgroup"]);
+    container.limits.memory = Some(64 << 20);
+    container.net = pod.net_path();
+    let mut write = container.clone();
+    write.process.args = vec!["/payload".to_owned(), "write".to_owned(), limit.to_owned()];
+    let said = world.output(container.clone()).await;
+    assert!(said.starts_with("67108864\n"), "{said}");
+    assert!(!said.contains(&world.prefix), "it is the root of what it sees: {said}");
+    assert!(world.output(write).await.contains("Read-only"));
+    container.process.args = vec!["/payload".to_owned()];
+    let (id, _reader) = world.start(container).await;
+    let look = Process {
+        args: ["/payload", "cat", "/proc/self/cgroup"].map(str::to_owned).to_vec(),
+        ..Process::default()
+    };
+    let (mut reader, streams) = pipes();
+    world.runtime.exec(&id, "e", &look, streams).await.unwrap();
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert!(said.lines().any(|line| line.ends_with(":memory:/") || line == "0::/"), "{said}");
+    network.release(&pod);
+    network.close().await;
 }
 
 /// The first process lives on and fails because its child was killed: that is what happened, also to Kubernetes.

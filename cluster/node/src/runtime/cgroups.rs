@@ -83,6 +83,16 @@ impl Cgroups {
         self.join(cgroup)
     }
 
+    /// The groups as a container sees them below /sys/fs/cgroup: name and folder; in version 2 there is one without a name.
+    pub(super) fn shown(&self, cgroup: &str) -> Vec<(&str, PathBuf)> {
+        let relative = cgroup.trim_start_matches('/');
+        if self.hierarchies.unified() {
+            return self.hierarchies.v2.iter().map(|root| ("", root.join(relative))).collect();
+        }
+        let known = |name: &&'static str| Some((*name, self.hierarchies.v1.get(*name)?.join(relative)));
+        CONTROLLERS.iter().filter_map(known).collect()
+    }
+
     /// Puts the calling process into groups that exist.
     pub(super) fn join(&self, cgroup: &str) -> io::Result<()> {
         self.folders(cgroup).iter().try_for_each(|folder| write(&folder.join("cgroup.procs"), "0"))

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::Signal;
 
 use self::children::{Child, Children, Of};
 use self::pool::Pool;
@@ -26,7 +26,7 @@ use super::parked::{self, Setup, Spawned};
 use super::privilege::Privilege;
 use super::protocol::{Answer, Envelope, Failure, Handed, HelperConfig, Message, Report, Request, Timings};
 use super::seccomp::Profiles;
-use super::seqpacket;
+use super::{seqpacket, sys};
 use crate::cgroup::Hierarchies;
 
 /// Runs the helper until the node is gone.
@@ -59,11 +59,7 @@ pub(super) fn run(socket: OwnedFd, config: &HelperConfig) -> i32 {
 
 /// What this process ignores, its children would ignore: Rust's start code ignores SIGPIPE, nohup SIGHUP.
 fn default_signals() {
-    for number in Signal::iterator().filter(|number| !matches!(number, Signal::SIGKILL | Signal::SIGSTOP)) {
-        // SAFETY: no handler is installed, only the default action restored.
-        #[allow(unsafe_code)]
-        let _ = unsafe { signal(number, SigHandler::SigDfl) };
-    }
+    (1..=64).for_each(sys::default_signal);
 }
 
 /// A container that is not yet removed.

@@ -44,6 +44,8 @@ const LINKS: [(&str, &str); 5] = [
 pub(super) struct Stage {
     base: PathBuf,
     privilege: Privilege,
+    /// Its own cgroups are there to be shown.
+    cgroups: bool,
 }
 
 /// Builds the parts in the calling process's mount namespace, of which nothing is seen outside.
@@ -55,10 +57,10 @@ pub(super) fn stage(base: &Path, privilege: Privilege) -> Result<Stage> {
         .map_err(at("mount a tmpfs"))?;
     // Its mounts move away, which those of a shared parent may not.
     mount(none, base, none, MsFlags::MS_PRIVATE, none).map_err(at("make a mount private"))?;
-    for name in ["root", "proc", "dev", "sys"] {
+    for name in ["root", "proc", "dev", "sys", "cgroup"] {
         mkdir(&base.join(name), Mode::from_bits_truncate(0o755)).map_err(at("make a folder"))?;
     }
-    let stage = Stage { base: base.to_owned(), privilege };
+    let stage = Stage { base: base.to_owned(), privilege, cgroups: false };
     mount(Some("proc"), &base.join("proc"), Some("proc"), strict, none).map_err(at("mount /proc"))?;
     stage.devices(strict)?;
     stage.mask("/proc")?;
@@ -130,6 +132,42 @@ impl Stage {
         Ok(())
     }
 
+    /// Shows a container its own cgroups, read-only: programs look there for how much they may use.
+    pub(super) fn show_cgroups(&mut self, groups: &[(&str, PathBuf)]) -> Result<()> {
+        let place = self.base.join("cgroup");
+        let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let several = groups.iter().any(|(name, _)| !name.is_empty());
+        if several {
+            mount(Some("tmpfs"), &place, Some("tmpfs"), strict, Some("mode=755,size=64k"))
+                .map_err(at("mount /sys/fs/cgroup"))?;
+        }
+        for (name, folder) in groups {
+            let target = if name.is_empty() { place.clone() } else { place.join(name) };
+            if several {
+                mkdir(&target, Mode::from_bits_truncate(0o755))
+                    .map_err(at("make a folder of /sys/fs/cgroup"))?;
+            }
+            clone_tree(folder)
+                .and_then(|copy| {
+                    let change = MountChange {
+                        read_only: true,
+                        propagation: MsFlags::MS_PRIVATE.bits(),
+                        ..MountChange::default()
+                    };
+                    set_mount(copy.as_fd(), change)?;
+                    attach(copy.as_fd(), CWD, &target)
+                })
+                .map_err(at(format_args!("show the cgroup {}", folder.display())))?;
+        }
+        if several {
+            let flags = strict | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+            mount(None::<&str>, &place, None::<&str>, flags, None::<&str>)
+                .map_err(at("protect /sys/fs/cgroup"))?;
+        }
+        self.cgroups = !groups.is_empty();
+        Ok(())
+    }
+
     /// A device node; where the kernel lets this user make none, the machine's own is shown.
     fn node(&self, place: &Path, kind: SFlag, mode: u32, device: u64, own: &Path) -> Result<()> {
         if self.privilege.makes_devices() {
@@ -193,6 +231,12 @@ impl Stage {
             .map_err(at("mount /dev/mqueue"))?;
         if container.privileged {
             self.all_devices(Path::new("/dev"))?;
+        }
+        let groups = self.place("/sys/fs/cgroup");
+        // A kernel without cgroups has no such folder; the machine's own /sys shows the machine's own.
+        if self.cgroups && container.net.is_some() && groups.is_dir() {
+            move_mount(CWD, self.base.join("cgroup"), CWD, &groups, MoveMountFlags::empty())
+                .map_err(at("move /sys/fs/cgroup"))?;
         }
         for name in ["proc", "dev", "sys"] {
             let target = inside::ensure_plain(root.as_fd(), name).map_err(|error| {

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, setsid};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
@@ -154,7 +154,14 @@ fn prepare(setup: &Setup, cgroup: Option<&str>) -> Result<Stage, Failure> {
     if let Some(cgroup) = cgroup {
         setup.cgroups.enter(cgroup).map_err(|error| Failure::new(error.to_string()))?;
     }
-    Ok(mounts::stage(&setup.stage, setup.privilege)?)
+    let mut stage = mounts::stage(&setup.stage, setup.privilege)?;
+    if let Some(cgroup) = cgroup {
+        stage.show_cgroups(&setup.cgroups.shown(cgroup))?;
+        // From now on, these are the roots of all that the container is told about cgroups.
+        unshare(CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|error| Failure::new(format!("cannot make a cgroup namespace: {error}")))?;
+    }
+    Ok(stage)
 }
 
 fn become_container(
@@ -224,10 +231,11 @@ fn become_exec(
         setup.cgroups.join(cgroup).map_err(|error| Failure::new(error.to_string()))?;
     }
     process::set_oom_score(&wanted);
-    let all = CloneFlags::CLONE_NEWNS
+    let mut all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
+    all.set(CloneFlags::CLONE_NEWCGROUP, cgroup.is_some());
     setns(container, all).map_err(|error| {
         Failure::new(format!("cannot enter the container, which may have ended: {error}"))
     })?;

@@ -142,6 +142,18 @@ pub(super) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Restores the default action of a signal. By the system call itself: the C library hides two of them.
+pub(super) fn default_signal(number: i32) {
+    // `struct sigaction` of the kernel with nothing set, whose handler 0 is the default; no architecture's is larger.
+    let action = [0_u64; 4];
+    // SAFETY: the kernel reads no more than the structure, writes nothing, and no handler is installed. SIGKILL, SIGSTOP
+    // and numbers that are none are refused.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, number, action.as_ptr(), 0_usize, 8_usize);
+    }
+}
+
 /// The name that ps shows.
 pub(super) fn rename(name: &CStr) {
     let _ = rustix::thread::set_name(name);
