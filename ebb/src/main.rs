@@ -18,6 +18,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use cluster::rootless::{self, Entered};
 
+/// Objects as trees of JSON are many small allocations, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // The container helper must be single-threaded: nothing may come before this.
     if std::env::args().nth(1).as_deref() == Some("container-helper") {

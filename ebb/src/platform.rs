@@ -68,11 +68,11 @@ impl Platform {
         config.git_version = if options.bare { BARE_VERSION } else { KUBERNETES_VERSION }.into();
         config.device_prefix = "ebb".into();
         config.node_name = "ebb".into();
+        let components = Components::new()?;
         let cluster = Cluster::start(config).await?;
         tracing::info!(elapsed = ?start.elapsed(), "cluster is up");
         let ports =
             Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
-        let components = Components::new();
         if options.bare {
             return Ok(Self { cluster, components, ports });
         }

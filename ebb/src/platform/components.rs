@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use cluster::Cluster;
 use ebb_mesh::ca::Authority;
 use ebb_mesh::{Identity, SpiffeId};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,8 +26,34 @@ pub(super) struct Addresses {
     pub(super) gateway: Ipv4Addr,
 }
 
+/// Threads for those that have requests in hand. The cluster's own work comes in bursts, most of all when something starts; on threads
+/// shared with it a request would wait behind it, which no other platform's data path does.
+struct Requests(Option<Runtime>);
+
+impl Requests {
+    fn start() -> anyhow::Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().thread_name("requests").enable_all().build();
+        Ok(Self(Some(runtime.context("starting the threads that serve requests")?)))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        // Waiting is not allowed where other tasks run, and who asked for an orderly end has waited already.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// The tasks; the first that ends unasked is reported.
 pub(super) struct Components {
+    requests: Requests,
     stop: CancellationToken,
     tasks: TaskTracker,
     report: mpsc::Sender<anyhow::Error>,
@@ -49,9 +76,10 @@ pub(super) fn leads(at: &Addresses) -> [Lead; 5] {
 }
 
 impl Components {
-    pub(super) fn new() -> Self {
+    pub(super) fn new() -> anyhow::Result<Self> {
         let (report, failed) = mpsc::channel(4);
-        Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), report, failed: Mutex::new(failed) }
+        let (stop, tasks, failed) = (CancellationToken::new(), TaskTracker::new(), Mutex::new(failed));
+        Ok(Self { requests: Requests::start()?, stop, tasks, report, failed })
     }
 
     /// Starts all of them, and waits until each can do its work.
@@ -70,7 +98,9 @@ impl Components {
         let ready = config.ready.clone();
         let custody = ebb_controller::ensure_authority(&client("controller"), &config).await?;
         let authority = custody.authority().clone();
+        let (cluster_work, requests) = (Handle::current(), self.requests.handle());
         self.spawn(
+            &cluster_work,
             "controller",
             ebb_controller::run_with_authority(
                 config,
@@ -86,6 +116,7 @@ impl Components {
             ..Default::default()
         };
         self.spawn(
+            &requests,
             "autoscaler",
             ebb_autoscaler::run(config, client("autoscaler"), autoscaler, self.stop.child_token()),
         );
@@ -96,6 +127,7 @@ impl Components {
             ..Default::default()
         };
         self.spawn(
+            &requests,
             "activator",
             ebb_activator::run(config, client("activator"), activator, self.stop.child_token()),
         );
@@ -109,7 +141,7 @@ impl Components {
         http.push(listen(at.gateway, config.http_port)?);
         let listeners = ebb_gateway::Listeners { http, ..Default::default() };
         let run = ebb_gateway::run(config, listeners, client("gateway"), gateway, self.stop.child_token());
-        self.spawn("gateway", run);
+        self.spawn(&requests, "gateway", run);
         // Before its webhooks are registered, the API would refuse what users apply.
         tokio::select! {
             () = ready.wait() => Ok(()),
@@ -117,12 +149,16 @@ impl Components {
         }
     }
 
-    fn spawn<E>(&self, name: &'static str, component: impl Future<Output = Result<(), E>> + Send + 'static)
-    where
+    fn spawn<E>(
+        &self,
+        on: &Handle,
+        name: &'static str,
+        component: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
         E: std::error::Error + Send + Sync + 'static,
     {
         let (stop, report) = (self.stop.clone(), self.report.clone());
-        self.tasks.spawn(async move {
+        let task = async move {
             let ended = component.await;
             if !stop.is_cancelled() {
                 let error = match ended {
@@ -131,7 +167,8 @@ impl Components {
                 };
                 let _ = report.send(error.context(format!("the {name} has failed"))).await;
             }
-        });
+        };
+        self.tasks.spawn_on(task, on);
     }
 
     /// The first failure; normally waits for ever.
