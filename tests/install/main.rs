@@ -103,19 +103,26 @@ impl Cluster {
         }
     }
 
+    /// Waits until each component has only pods of the newest kind: until then the old ones still serve.
+    fn old_pods_gone(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let pods = self.kubectl(&["get", "pods", "-n", "ebb-system", "-o", "name"])?;
+            if pods.lines().count() == 4 {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "old pods do not go:\n{pods}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Everything of the platform that is still somewhere.
     fn left(&self) -> Result<String> {
         let ours = ["-l", "install.ebb.dev/namespace", "-o", "name", "--ignore-not-found"];
         let kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,crds,namespaces";
         let mut left = self.kubectl(&[&["get", kinds], ours.as_slice()].concat())?;
-        left += &self.kubectl(&[
-            "get",
-            "configmaps",
-            "-A",
-            "--field-selector=metadata.name=ebb-mesh-root",
-            "-o",
-            "name",
-        ])?;
+        let strewn = ["-A", "-l", "app.kubernetes.io/managed-by=ebb", "-o", "name"];
+        left += &self.kubectl(&[&["get", "configmaps,networkpolicies"], strewn.as_slice()].concat())?;
         left += &self.kubectl(&[
             "get",
             "deployments,services,endpointslices",
@@ -130,35 +137,53 @@ impl Cluster {
     }
 }
 
-/// Asks all the time, one connection a request, and counts what was not answered.
+/// Clients that ask all the time, one connection a request, and count what was not answered.
 struct Load {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(usize, Vec<String>)>,
+    clients: Vec<std::thread::JoinHandle<Told>>,
+}
+
+/// What clients saw.
+#[derive(Default)]
+struct Told {
+    asked: usize,
+    lost: Vec<String>,
+    slowest: Duration,
 }
 
 impl Load {
-    fn start(gateway: SocketAddr, host: &'static str) -> Self {
+    fn start(clients: usize, gateway: SocketAddr, host: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let end = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let (mut asked, mut lost) = (0, Vec::new());
-            while !end.load(Ordering::Relaxed) {
-                asked += 1;
-                match http::get(gateway, host, "/") {
-                    Ok(answer) if answer.status == 200 => {}
-                    Ok(answer) => lost.push(format!("{} {}", answer.status, answer.body)),
-                    Err(error) => lost.push(format!("{error:#}")),
+        let client = || {
+            let end = stop.clone();
+            std::thread::spawn(move || {
+                let mut told = Told::default();
+                while !end.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    match http::get(gateway, host, "/") {
+                        Ok(answer) if answer.status == 200 => {}
+                        Ok(answer) => told.lost.push(format!("{} {}", answer.status, answer.body)),
+                        Err(error) => told.lost.push(format!("{error:#}")),
+                    }
+                    told.asked += 1;
+                    told.slowest = told.slowest.max(start.elapsed());
+                    std::thread::sleep(Duration::from_millis(5));
                 }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            (asked, lost)
-        });
-        Self { stop, thread }
+                told
+            })
+        };
+        Self { clients: (0..clients).map(|_| client()).collect(), stop }
     }
 
-    fn end(self) -> (usize, Vec<String>) {
+    fn end(self) -> Told {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it counts to its end")
+        let all = self.clients.into_iter().map(|c| c.join().expect("it counts to its end"));
+        all.fold(Told::default(), |mut sum, one| {
+            sum.asked += one.asked;
+            sum.lost.extend(one.lost);
+            sum.slowest = sum.slowest.max(one.slowest);
+            sum
+        })
     }
 }
 
@@ -207,8 +232,8 @@ fn the_platform_comes_is_renewed_under_load_and_goes() -> Result<()> {
         "-p",
         edit,
     ])?;
-    let load = Load::start(gateway, "hello.default.example.com");
-    let renewed = cluster.ebb(&["install", "--image-tag", "two"]);
+    let load = Load::start(4, gateway, "hello.default.example.com");
+    let renewed = cluster.ebb(&["install", "--image-tag", "two"]).and_then(|_| cluster.old_pods_gone());
     let (asked, lost) = load.end();
     renewed?;
     ensure!(asked > 100, "only {asked} requests while it was renewed");

@@ -12,9 +12,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use ebb_api::crds::crds;
 use ebb_api::manifests::{INSTALLATION, Options};
-use ebb_api::meta::ebb::MESH_ROOT;
+use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT};
+use ebb_controller::install::resource;
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
@@ -79,7 +80,7 @@ pub(crate) async fn run(args: UninstallArgs) -> anyhow::Result<ExitCode> {
     let stage = Stage::begin("delete the components");
     components(client, &namespace, &stage, &patience).await?;
     stage.done(&namespace);
-    let roots = mesh_roots(client).await?;
+    let strewn = strewn(client).await?;
     if !kinds.is_empty() {
         let stage = Stage::begin("delete the CRDs");
         let api: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -104,12 +105,10 @@ pub(crate) async fn run(args: UninstallArgs) -> anyhow::Result<ExitCode> {
         let names: Vec<String> = left.iter().map(prune::Found::name).collect();
         bail!("these are still there: {}; run `ebb uninstall` again", names.join(", "));
     }
-    let more = if roots == 0 {
-        String::new()
-    } else {
-        format!(" ({roots} ConfigMaps {MESH_ROOT} in users' namespaces went too)")
-    };
-    println!("ebb is off the cluster {}{more}", cluster.url);
+    println!("ebb is off the cluster {}", cluster.url);
+    if strewn > 0 {
+        println!("{strewn} of its ConfigMaps and NetworkPolicies in users' namespaces went with it");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -339,19 +338,26 @@ where
     }
 }
 
-/// The mesh's roots in users' namespaces; tells how many there were.
-async fn mesh_roots(client: &Client) -> anyhow::Result<usize> {
-    let all: Api<ConfigMap> = Api::all(client.clone());
-    let ours = ListParams::default()
-        .fields(&format!("metadata.name={MESH_ROOT}"))
-        .labels("app.kubernetes.io/managed-by=ebb");
-    let found = all.list(&ours).await.with_context(|| format!("looking for ConfigMaps {MESH_ROOT}"))?;
-    for map in &found {
-        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &map.namespace().unwrap_or_default());
-        ignore_missing(api.delete(MESH_ROOT, &DeleteParams::background()).await.map(drop))
-            .with_context(|| format!("deleting a ConfigMap {MESH_ROOT}"))?;
+/// What the controller put into users' namespaces besides what Services are made of; tells how many there were.
+async fn strewn(client: &Client) -> anyhow::Result<usize> {
+    let kinds = [("v1", "ConfigMap", MESH_ROOT), ("networking.k8s.io/v1", "NetworkPolicy", MESH_POLICY)];
+    let mut count = 0;
+    for (api_version, kind, name) in kinds {
+        let resource = resource(api_version, kind);
+        let all: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let ours = ListParams::default()
+            .fields(&format!("metadata.name={name}"))
+            .labels("app.kubernetes.io/managed-by=ebb");
+        let found = all.list(&ours).await.with_context(|| format!("looking for a {kind} {name}"))?;
+        for object in &found {
+            let within = object.namespace().unwrap_or_default();
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &within, &resource);
+            ignore_missing(api.delete(name, &DeleteParams::background()).await.map(drop))
+                .with_context(|| format!("deleting the {kind} {within}/{name}"))?;
+        }
+        count += found.items.len();
     }
-    Ok(found.items.len())
+    Ok(count)
 }
 
 #[cfg(test)]
