@@ -365,7 +365,7 @@ fn an_ephemeral_container_starts_once_and_counts_for_nothing() {
     assert_eq!(world.event(Event::ImageReady(1, "d".into())), [Action::Start(1)]);
     assert_eq!(world.state.target_of(1), None);
     world.started(1);
-    assert_eq!(world.status()["ephemeralContainerStatuses"][0]["state"]["running"].is_object(), true);
+    assert!(world.status()["ephemeralContainerStatuses"][0]["state"]["running"].is_object());
     assert_eq!(world.status()["containerStatuses"].as_array().unwrap().len(), 1);
     assert_eq!(world.exit(1, 3), [], "it is not started again, whatever the pod's policy");
     assert_eq!(world.event(Event::Changed(Box::new(pod))), [], "nor by a change of the object");
