@@ -94,6 +94,7 @@ pub(crate) fn prepare(resource: &Resource, object: &mut Value, old: Option<&Valu
             }
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
         }
+        "Job" if old.is_none() && object["spec"]["manualSelector"] != true => select_own_pods(object),
         "Pod" if old.is_none() => {
             object["status"] = json!({"phase": "Pending", "qosClass": qos(&object["spec"])});
         }
@@ -101,6 +102,30 @@ pub(crate) fn prepare(resource: &Resource, object: &mut Value, old: Option<&Valu
             object["status"] = json!({"phase": "Pending"});
         }
         _ => {}
+    }
+}
+
+/// Gives a job's pods labels that are its alone, and selects them by one.
+fn select_own_pods(job: &mut Value) {
+    let (uid, name) = (meta::uid(job).to_owned(), meta::name(job).to_owned());
+    let template = &mut job["spec"]["template"];
+    if !template["metadata"]["labels"].is_object() {
+        meta::set(template, "labels", json!({}));
+    }
+    for (label, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        template["metadata"]["labels"][label] = value.clone().into();
+    }
+    let labels = template["metadata"]["labels"].clone();
+    if job["spec"]["selector"].is_null() {
+        job["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+    }
+    if job["metadata"]["labels"].as_object().is_none_or(serde_json::Map::is_empty) {
+        meta::set(job, "labels", labels);
     }
 }
 

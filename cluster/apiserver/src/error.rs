@@ -42,7 +42,10 @@ impl Subject<'_> {
     }
 
     fn details(&self) -> Value {
-        let mut details = json!({"kind": self.resource});
+        let mut details = json!({});
+        if !self.resource.is_empty() {
+            details["kind"] = self.resource.into();
+        }
         if !self.name.is_empty() {
             details["name"] = self.name.into();
         }
@@ -213,7 +216,8 @@ impl ApiError {
         let causes: Vec<Value> = errors
             .iter()
             .map(|error| {
-                json!({"reason": error.reason.as_str(), "message": error.body(), "field": error.field})
+                let field = if error.field.is_empty() { "<nil>" } else { &error.field };
+                json!({"reason": error.reason.as_str(), "message": error.body(), "field": field})
             })
             .collect();
         let subject = Subject { group, resource: kind, name };

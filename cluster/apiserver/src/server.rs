@@ -31,6 +31,13 @@ pub(crate) struct Server {
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }
 
+/// Is it a path of a group that is not there, or of a type that a group of custom types has no more?
+fn is_missing(snapshot: &crate::registry::Snapshot, group: &str, version: &str, rest: Option<&&str>) -> bool {
+    let Some(versions) = snapshot.groups.get(group) else { return true };
+    let builtin = versions.iter().flat_map(|(_, list)| list).any(|resource| resource.builtin);
+    !builtin && rest.is_some() && !versions.iter().any(|(known, _)| known == version)
+}
+
 impl Server {
     /// Answers one request. Whatever goes wrong becomes a `Status`.
     pub(crate) async fn handle(self: Arc<Self>, request: Request<Body>) -> Reply {
@@ -59,7 +66,10 @@ impl Server {
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         let snapshot = self.registry.snapshot();
         match parts.as_slice() {
-            ["apis", group, ..] if !snapshot.groups.contains_key(*group) => Err(ApiError::no_such_page()),
+            // What a custom type's group does not hold, no server of Kubernetes' own answers for.
+            ["apis", group, version, rest @ ..] if is_missing(&snapshot, group, version, rest.first()) => {
+                Err(ApiError::no_such_page())
+            }
             // The older form of a watch: the path says it, not the query.
             ["api", version, "watch", rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, "", version, &segments[3..])?;

@@ -100,13 +100,16 @@ fn qualified(field: &str, key: &str, errors: &mut Vec<FieldError>) {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
     };
-    if let Some(prefix) = prefix
+    if prefix == Some("") {
+        errors.push(FieldError::invalid(field, &key.into(), "prefix part must be non-empty"));
+    } else if let Some(prefix) = prefix
         && (prefix.len() > 253 || !IS_SUBDOMAIN.is_match(prefix))
     {
         errors.push(FieldError::invalid(field, &key.into(), format!("prefix part {SUBDOMAIN}")));
     }
     if name.is_empty() {
         errors.push(FieldError::invalid(field, &key.into(), "name part must be non-empty"));
+        errors.push(FieldError::invalid(field, &key.into(), QUALIFIED));
     } else if name.len() > 63 {
         errors.push(FieldError::invalid(field, &key.into(), "name part must be no more than 63 bytes"));
     } else if !IS_QUALIFIED.is_match(name) {
@@ -140,9 +143,8 @@ pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
     for (index, finalizer) in meta::finalizers(object).iter().enumerate() {
         let field = format!("metadata.finalizers[{index}]");
         let standard = ["orphan", "foregroundDeletion", "kubernetes"];
-        let before = errors.len();
-        qualified(&field, finalizer, &mut errors);
-        if errors.len() == before && !finalizer.contains('/') && !standard.contains(finalizer) && resource.builtin {
+        qualified("metadata.finalizers", finalizer, &mut errors);
+        if !finalizer.contains('/') && !standard.contains(finalizer) && resource.builtin {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(field, &(*finalizer).into(), detail));
         }
@@ -150,9 +152,10 @@ pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
     for (index, owner) in owners.iter().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
-            if owner[field].as_str().unwrap_or_default().is_empty() {
+            // A field that is not there at all is the schema's to name.
+            if owner[field].as_str() == Some("") {
                 let path = format!("metadata.ownerReferences[{index}].{field}");
-                errors.push(FieldError::invalid(path, &"".into(), format!("{field} must not be empty")));
+                errors.push(FieldError::invalid(path, &"".into(), "must not be empty"));
             }
         }
     }

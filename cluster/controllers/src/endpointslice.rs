@@ -2,6 +2,8 @@
 
 mod plan;
 
+pub(crate) use plan::{has_selector, is_ours, service_of};
+
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{

@@ -12,6 +12,7 @@
 
 mod cache;
 mod deployment;
+mod endpoints;
 mod endpointslice;
 mod events;
 mod gc;
@@ -89,6 +90,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     replicaset::start(&world, &tasks, &shutdown);
     scheduler::start(&world, &tasks, &shutdown);
     endpointslice::start(&world, &tasks, &shutdown);
+    endpoints::start(&world, &tasks, &shutdown);
     job::start(&world, &tasks, &shutdown);
     serviceaccount::start(&world, &config, &tasks, &shutdown);
     let collector = gc::start(&world, &tasks, &shutdown);

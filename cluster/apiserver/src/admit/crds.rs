@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::error::ApiError;
 use crate::handlers::Ctx;
 use crate::meta;
 use crate::registry::crd;
@@ -18,6 +19,17 @@ pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 pub(super) fn admit(ctx: &Ctx, definition: &mut Value) {
     let (_, others) = ctx.server.store.list(crd::STORAGE, None);
     crd::establish(definition, others.iter().map(|object| &object.value), &meta::now());
+}
+
+/// 403 for a new object of a definition that is being deleted.
+pub(crate) fn accepts(ctx: &Ctx, name: &str) -> Result<(), ApiError> {
+    let definition = format!("{}.{}", ctx.resource.plural, ctx.resource.group);
+    let going = ctx.server.store.get(crd::STORAGE, "", &definition).is_some_and(|held| meta::is_terminating(&held.value));
+    if going {
+        let cause = "create not allowed while custom resource definition is terminating";
+        return Err(ApiError::forbidden(ctx.resource.subject(name), cause));
+    }
+    Ok(())
 }
 
 /// Deletes all objects of a definition that is being deleted, then lets the definition go.

@@ -112,7 +112,9 @@ pub(crate) async fn handle(ctx: &Ctx, verb: &str, request: Request<Body>) -> Res
         }
         // The write is one of the object itself: its spec, its generation.
         let inner = ctx.of(ctx.resource.clone(), ctx.object_name());
-        match update_object(&inner, &old, new, &options, Track::Update).await? {
+        // Of custom objects, upstream does not say whose a scaled field is.
+        let tracking = if ctx.resource.builtin { Track::Update } else { Track::Applied };
+        match update_object(&inner, &old, new, &options, tracking).await? {
             Outcome::Stored(object) => {
                 return Ok(answer(ctx, &paths, &convert::from_storage(&ctx.resource, &object.value)));
             }

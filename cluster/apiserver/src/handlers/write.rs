@@ -220,7 +220,16 @@ fn track(ctx: &Ctx, old: Option<&Value>, new: &mut Value, options: &WriteOptions
         return;
     }
     let api_version = ctx.resource.api_version();
+    // What a new object says of its state is not its author's word.
+    let status = if old.is_none() && ctx.resource.status && ctx.resource.builtin {
+        new.as_object_mut().and_then(|map| map.remove("status"))
+    } else {
+        None
+    };
     track_update(ctx.resource.schema(), old, new, &manager(ctx, options, &api_version), &meta::now());
+    if let Some(status) = status {
+        new["status"] = status;
+    }
 }
 
 /// What is asked belongs to who asks: upstream says so even of reviews, which are never stored.
@@ -244,7 +253,7 @@ fn has_generation(ctx: &Ctx) -> bool {
                 | "Job"
                 | "CronJob"
                 | "PodDisruptionBudget"
-                | "PersistentVolumeClaim"
+                | "PodTemplate"
                 | "Ingress"
                 | "IngressClass"
                 | "NetworkPolicy"
@@ -279,6 +288,9 @@ pub(crate) async fn create_object(
     }
     let name = meta::name(&object).to_owned();
     admit::namespace_accepts(ctx, &name)?;
+    if !resource.builtin {
+        admit::crds::accepts(ctx, &name)?;
+    }
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
         meta::unset(&mut object, field);
     }

@@ -143,7 +143,9 @@ pub(crate) fn resources() -> Vec<Resource> {
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
                 columns: Columns::Builtin,
-                deprecation: None,
+                deprecation: (row.kind == "Endpoints").then(|| {
+                    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()
+                }),
                 selectable: Vec::new(),
                 schema: OnceLock::new(),
             }

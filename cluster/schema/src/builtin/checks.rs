@@ -1,6 +1,7 @@
 //! Checks of Kubernetes' own types beyond their shape: what its API server's `validation` packages say about the kinds that people
 //! write by hand. Names, labels and what `metadata` may hold are the API server's to check.
 
+mod others;
 mod pod;
 mod service;
 mod workload;
@@ -22,11 +23,25 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
         "api.core.v1.Service" => service::object(obj, errors),
         "api.core.v1.ConfigMap" => {
             keys(obj, &["data", "binaryData"], "config", errors);
+            for key in obj["data"].as_object().into_iter().flat_map(|map| map.keys()) {
+                if obj["binaryData"].get(key).is_some() {
+                    let value = Value::String(key.clone());
+                    let detail = "duplicate of key present in binaryData";
+                    errors.push(FieldError::invalid(format!("data[{key}]"), &value, detail));
+                }
+            }
             immutable(obj, old, &["data", "binaryData"], errors);
         }
         "api.core.v1.Secret" => {
             keys(obj, &["data"], "config", errors);
             immutable(obj, old, &["data"], errors);
+            if obj["type"] == "kubernetes.io/tls" {
+                for key in ["tls.crt", "tls.key"] {
+                    if obj["data"].get(key).is_none() {
+                        errors.push(FieldError::required(format!("data[{key}]"), ""));
+                    }
+                }
+            }
             if old.is_some_and(|old| old["type"] != obj["type"]) {
                 errors.push(FieldError::invalid("type", &obj["type"], "field is immutable"));
             }
@@ -46,6 +61,20 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
             let reference = |key: &str| obj["roleRef"][key].clone();
             let shown = serde_json::json!({"APIGroup": reference("apiGroup"), "Kind": reference("kind"), "Name": reference("name")});
             errors.push(FieldError::invalid("roleRef", &shown, "cannot change roleRef"));
+        }
+        "api.networking.v1.Ingress" => others::ingress(obj, errors),
+        "api.networking.v1.NetworkPolicy" => others::network_policy(obj, errors),
+        "api.policy.v1.PodDisruptionBudget" => others::budget(obj, errors),
+        "api.coordination.v1.Lease" => others::lease(obj, errors),
+        "api.scheduling.v1.PriorityClass" => others::priority_class(obj, errors),
+        "api.core.v1.PersistentVolumeClaim" if old.is_none() => others::claim(obj, errors),
+        "api.core.v1.PersistentVolume" if old.is_none() => others::volume(obj, errors),
+        "api.core.v1.ResourceQuota" => others::quota(obj, errors),
+        "api.core.v1.LimitRange" => others::limit_range(obj, errors),
+        "api.discovery.v1.EndpointSlice" => others::slice(obj, errors),
+        "api.core.v1.Event" if old.is_none() => others::event(obj, errors),
+        "api.autoscaling.v1.HorizontalPodAutoscaler" | "api.autoscaling.v2.HorizontalPodAutoscaler" => {
+            others::autoscaler(obj, errors);
         }
         "api.admissionregistration.v1.MutatingWebhookConfiguration"
         | "api.admissionregistration.v1.ValidatingWebhookConfiguration" => webhooks(obj, errors),
@@ -87,6 +116,8 @@ fn keys(obj: &Value, fields: &[&str], what: &str, errors: &mut Vec<FieldError>) 
                     &key.as_str().into(),
                     "must be no more than 253 characters",
                 ));
+            } else if key == ".." {
+                errors.push(FieldError::invalid(path, &key.as_str().into(), "must not be '..'"));
             } else if !KEY.is_match(key) || key == "." || key.starts_with("..") {
                 let rule = format!(
                     "a valid {what} key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  \
@@ -208,7 +239,7 @@ fn port_name(path: &str, value: &Value, errors: &mut Vec<FieldError>) {
         let rule = if text.len() > 15 {
             "must be no more than 15 characters"
         } else {
-            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-), with at least one letter"
+            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"
         };
         errors.push(FieldError::invalid(path, value, rule));
     }

@@ -67,6 +67,8 @@ pub(crate) fn rule(type_name: &str) -> Option<Rule> {
         "api.batch.v1.CronJob" => cron_job,
         "api.batch.v1.PodFailurePolicyOnPodConditionsPattern" => |o| fill(o, "status", "True"),
         "api.autoscaling.v2.HorizontalPodAutoscaler" => autoscaler,
+        "api.autoscaling.v1.HorizontalPodAutoscaler" => |o| set(spec(o), "minReplicas", 1),
+        "api.batch.v1.JobTemplateSpec" => |o| set(o, "metadata", json!({})),
         "api.networking.v1.NetworkPolicyPort" => |o| fill(o, "protocol", "TCP"),
         "api.networking.v1.NetworkPolicy" => network_policy,
         "api.scheduling.v1.PriorityClass" => |o| fill(o, "preemptionPolicy", "PreemptLowerPriority"),

@@ -253,11 +253,8 @@ fn judge(rule: &Rule, scope: &Context<'_>, value: &Value, path: &str, errors: &m
             return;
         }
     };
-    let bad_value = match rule.reason {
-        Reason::Required | Reason::Forbidden => None,
-        _ => Some(shown(value)),
-    };
-    errors.push(FieldError { field, reason: rule.reason, bad_value, detail });
+    // The rule speaks for itself; as upstream, the value is left out.
+    errors.push(FieldError { field, reason: rule.reason, bad_value: None, detail });
 }
 
 /// Kubernetes prints the type, not the value, of what is no scalar.

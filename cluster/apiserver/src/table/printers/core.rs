@@ -22,8 +22,8 @@ pub(super) fn columns(kind: &str) -> Option<&'static [Column]> {
         "EndpointSlice" => {
             columns![string "Name", string "AddressType", string "Ports", string "Endpoints", string "Age"]
         }
-        "ConfigMap" => columns![string "Name", integer "Data", string "Age"],
-        "Secret" => columns![string "Name", string "Type", integer "Data", string "Age"],
+        "ConfigMap" => columns![string "Name", string "Data", string "Age"],
+        "Secret" => columns![string "Name", string "Type", string "Data", string "Age"],
         "ServiceAccount" => columns![string "Name", string "Age"],
         "Event" => columns![
             string "Last Seen", string "Type", string "Reason", string "Object", string "~Subobject", string "~Source",

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::others::{dns_label, label_keys, subdomain};
 use super::{label, list, not_found, not_negative, one_of, port_name, port_number};
 use crate::error::FieldError;
 
@@ -16,8 +17,9 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
         if !volumes.insert(volume["name"].as_str().unwrap_or_default()) {
             errors.push(FieldError::duplicate(format!("{path}.name"), &volume["name"]));
         }
-        let sources = volume.as_object().map(|v| v.len().saturating_sub(1)).unwrap_or_default();
-        if sources > 1 {
+        let sources = volume.as_object().into_iter().flatten().map(|(field, _)| field).filter(|field| *field != "name");
+        for source in sources.skip(1) {
+            let path = format!("{path}.{source}");
             errors.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
         }
     }
@@ -26,7 +28,7 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::required(format!("{path}.containers"), ""));
     }
     let mut names = HashSet::new();
-    for (field, containers) in [("initContainers", list(spec, "initContainers")), ("containers", containers)]
+    for (field, containers) in [("containers", containers), ("initContainers", list(spec, "initContainers"))]
     {
         for (i, one) in containers.iter().enumerate() {
             let path = format!("{path}.{field}[{i}]");
@@ -36,11 +38,90 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
                 errors.push(FieldError::duplicate(format!("{path}.name"), &one["name"]));
             }
             container(one, &path, &volumes, errors);
+            if field == "initContainers" && one["restartPolicy"] != "Always" {
+                for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
+                    if one[kind].is_object() {
+                        let detail = "may not be set for init containers without restartPolicy=Always";
+                        errors.push(FieldError::forbidden(format!("{path}.{kind}"), detail));
+                    }
+                }
+            }
         }
     }
     one_of(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"], errors);
     one_of(spec, path, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
-    not_negative(spec, path, "terminationGracePeriodSeconds", errors);
+    let deadline = &spec["activeDeadlineSeconds"];
+    if deadline.as_i64().is_some_and(|seconds| !(1..=2_147_483_647).contains(&seconds)) {
+        let detail = "must be between 1 and 2147483647, inclusive";
+        errors.push(FieldError::invalid(format!("{path}.activeDeadlineSeconds"), deadline, detail));
+    }
+    if spec["nodeName"].as_str().is_some_and(|name| !name.is_empty()) {
+        subdomain(format!("{path}.nodeName"), &spec["nodeName"], errors);
+    }
+    if spec["hostname"].as_str().is_some_and(|name| !name.is_empty()) {
+        dns_label(format!("{path}.hostname"), &spec["hostname"], errors);
+    }
+    label_keys(&format!("{path}.nodeSelector"), &spec["nodeSelector"], errors);
+    for (i, toleration) in list(spec, "tolerations").iter().enumerate() {
+        let path = format!("{path}.tolerations[{i}].operator");
+        let operator = toleration["operator"].as_str().unwrap_or_default();
+        if !matches!(operator, "" | "Equal" | "Exists") {
+            errors.push(FieldError::not_supported(path, &toleration["operator"], &["Equal", "Exists"]));
+        } else if toleration["key"].as_str().unwrap_or_default().is_empty() && operator != "Exists" {
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.push(FieldError::invalid(path, &toleration["operator"], detail));
+        }
+    }
+    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+        let value = &spec["securityContext"][field];
+        if value.as_i64().is_some_and(|id| !(0..=2_147_483_647).contains(&id)) {
+            let detail = "must be between 0 and 2147483647, inclusive";
+            errors.push(FieldError::invalid(format!("{path}.securityContext.{field}"), value, detail));
+        }
+    }
+    let node = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    if node.is_object() && list(node, "nodeSelectorTerms").is_empty() {
+        let path = format!("{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
+        errors.push(FieldError::required(path, "must have at least one node selector term"));
+    }
+    for (i, spread) in list(spec, "topologySpreadConstraints").iter().enumerate() {
+        let path = format!("{path}.topologySpreadConstraints[{i}]");
+        if spread["maxSkew"].as_i64().unwrap_or(0) <= 0 {
+            errors.push(FieldError::invalid(format!("{path}.maxSkew"), &spread["maxSkew"], "must be greater than zero"));
+        }
+        if spread["topologyKey"].as_str().unwrap_or_default().is_empty() {
+            errors.push(FieldError::required(format!("{path}.topologyKey"), "can not be empty"));
+        }
+        one_of(spread, &path, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"], errors);
+    }
+    if spec["dnsPolicy"] == "None" && list(&spec["dnsConfig"], "nameservers").is_empty() {
+        if spec["dnsConfig"].is_null() {
+            let detail = "must provide `dnsConfig` when `dnsPolicy` is None";
+            errors.push(FieldError::required(format!("{path}.dnsConfig"), detail));
+        } else {
+            let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            errors.push(FieldError::required(format!("{path}.dnsConfig.nameservers"), detail));
+        }
+    }
+}
+
+/// Fields of a pod that its containers may ask for.
+fn is_pod_field(path: &str) -> bool {
+    matches!(
+        path,
+        "metadata.name"
+            | "metadata.namespace"
+            | "metadata.uid"
+            | "metadata.labels"
+            | "metadata.annotations"
+            | "spec.nodeName"
+            | "spec.serviceAccountName"
+            | "status.hostIP"
+            | "status.hostIPs"
+            | "status.podIP"
+            | "status.podIPs"
+    ) || path.starts_with("metadata.labels['")
+        || path.starts_with("metadata.annotations['")
 }
 
 fn container(container: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Vec<FieldError>) {
@@ -56,12 +137,23 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>, errors: &mu
         ));
     }
     one_of(container, path, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], errors);
-    one_of(container, path, "terminationMessagePolicy", &["FallbackToLogsOnError", "File"], errors);
+    one_of(container, path, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], errors);
     ports(container, path, errors);
     for (i, env) in list(container, "env").iter().enumerate() {
         let path = format!("{path}.env[{i}]");
         if env["name"].as_str().unwrap_or_default().is_empty() {
             errors.push(FieldError::required(format!("{path}.name"), ""));
+        }
+        if env["name"].as_str().is_some_and(|name| name.contains('=')) {
+            let detail = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+            errors.push(FieldError::invalid(format!("{path}.name"), &env["name"], detail));
+        }
+        if let Some(field) = env["valueFrom"]["fieldRef"]["fieldPath"].as_str()
+            && !is_pod_field(field)
+        {
+            let detail = format!("error converting fieldPath: field label not supported: {field}");
+            let path = format!("{path}.valueFrom.fieldRef.fieldPath");
+            errors.push(FieldError::invalid(path, &field.into(), detail));
         }
         let given = env["value"].as_str().is_some_and(|v| !v.is_empty());
         if let Some(source) = env.get("valueFrom").and_then(Value::as_object) {
@@ -183,6 +275,14 @@ fn probe(probe: &Value, path: &str, one_success: bool, errors: &mut Vec<FieldErr
 }
 
 fn resources(resources: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    for side in ["limits", "requests"] {
+        for (name, value) in resources[side].as_object().into_iter().flatten() {
+            if value.as_str().and_then(crate::quantity::to_f64).is_some_and(|amount| amount < 0.0) {
+                let detail = "must be greater than or equal to 0";
+                errors.push(FieldError::invalid(format!("{path}.{side}[{name}]"), value, detail));
+            }
+        }
+    }
     let Some(requests) = resources["requests"].as_object() else { return };
     for (name, request) in requests {
         let limit = &resources["limits"][name];

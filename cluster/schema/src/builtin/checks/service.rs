@@ -4,8 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::others::{label_keys, subdomain};
 use super::{label, list, one_of, port_name, port_number};
 use crate::error::FieldError;
+
+const IP_RULE: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
 pub(super) fn object(obj: &Value, errors: &mut Vec<FieldError>) {
     let spec = &obj["spec"];
@@ -19,6 +22,19 @@ pub(super) fn object(obj: &Value, errors: &mut Vec<FieldError>) {
     }
     if kind == "ExternalName" && spec["externalName"].as_str().unwrap_or_default().is_empty() {
         errors.push(FieldError::required("spec.externalName", ""));
+    }
+    if kind == "ExternalName" && spec["externalName"].as_str().is_some_and(|name| !name.is_empty()) {
+        subdomain("spec.externalName", &spec["externalName"], errors);
+    }
+    label_keys("spec.selector", &spec["selector"], errors);
+    for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
+        if ip.as_str().is_none_or(|ip| ip.parse::<std::net::IpAddr>().is_err()) {
+            errors.push(FieldError::invalid(format!("spec.externalIPs[{i}]"), ip, IP_RULE));
+        }
+    }
+    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
+        let detail = format!("may not be set to 'None' for {kind} services");
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", &"None".into(), detail));
     }
     let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
     for (i, port) in ports.iter().enumerate() {
@@ -42,12 +58,15 @@ pub(super) fn object(obj: &Value, errors: &mut Vec<FieldError>) {
         } else if !target.is_null() {
             port_number(&format!("{path}.targetPort"), target, errors);
         }
+        if kind == "ClusterIP" && port["nodePort"].as_i64().is_some_and(|port| port != 0) {
+            let detail = "may not be used when `type` is 'ClusterIP'";
+            errors.push(FieldError::forbidden(format!("{path}.nodePort"), detail));
+        }
         if !numbers.insert((port["port"].as_i64(), port["protocol"].as_str())) {
-            let mut key = serde_json::Map::new();
-            for field in ["port", "protocol"] {
-                key.insert(field.into(), port[field].clone());
-            }
-            errors.push(FieldError::duplicate(&path, &Value::Object(key)));
+            // As Go prints the part of a port that must be one of a kind.
+            let shown = serde_json::json!({"Name": "", "Protocol": port["protocol"], "AppProtocol": null, "Port": port["port"],
+                "TargetPort": 0, "NodePort": 0});
+            errors.push(FieldError::duplicate(&path, &shown));
         }
     }
 }
