@@ -3,7 +3,7 @@
 //! The node's process has threads and an async runtime and therefore may not fork into namespaces; it commands
 //! [`Runtime`]'s helpers, which do nothing else. Each keeps a few processes *parked*: already in their own pid and mount
 //! namespaces and cgroups, with /proc and /dev built. A start hands one of them the container, and it does the rest
-//! itself (see [`parked`]); so starts run side by side, and what takes long is done before it is asked for.
+//! itself; so starts run side by side, and what takes long is done before it is asked for.
 //!
 //! All helpers share one mount namespace that only they are in, and each container has its own: nothing of it is left on
 //! the machine when its processes are gone. docs/adr/0004 tells why this is no library.

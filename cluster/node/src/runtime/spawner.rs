@@ -120,7 +120,7 @@ fn protect(config: &mut RuntimeConfig) {
     match shown {
         Ok(()) => config.helper_exe = place,
         Err(error) => {
-            warn!(%error, "container helpers run from where the program is, not from a read-only mount")
+            warn!(%error, "container helpers run from where the program is, not from a read-only mount");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn main() {
     for line in std::io::stdin().lines() {
         match serde_json::from_str(&line.unwrap()).unwrap() {
             Order::Start { id, bundle, spec, overlay, output } => {
-                start(&root, &id, &bundle, &spec, &overlay, &output)
+                start(&root, &id, &bundle, &spec, &overlay, &output);
             }
             Order::Remove { id, rootfs } => {
                 Made::load(root.join(id)).unwrap().delete(true).unwrap();
