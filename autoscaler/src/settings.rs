@@ -41,8 +41,13 @@ impl Default for Defaults {
 
 /// Whether this autoscaler is the one to scale it (class kpa, or no class where that is the default).
 pub fn is_ours(pa: &PodAutoscaler, defaults: &Defaults) -> bool {
+    class_of(pa, defaults) == keys::KPA
+}
+
+/// The class of a PodAutoscaler: its annotation's, else the configured one.
+pub(crate) fn class_of<'a>(pa: &'a PodAutoscaler, defaults: &'a Defaults) -> &'a str {
     let class = keys::CLASS.value(pa.metadata.annotations.as_ref());
-    class.unwrap_or(&defaults.autoscaler.pod_autoscaler_class) == keys::KPA
+    class.unwrap_or(&defaults.autoscaler.pod_autoscaler_class)
 }
 
 /// Works out the settings. Annotations were checked at admission; one that cannot be read counts as absent.
