@@ -126,7 +126,8 @@ fn clean(world: &World) {
     };
     // Pods that end and are started again all the time, that hold memory volumes, that end slowly, and that are kept up by a controller.
     // The sidecar has no ports of its own: the pod's are the app's.
-    let side = json!([{"name": "side", "image": IMAGE, "restartPolicy": "Always", "command": ["sleep", "1000"]}]);
+    let side =
+        json!([{"name": "side", "image": IMAGE, "restartPolicy": "Always", "command": ["sleep", "1000"]}]);
     let memory = json!([{"name": "m", "emptyDir": {"medium": "Memory"}}]);
     let slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done";
     let labels = json!({"app": "many"});
