@@ -126,7 +126,7 @@ fn files() -> Files {
             "Chart.yaml".to_owned(),
             format!(
                 "{ORIGIN}apiVersion: v2\nname: ebb\ndescription: A serverless platform that speaks Knative's API\ntype: application\n\
-                 version: {version}\nappVersion: \"{version}\"\nkubeVersion: \">=1.30.0-0\"\n"
+                 version: {version}\nappVersion: \"{version}\"\nkubeVersion: \">=1.32.0-0\"\n"
             ),
         ),
         ("values.yaml".to_owned(), values()),
