@@ -72,12 +72,15 @@ pub enum Change {
 }
 
 impl Plan {
-    /// Adds what makes `live` as `desired`.
-    pub fn ensure<K>(&mut self, live: Option<&K>, desired: &K, how: Compare)
+    /// Adds what makes `live` as `desired`. Answers whether the spec of what is there changes thereby: its status is of before, then.
+    pub fn ensure<K>(&mut self, live: Option<&K>, desired: &K, how: Compare) -> bool
     where
         K: Resource<DynamicType = ()> + Serialize,
     {
-        self.then.extend(ensure(live, desired, how));
+        let change = ensure(live, desired, how);
+        let outdates = matches!(&change, Some(Change::Patch(_, patch)) if patch.get("spec").is_some());
+        self.then.extend(change);
+        outdates
     }
 
     /// Adds a deletion.

@@ -122,7 +122,9 @@ fn serve(
             status.manage(now).mark_false("IngressReady", "NotOwned", &message);
             return;
         }
-        live => plan.ensure(live, &wanted, Compare::Exact(&[])),
+        live => {
+            plan.ensure(live, &wanted, Compare::Exact(&[]));
+        }
     }
     let current = observed.ingress.is_some_and(|i| {
         i.spec == wanted.spec && i.status_ref().is_some_and(|s| s.observed_generation() == i.generation())

@@ -43,9 +43,9 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
             if live.is_none() {
                 plan.note("Created", format!("Created Configuration {name:?}"));
             }
-            plan.ensure(live, &configuration(service), Compare::Exact(&[keys::ROUTES]));
+            let changes = plan.ensure(live, &configuration(service), Compare::Exact(&[keys::ROUTES]));
             let outdated = "The Configuration is still working to reflect the latest desired specification.";
-            propagate(&mut conditions, "ConfigurationsReady", live, outdated);
+            propagate(&mut conditions, "ConfigurationsReady", live, changes, outdated);
         }
     }
     match observed.route {
@@ -57,9 +57,9 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
             if live.is_none() {
                 plan.note("Created", format!("Created Route {name:?}"));
             }
-            plan.ensure(live, &route(service), Compare::Exact(&[]));
+            let changes = plan.ensure(live, &route(service), Compare::Exact(&[]));
             let outdated = "The Route is still working to reflect the latest desired specification.";
-            propagate(&mut conditions, "RoutesReady", live, outdated);
+            propagate(&mut conditions, "RoutesReady", live, changes, outdated);
         }
     }
 
@@ -92,6 +92,7 @@ fn propagate<K: ConditionedObject>(
     conditions: &mut ebb_api::conditions::Manager<'_>,
     type_: &str,
     child: Option<&K>,
+    changes: bool,
     outdated: &str,
 ) {
     let Some(child) = child else {
@@ -99,7 +100,7 @@ fn propagate<K: ConditionedObject>(
         return;
     };
     let current = child.status_ref().is_some_and(|s| s.observed_generation() == child.generation());
-    if current || child.status_ref().is_none() {
+    if !changes && current || child.status_ref().is_none() {
         conditions.propagate(type_, child.condition("Ready"));
     } else {
         conditions.mark_unknown(type_, "OutOfDate", outdated);

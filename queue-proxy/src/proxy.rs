@@ -173,6 +173,17 @@ impl Proxy {
         Ok(outgoing)
     }
 
+    /// Sends to the app. Where more connect at once than an app takes, the kernel drops who comes late: they wait, as others that cannot be
+    /// served yet do, and no longer than a request may.
+    async fn send(&self, outgoing: &mut Outgoing) -> Result<Response<Body>, Error> {
+        loop {
+            match outgoing.send(&self.app).await {
+                Err(Error::ConnectTimeout { .. }) if outgoing.can_retry() => {}
+                sent => return sent,
+            }
+        }
+    }
+
     async fn forward(&self, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
         let began = Instant::now();
         let proxied = request.headers().get(&K_PROXY_REQUEST).is_some_and(|v| v == PROXIED_BY_ACTIVATOR);
@@ -212,7 +223,7 @@ impl Proxy {
                     outgoing.hold(done);
                 }
             }
-            outgoing.send(&self.app).await
+            self.send(&mut outgoing).await
         };
         let sent = tokio::time::timeout_at((began + limit).into(), work).await;
         let mut response = match sent {

@@ -147,8 +147,8 @@ fn activator_killed(p: &Platform) -> Result<()> {
     scene.ns.wait_zero_of("cold")?;
     scene.wakes()?;
     let lost = scene.end()?;
-    // Its requests go from the gateway to the pod.
-    ensure!(lost.is_empty(), "the warm Service lost: {lost:?}");
+    // With few pods the activator is on the way of a warm Service too, to hold what a burst is too much for them.
+    ensure!(lost.values().sum::<usize>() <= LANES, "the warm Service lost more than was in flight: {lost:?}");
     Ok(())
 }
 

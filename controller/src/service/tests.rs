@@ -70,6 +70,19 @@ fn an_outdated_child_is_waited_for() {
     assert_eq!(condition(&plan, "ConfigurationsReady"), pair("Unknown", "OutOfDate"));
 }
 
+/// What a child said before it was changed is not about the Service as it is now.
+#[test]
+fn a_child_that_is_just_being_changed_is_waited_for() {
+    let configuration = with_status(&live_configuration(), ready("True", None));
+    let route = with_status(&live_route(), ready("True", None));
+    let mut service = hello();
+    service.spec.template.spec.container_concurrency = Some(7);
+    let plan = run(&service, Some(&configuration), Some(&route));
+    assert_eq!(summary(&plan), ["patch Configuration/hello"]);
+    assert_eq!(condition(&plan, "ConfigurationsReady"), pair("Unknown", "OutOfDate"));
+    assert_eq!(condition(&plan, "Ready").0, "Unknown");
+}
+
 #[test]
 fn changes_reach_the_children_and_removals_too() {
     let mut service = hello();

@@ -118,6 +118,43 @@ async fn timeouts_answer_504_and_cut_a_started_response() {
 }
 
 #[tokio::test]
+async fn a_connection_that_the_app_has_no_room_for_is_tried_again() {
+    // An app with the shortest queue there is, which stops to take connections when it is told.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let at = listener.local_addr().unwrap();
+    let (takes, mut taking) = tokio::sync::watch::channel(true);
+    tokio::spawn(async move {
+        loop {
+            taking.wait_for(|taking| *taking).await.unwrap();
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buf = [0; 4096];
+                if tcp.read(&mut buf).await.is_ok_and(|n| n > 0) {
+                    let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsome").await;
+                }
+            });
+        }
+    });
+    let pod = pod(at, &Mesh::start().await, &[PERMISSIVE]).await;
+    ready(pod.http1).await;
+    takes.send(false).unwrap();
+    let mut full = Vec::new();
+    while let Ok(connection) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(at)).await
+    {
+        full.push(connection.unwrap());
+    }
+    let backend = plain(pod.http1);
+    let asked = tokio::spawn(async move { got(&backend, "/", &[]).await });
+    // Longer than one attempt to connect may take.
+    tokio::time::sleep(ebb_http::PoolConfig::default().connect_timeout + Duration::from_millis(500)).await;
+    assert!(!asked.is_finished(), "it waits");
+    takes.send(true).unwrap();
+    assert_eq!(asked.await.unwrap(), (200, "some".to_owned()));
+}
+
+#[tokio::test]
 async fn probes_follow_the_app_and_wrong_ones_are_400() {
     let (free, at) = listener().await;
     drop(free);
