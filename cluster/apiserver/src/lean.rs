@@ -34,11 +34,10 @@ pub(crate) fn fields<S: Serializer>(
     let Value::Object(map) = object else { return object.serialize(serializer) };
     let mut out = serializer.serialize_map(None)?;
     for (field, value) in map.iter().filter(|(field, _)| wanted(field)) {
-        match value {
-            Value::Object(metadata) if field == "metadata" => {
-                out.serialize_entry(field, &Metadata(metadata))?
-            }
-            other => out.serialize_entry(field, other)?,
+        if let ("metadata", Value::Object(metadata)) = (field.as_str(), value) {
+            out.serialize_entry(field, &Metadata(metadata))?;
+        } else {
+            out.serialize_entry(field, value)?;
         }
     }
     out.end()
