@@ -90,8 +90,8 @@ pub(crate) fn allowed(store: &Store, user: &User, action: Action<'_>) -> bool {
 pub(crate) fn rules(store: &Store, user: &User, namespace: &str) -> Vec<Value> {
     let mut rules = Vec::new();
     if user.is_in(MASTERS) {
+        // Paths follow from the role that the group is bound to.
         rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-        rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
     }
     let mut collect = |binding: &Value, binding_namespace: &str| {
         let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();

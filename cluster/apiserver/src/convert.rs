@@ -82,7 +82,7 @@ fn is_cpu(metric: &Value) -> bool {
 }
 
 fn to_first_autoscaler(object: &mut Value) {
-    let Some(spec) = object["spec"].as_object_mut() else { return };
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let mut cpu = None;
     if let Some(Value::Array(metrics)) = spec.get_mut("metrics") {
         if let Some(at) = metrics.iter().position(is_cpu) {
@@ -100,7 +100,7 @@ fn to_first_autoscaler(object: &mut Value) {
     for (note, value) in kept {
         object["metadata"]["annotations"][note] = value.to_string().into();
     }
-    if let Some(status) = object["status"].as_object_mut() {
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         status.remove("conditions");
         status.remove("currentMetrics");
         if status.is_empty() || status.values().all(Value::is_null) {
@@ -121,7 +121,7 @@ fn from_first_autoscaler(object: &mut Value) {
             back.extend(value.map(|value: Value| (field, value)));
         }
     }
-    let Some(spec) = object["spec"].as_object_mut() else { return };
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
     for (field, value) in back {
         spec.insert(field.to_owned(), value);
     }

@@ -31,11 +31,10 @@ pub(crate) struct Server {
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }
 
-/// Is it a path of a group that is not there, or of a type that a group of custom types has no more?
-fn is_missing(snapshot: &crate::registry::Snapshot, group: &str, version: &str, rest: Option<&&str>) -> bool {
-    let Some(versions) = snapshot.groups.get(group) else { return true };
-    let builtin = versions.iter().flat_map(|(_, list)| list).any(|resource| resource.builtin);
-    !builtin && rest.is_some() && !versions.iter().any(|(known, _)| known == version)
+/// What is said of a path that leads nowhere: outside of Kubernetes' own groups upstream answers in plain text.
+fn nowhere(snapshot: &crate::registry::Snapshot, group: &str, error: ApiError) -> ApiError {
+    let own = |versions: &Vec<crate::registry::Version>| versions.iter().flat_map(|(_, list)| list).any(|known| known.builtin);
+    if snapshot.groups.get(group).is_some_and(own) { error } else { ApiError::no_such_page() }
 }
 
 impl Server {
@@ -66,17 +65,14 @@ impl Server {
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         let snapshot = self.registry.snapshot();
         match parts.as_slice() {
-            // What a custom type's group does not hold, no server of Kubernetes' own answers for.
-            ["apis", group, version, rest @ ..] if is_missing(&snapshot, group, version, rest.first()) => {
-                Err(ApiError::no_such_page())
-            }
             // The older form of a watch: the path says it, not the query.
             ["api", version, "watch", rest @ ..] if !rest.is_empty() => {
                 let target = request::resolve(&snapshot, "", version, &segments[3..])?;
                 self.resource(request, target, user, true).await
             }
             ["apis", group, version, "watch", rest @ ..] if !rest.is_empty() => {
-                let target = request::resolve(&snapshot, group, version, &segments[4..])?;
+                let target = request::resolve(&snapshot, group, version, &segments[4..]);
+                let target = target.map_err(|error| nowhere(&snapshot, group, error))?;
                 self.resource(request, target, user, true).await
             }
             ["api", version, rest @ ..] if !rest.is_empty() => {
@@ -84,12 +80,15 @@ impl Server {
                 self.resource(request, target, user, false).await
             }
             ["apis", group, version, rest @ ..] if !rest.is_empty() => {
-                let target = request::resolve(&snapshot, group, version, &segments[3..])?;
+                let target = request::resolve(&snapshot, group, version, &segments[3..]);
+                let target = target.map_err(|error| nowhere(&snapshot, group, error))?;
                 self.resource(request, target, user, false).await
             }
             _ => {
                 crate::authorize::non_resource(self, &user, request.method(), &path)?;
                 match parts.as_slice() {
+                    ["apis", group, ..] => crate::discovery::handle(&snapshot, &parts, request.headers())
+                        .map_err(|error| nowhere(&snapshot, group, error)),
                     ["api" | "apis", ..] => crate::discovery::handle(&snapshot, &parts, request.headers()),
                     ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                     ["openapi", "v3", rest @ ..] => {

@@ -147,7 +147,12 @@ impl Addresses {
             let wanted = kind == "NodePort" || service["spec"]["allocateLoadBalancerNodePorts"] != false;
             self.assign_ports(service, &owner, wanted, &mut reserved).map_err(invalid)?;
         } else {
-            for port in meta::items_mut(&mut service["spec"], "ports") {
+            for (index, port) in meta::items_mut(&mut service["spec"], "ports").enumerate() {
+                // A change of type leaves them behind; a new service that asks for one is mistaken.
+                if old.is_none() && kind == "ClusterIP" && port["nodePort"].as_u64().is_some_and(|number| number > 0) {
+                    let field = format!("spec.ports[{index}].nodePort");
+                    return Err(invalid(FieldError::forbidden(field, "may not be used when `type` is 'ClusterIP'")));
+                }
                 if let Some(port) = port.as_object_mut() {
                     port.remove("nodePort");
                 }

@@ -40,8 +40,7 @@ fn too_long(field: &str, most: usize) -> FieldError {
 }
 
 /// The rule for an object's name, by its type.
-fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
-    let field = "metadata.name";
+fn check_name(field: &str, resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     let mut rule = |is: &Regex, most: usize, text: &str| {
         if name.len() > most {
             errors.push(FieldError::invalid(
@@ -129,7 +128,15 @@ pub(crate) fn labels(field: &str, labels: &Value, errors: &mut Vec<FieldError>) 
 /// Checks `metadata` of any object.
 pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    check_name(resource, meta::name(object), &mut errors);
+    let prefix = meta::text(object, "generateName");
+    if !prefix.is_empty() {
+        // What is generated goes on where the prefix ends, so that a dash there is none at the end.
+        let whole = format!("{}{}", prefix.trim_end_matches('-'), if prefix.ends_with('-') { "a" } else { "" });
+        let before = errors.len();
+        check_name("metadata.generateName", resource, &whole, &mut errors);
+        errors[before..].iter_mut().for_each(|error| error.bad_value = Some(prefix.into()));
+    }
+    check_name("metadata.name", resource, meta::name(object), &mut errors);
     let metadata = &object["metadata"];
     labels("metadata.labels", &metadata["labels"], &mut errors);
     let mut size = 0;
@@ -291,9 +298,13 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     if stored != 1 {
         errors.push(FieldError::invalid(
             "spec.versions",
-            &Value::Null,
+            &spec["versions"],
             "must have exactly one version marked as storage version",
         ));
+    }
+    let mut seen = std::collections::HashSet::new();
+    if !versions.iter().all(|version| seen.insert(text(&version["name"]))) {
+        errors.push(FieldError::invalid("spec.versions", &spec["versions"], "must contain unique version names"));
     }
     let old_versions =
         old.and_then(|old| old["spec"]["versions"].as_array()).map(Vec::as_slice).unwrap_or_default();
@@ -375,7 +386,7 @@ mod tests {
     #[test]
     fn definitions_must_agree_with_themselves() {
         let mut found = Vec::new();
-        let bad = json!({"metadata": {"name": "x"}, "spec": {"group": "g.io", "names": {"plural": "as"}, "versions": [
+        let bad = json!({"metadata": {"name": "x"}, "spec": {"group": "g.io", "scope": "Cluster", "names": {"plural": "as"}, "versions": [
             {"name": "v1", "served": true, "storage": false}]}});
         definition(&bad, None, &mut found);
         let fields: Vec<_> = found.iter().map(|error| error.field.as_str()).collect();

@@ -157,11 +157,12 @@ async fn server_side_apply_and_definitions() {
     let other = WIDGET.replace("3}", "4}");
     assert!(
         kubectl
-            .fail("apply --server-side -f -", &other)
+            .fail("apply --server-side --field-manager=another -f -", &other)
             .await
             .contains("conflict with \"kubectl-client-side-apply\"")
     );
-    kubectl.pipe("apply --server-side --force-conflicts -f -", &other).await;
+    // kubectl itself takes over what it applied from its own side.
+    kubectl.pipe("apply --server-side -f -", &other).await;
     assert!(kubectl.pipe("apply --server-side --dry-run=server -f -", &other).await.contains("dry run"));
     kubectl.run("delete crd widgets.example.com").await;
     kubectl.fail("get wd", "").await;
@@ -198,7 +199,8 @@ async fn errors_say_what_is_wrong() {
     let typo = DEPLOYMENT.replace("replicas:", "replicass:");
     assert!(kubectl.fail("apply -f -", &typo).await.contains("unknown field \"spec.replicass\""));
     kubectl.run("run p --image=nginx").await;
-    assert!(kubectl.fail("logs p", "").await.contains("does not have a host assigned"));
+    assert_eq!(kubectl.run("logs p").await, "", "a pod that no node has yet has said nothing");
+    assert!(kubectl.fail("exec p -- ls", "").await.contains("does not have a host assigned"));
     assert!(
         kubectl.fail("get pods --field-selector=a.b=c", "").await.contains("field label not supported: a.b")
     );

@@ -30,7 +30,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         rule(r"https?://127\.0\.0\.1:\d+", "<server>"),
         rule(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", "<token>"),
         rule(r#"(?i)("?continue"?: ?)"?[\w+/-]{16,}=*"?"#, "$1<continue>"),
-        rule(r#"(?i)("?resource ?Version"?[:=] *"?)\d+"#, "${1}<version>"),
+        rule(r#"(?i)(resource ?Version[\\": =]{1,9})\d+"#, "${1}<version>"),
         rule(r#"("observedGeneration":|observedGeneration:) ?(\d+)"#, "$1 $2"),
         // Deployments' pods and replica sets, then names from generateName.
         rule(&format!(r"-{LETTERS}{{6,10}}-{LETTERS}{{5}}\b"), "-<hash>-<random>"),

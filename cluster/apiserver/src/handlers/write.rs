@@ -144,9 +144,9 @@ pub(crate) fn check_kind(ctx: &Ctx, object: &mut Value) -> Result<(), ApiError> 
             }
             meta::set(object, "namespace", ctx.namespace.clone());
         } else if namespace != ctx.namespace {
-            return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )));
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
     } else {
         meta::unset(object, "namespace");

@@ -68,6 +68,11 @@ pub(crate) fn rule(type_name: &str) -> Option<Rule> {
         "api.batch.v1.PodFailurePolicyOnPodConditionsPattern" => |o| fill(o, "status", "True"),
         "api.autoscaling.v2.HorizontalPodAutoscaler" => autoscaler,
         "api.autoscaling.v1.HorizontalPodAutoscaler" => |o| set(spec(o), "minReplicas", 1),
+        "api.policy.v1.PodDisruptionBudget" => |o| {
+            for count in ["currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods"] {
+                set(status(o), count, 0);
+            }
+        },
         "api.batch.v1.JobTemplateSpec" => |o| set(o, "metadata", json!({})),
         "api.networking.v1.NetworkPolicyPort" => |o| fill(o, "protocol", "TCP"),
         "api.networking.v1.NetworkPolicy" => network_policy,
@@ -137,6 +142,7 @@ fn core_rule(name: &str) -> Option<Rule> {
         "Secret" => secret,
         "Namespace" => namespace,
         // What Go's types write even when it is not set.
+        "PodTemplateSpec" => |o| set(o, "metadata", json!({})),
         "Event" => |o| {
             set(o, "eventTime", Value::Null);
             set(o, "reportingComponent", "");
@@ -260,6 +266,9 @@ fn daemon_set(o: &mut Map<String, Value>) {
 }
 
 fn stateful_set(o: &mut Map<String, Value>) {
+    for count in ["availableReplicas", "replicas"] {
+        set(status(o), count, 0);
+    }
     let spec = spec(o);
     fill(spec, "podManagementPolicy", "OrderedReady");
     with(spec, "updateStrategy", |o| {
@@ -306,6 +315,7 @@ fn job(o: &mut Map<String, Value>) {
 }
 
 fn cron_job(o: &mut Map<String, Value>) {
+    set(o, "status", json!({}));
     let spec = spec(o);
     fill(spec, "concurrencyPolicy", "Allow");
     set(spec, "suspend", false);

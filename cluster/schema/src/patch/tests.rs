@@ -128,7 +128,7 @@ fn strategic_replaces_a_list_and_drops_nulls_of_new_items() {
     );
     let missing = json!({"spec": {"containers": [{"image": "x"}]}});
     let error = strategic_merge(&pod(), &doc, &missing).unwrap_err();
-    assert_eq!(error.to_string(), "map: {\"image\":\"x\"} does not contain declared merge key: name");
+    assert_eq!(error.to_string(), "map: map[image:x] does not contain declared merge key: name");
 }
 
 #[test]

@@ -205,6 +205,11 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>, errors: &mu
             );
         }
     }
+    let security = &container["securityContext"];
+    if security["privileged"] == true && security["allowPrivilegeEscalation"] == false {
+        let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        errors.push(FieldError::invalid(format!("{path}.securityContext"), security, detail));
+    }
     resources(&container["resources"], &format!("{path}.resources"), errors);
 }
 
