@@ -391,10 +391,7 @@ async fn start_registry(
         None => TcpListener::bind(loopback).await,
     };
     let local = local.map_err(|source| Error::Registry { address: loopback, source })?;
-    let address = local.local_addr().map_err(|source| Error::Registry {
-        address: loopback,
-        source,
-    })?;
+    let address = local.local_addr().map_err(|source| Error::Registry { address: loopback, source })?;
     let mut listeners = vec![local, bind((plan.node_ip(), address.port()).into()).await?];
     if config.door.is_some() {
         // For this process itself, whose own loopback is another.

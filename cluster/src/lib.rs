@@ -17,8 +17,8 @@ mod config;
 mod error;
 mod link;
 mod masquerade;
-mod policies;
 mod plan;
+mod policies;
 mod ready;
 
 pub use crate::cluster::Cluster;

@@ -73,8 +73,10 @@ fn is_first_autoscaler(resource: &Resource) -> bool {
 
 const CPU: &str = "targetCPUUtilizationPercentage";
 /// What v1 has no fields for, by the fields of v2.
-const KEPT: [(&str, &str); 2] =
-    [("metrics", "autoscaling.alpha.kubernetes.io/metrics"), ("behavior", "autoscaling.alpha.kubernetes.io/behavior")];
+const KEPT: [(&str, &str); 2] = [
+    ("metrics", "autoscaling.alpha.kubernetes.io/metrics"),
+    ("behavior", "autoscaling.alpha.kubernetes.io/behavior"),
+];
 
 fn is_cpu(metric: &Value) -> bool {
     let resource = &metric["resource"];
@@ -117,7 +119,8 @@ fn from_first_autoscaler(object: &mut Value) {
     if let Some(Value::Object(annotations)) = object.pointer_mut("/metadata/annotations") {
         for (field, note) in KEPT {
             let value = annotations.remove(note);
-            let value = value.as_ref().and_then(Value::as_str).and_then(|text| serde_json::from_str(text).ok());
+            let value =
+                value.as_ref().and_then(Value::as_str).and_then(|text| serde_json::from_str(text).ok());
             back.extend(value.map(|value: Value| (field, value)));
         }
     }

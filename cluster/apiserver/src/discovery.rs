@@ -120,7 +120,8 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
             list.push(entry);
         }
     }
-    let mut list = json!({"kind": "APIResourceList", "groupVersion": api_version(group, version), "resources": list});
+    let mut list =
+        json!({"kind": "APIResourceList", "groupVersion": api_version(group, version), "resources": list});
     // The oldest of the lists has no version, as upstream.
     if !group.is_empty() {
         list["apiVersion"] = "v1".into();
@@ -130,7 +131,8 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
 
 /// Tells clients when the form in which a type is stored changes.
 fn storage_hash(resource: &Resource) -> String {
-    let (group, version) = resource.storage_version.split_once('/').unwrap_or(("", &resource.storage_version));
+    let (group, version) =
+        resource.storage_version.split_once('/').unwrap_or(("", &resource.storage_version));
     let digest = Sha256::digest(format!("{group}/{version}/{}", resource.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }

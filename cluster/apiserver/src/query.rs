@@ -157,7 +157,10 @@ fn option_errors(query: &Query, watch: bool, initial_events: bool) -> Vec<FieldE
         }
         if initial_events {
             if !watch {
-                errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+                errors.push(FieldError::forbidden(
+                    "sendInitialEvents",
+                    "sendInitialEvents is forbidden for list",
+                ));
             } else if wanted != Some("NotOlderThan") {
                 let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
                 errors.push(FieldError::forbidden(MATCH, detail));
@@ -167,10 +170,16 @@ fn option_errors(query: &Query, watch: bool, initial_events: bool) -> Vec<FieldE
     }
     let Some(wanted) = wanted else { return errors };
     if revision.is_none() {
-        errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+        errors.push(FieldError::forbidden(
+            MATCH,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ));
     }
     if query.get("continue").is_some() {
-        errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+        errors.push(FieldError::forbidden(
+            MATCH,
+            "resourceVersionMatch is forbidden when continue is provided",
+        ));
     }
     if !matches!(wanted, "Exact" | "NotOlderThan") {
         errors.push(FieldError::not_supported(MATCH, &wanted.into(), &["Exact", "NotOlderThan", ""]));

@@ -134,9 +134,13 @@ impl Resource {
         } else {
             match (self.builtin, self.kind.as_str()) {
                 (true, "Namespace") => &["create", "delete", "get", "list", "patch", "update", "watch"],
-                (true, _) => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+                (true, _) => {
+                    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+                }
                 // In the order in which upstream lists them.
-                (false, _) => &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"],
+                (false, _) => {
+                    &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
+                }
             }
         }
     }

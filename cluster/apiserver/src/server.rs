@@ -33,7 +33,9 @@ pub(crate) struct Server {
 
 /// What is said of a path that leads nowhere: outside of Kubernetes' own groups upstream answers in plain text.
 fn nowhere(snapshot: &crate::registry::Snapshot, group: &str, error: ApiError) -> ApiError {
-    let own = |versions: &Vec<crate::registry::Version>| versions.iter().flat_map(|(_, list)| list).any(|known| known.builtin);
+    let own = |versions: &Vec<crate::registry::Version>| {
+        versions.iter().flat_map(|(_, list)| list).any(|known| known.builtin)
+    };
     if snapshot.groups.get(group).is_some_and(own) { error } else { ApiError::no_such_page() }
 }
 

@@ -149,9 +149,15 @@ impl Addresses {
         } else {
             for (index, port) in meta::items_mut(&mut service["spec"], "ports").enumerate() {
                 // A change of type leaves them behind; a new service that asks for one is mistaken.
-                if old.is_none() && kind == "ClusterIP" && port["nodePort"].as_u64().is_some_and(|number| number > 0) {
+                if old.is_none()
+                    && kind == "ClusterIP"
+                    && port["nodePort"].as_u64().is_some_and(|number| number > 0)
+                {
                     let field = format!("spec.ports[{index}].nodePort");
-                    return Err(invalid(FieldError::forbidden(field, "may not be used when `type` is 'ClusterIP'")));
+                    return Err(invalid(FieldError::forbidden(
+                        field,
+                        "may not be used when `type` is 'ClusterIP'",
+                    )));
                 }
                 if let Some(port) = port.as_object_mut() {
                     port.remove("nodePort");

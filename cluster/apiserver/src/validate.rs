@@ -131,7 +131,8 @@ pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let prefix = meta::text(object, "generateName");
     if !prefix.is_empty() {
         // What is generated goes on where the prefix ends, so that a dash there is none at the end.
-        let whole = format!("{}{}", prefix.trim_end_matches('-'), if prefix.ends_with('-') { "a" } else { "" });
+        let whole =
+            format!("{}{}", prefix.trim_end_matches('-'), if prefix.ends_with('-') { "a" } else { "" });
         let before = errors.len();
         check_name("metadata.generateName", resource, &whole, &mut errors);
         errors[before..].iter_mut().for_each(|error| error.bad_value = Some(prefix.into()));
@@ -182,8 +183,11 @@ pub(crate) fn metadata_update(_resource: &Resource, new: &Value, old: &Value) ->
     let mut errors = Vec::new();
     if meta::is_terminating(old) {
         let before = meta::finalizers(old);
-        let added: Vec<String> =
-            meta::finalizers(new).into_iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
+        let added: Vec<String> = meta::finalizers(new)
+            .into_iter()
+            .filter(|f| !before.contains(f))
+            .map(|f| format!("{f:?}"))
+            .collect();
         if !added.is_empty() {
             errors.push(FieldError::forbidden(
                 "metadata.finalizers",
@@ -304,7 +308,11 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     }
     let mut seen = std::collections::HashSet::new();
     if !versions.iter().all(|version| seen.insert(text(&version["name"]))) {
-        errors.push(FieldError::invalid("spec.versions", &spec["versions"], "must contain unique version names"));
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            &spec["versions"],
+            "must contain unique version names",
+        ));
     }
     let old_versions =
         old.and_then(|old| old["spec"]["versions"].as_array()).map(Vec::as_slice).unwrap_or_default();

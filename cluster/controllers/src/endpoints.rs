@@ -69,11 +69,14 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
         return Ok(None);
     }
     let mut slices = world.endpoint_slices.in_namespace(&key.namespace);
-    slices.retain(|slice| endpointslice::is_ours(slice) && endpointslice::service_of(slice) == Some(&key.name));
+    slices
+        .retain(|slice| endpointslice::is_ours(slice) && endpointslice::service_of(slice) == Some(&key.name));
     let wanted = plan(&service, &slices);
     match held {
         None => gone(api.create(&PostParams::default(), &wanted).await.map(drop)),
-        Some(held) if held.subsets == wanted.subsets && held.metadata.labels == wanted.metadata.labels => Ok(None),
+        Some(held) if held.subsets == wanted.subsets && held.metadata.labels == wanted.metadata.labels => {
+            Ok(None)
+        }
         Some(held) => {
             let mut new = wanted;
             new.metadata.resource_version = held.metadata.resource_version;
@@ -111,7 +114,8 @@ fn subset(slice: &EndpointSlice) -> Option<EndpointSubset> {
             let conditions = endpoint.conditions.as_ref();
             conditions.and_then(|conditions| conditions.ready).unwrap_or(true) == wanted
         };
-        let mut addresses: Vec<EndpointAddress> = slice.endpoints.iter().filter(ready).filter_map(address).collect();
+        let mut addresses: Vec<EndpointAddress> =
+            slice.endpoints.iter().filter(ready).filter_map(address).collect();
         addresses.sort_by(|a, b| a.ip.cmp(&b.ip));
         (!addresses.is_empty()).then_some(addresses)
     };
@@ -159,7 +163,10 @@ mod tests {
 
     #[test]
     fn ready_and_unready_addresses_stand_apart() {
-        let service: Service = serde_json::from_value(json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {}})).unwrap();
+        let service: Service = serde_json::from_value(
+            json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {}}),
+        )
+        .unwrap();
         let slice: EndpointSlice = serde_json::from_value(json!({"addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
             "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {"ready": true}}, {"addresses": ["10.0.0.1"], "conditions": {"ready": false}}]}))
         .unwrap();

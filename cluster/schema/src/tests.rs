@@ -330,10 +330,7 @@ fn rules_are_evaluated() {
     let cases = [
         (json!({"min": 1, "max": 2, "ratio": 0, "items": [{"v": 1}]}), vec![]),
         (json!({"min": 3, "max": 2}), vec!["spec.min: Invalid value: min must not be above max"]),
-        (
-            json!({"ratio": 1}),
-            vec!["spec: Invalid value: failed rule: !has(self.ratio) || self.ratio < 1.0"],
-        ),
+        (json!({"ratio": 1}), vec!["spec: Invalid value: failed rule: !has(self.ratio) || self.ratio < 1.0"]),
         (json!({"namespace": "x"}), vec!["spec: Forbidden: no"]),
         (json!({"items": [{"v": 1}, {"v": -1}]}), vec!["spec.items[1].v: Invalid value: got -1"]),
         (json!({"name": "first", "once": "a"}), vec![]),

@@ -32,7 +32,14 @@ pub(crate) fn validate(root: &Sub, obj: &Value, old: Option<&Value>, options: &O
     walk(root, obj, old, &mut String::new(), options, &mut errors);
     if root.has_rules {
         let blocking = errors.iter().any(|e| {
-            matches!(e.reason, Reason::Required | Reason::TooLong | Reason::TooMany | Reason::TypeInvalid | Reason::NotSupported)
+            matches!(
+                e.reason,
+                Reason::Required
+                    | Reason::TooLong
+                    | Reason::TooMany
+                    | Reason::TypeInvalid
+                    | Reason::NotSupported
+            )
         });
         if blocking {
             errors.push(FieldError::invalid("", &Value::Null, RULES_SKIPPED));

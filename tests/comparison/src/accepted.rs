@@ -28,8 +28,14 @@ fn parse(text: &str) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     for line in text.lines() {
         if let Some(head) = line.strip_prefix("=== ") {
-            let (file, title) = head.split_once(": ").with_context(|| format!("{head:?} is not `file: title`"))?;
-            entries.push(Entry { file: file.into(), title: title.into(), reason: String::new(), lines: Vec::new() });
+            let (file, title) =
+                head.split_once(": ").with_context(|| format!("{head:?} is not `file: title`"))?;
+            entries.push(Entry {
+                file: file.into(),
+                title: title.into(),
+                reason: String::new(),
+                lines: Vec::new(),
+            });
         } else if let Some(entry) = entries.last_mut() {
             if let Some(reason) = line.strip_prefix("reason: ") {
                 entry.reason = reason.trim().to_owned();
@@ -49,12 +55,20 @@ fn parse(text: &str) -> Result<Vec<Entry>> {
 /// Writes the list anew with the differences seen now. An entry without a known reason is left out: a person writes it.
 pub(crate) fn write(path: &Path, known: &[Entry], results: &[Outcome]) -> Result<()> {
     let old = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut text: String = old.lines().take_while(|line| !line.starts_with("=== ")).map(|line| format!("{line}\n")).collect();
+    let mut text: String =
+        old.lines().take_while(|line| !line.starts_with("=== ")).map(|line| format!("{line}\n")).collect();
     for entry in known {
         let seen = results.iter().find(|result| result.file == entry.file && result.title == entry.title);
-        let lines = seen.map_or_else(|| entry.lines.clone(), |result| diff::lines(&result.real, &result.embedded));
+        let lines =
+            seen.map_or_else(|| entry.lines.clone(), |result| diff::lines(&result.real, &result.embedded));
         if !lines.is_empty() {
-            text.push_str(&format!("=== {}: {}\nreason: {}\n{}\n\n", entry.file, entry.title, entry.reason, lines.join("\n")));
+            text.push_str(&format!(
+                "=== {}: {}\nreason: {}\n{}\n\n",
+                entry.file,
+                entry.title,
+                entry.reason,
+                lines.join("\n")
+            ));
         }
     }
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -30,10 +30,12 @@ pub(crate) fn read(folder: &Path, filter: Option<&str>) -> Result<Vec<File>> {
     paths.sort();
     let mut files = Vec::new();
     for path in paths {
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let steps = parse(&text).with_context(|| format!("in {}", path.display()))?;
-        let wanted = |step: &Step| filter.is_none_or(|filter| format!("{name}: {}", step.title).contains(filter));
+        let wanted =
+            |step: &Step| filter.is_none_or(|filter| format!("{name}: {}", step.title).contains(filter));
         if steps.iter().any(wanted) {
             files.push(File { name, steps });
         }
@@ -62,7 +64,8 @@ fn parse(text: &str) -> Result<Vec<Step>> {
 
 /// How many commands a script runs against a server, counted by the lines on which one starts.
 pub(crate) fn commands(script: &str) -> usize {
-    let starts = |part: &str| ["kubectl ", "api "].iter().any(|command| part.trim_start().starts_with(command));
+    let starts =
+        |part: &str| ["kubectl ", "api "].iter().any(|command| part.trim_start().starts_with(command));
     let mut count = 0;
     for line in script.lines() {
         count += line.split(['|', ';', '(', '`']).filter(|part| starts(part)).count();

@@ -18,11 +18,8 @@ fn compare<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
     let mut length = vec![vec![0u32; y.len() + 1]; x.len() + 1];
     for i in (0..x.len()).rev() {
         for j in (0..y.len()).rev() {
-            length[i][j] = if x[i] == y[j] {
-                length[i + 1][j + 1] + 1
-            } else {
-                length[i + 1][j].max(length[i][j + 1])
-            };
+            length[i][j] =
+                if x[i] == y[j] { length[i + 1][j + 1] + 1 } else { length[i + 1][j].max(length[i][j + 1]) };
         }
     }
     let mut lines: Vec<Line<'a>> = a[..head].iter().map(|line| Line::Same(line)).collect();

@@ -93,7 +93,10 @@ fn mutate(review: &Value) -> Value {
         true => json!([{"op": "add", "path": "/metadata/annotations/mutated", "value": "yes"}]),
         false => json!([{"op": "add", "path": "/metadata/annotations", "value": {"mutated": "yes"}}]),
     };
-    answer(review, json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())}))
+    answer(
+        review,
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())}),
+    )
 }
 
 fn validate(review: &Value) -> Value {
@@ -122,8 +125,14 @@ fn convert(review: &Value) -> Value {
             let from = object["apiVersion"].clone();
             // v1 has spec.host, v2 has spec.address: what a conversion is for.
             if let Some(spec) = object["spec"].as_object_mut() {
-                let (old, new) = if wanted.as_str().is_some_and(|v| v.ends_with("/v2")) { ("host", "address") } else { ("address", "host") };
-                if from != wanted && let Some(value) = spec.remove(old) {
+                let (old, new) = if wanted.as_str().is_some_and(|v| v.ends_with("/v2")) {
+                    ("host", "address")
+                } else {
+                    ("address", "host")
+                };
+                if from != wanted
+                    && let Some(value) = spec.remove(old)
+                {
                     spec.insert(new.to_owned(), value);
                 }
             }

@@ -130,12 +130,20 @@ fn judge(results: &[run::Outcome], options: &Options) -> Result<bool> {
             Some(entry) if entry.lines == found => known += 1,
             Some(entry) if found.is_empty() => {
                 gone += 1;
-                println!("=== {}: {}\naccepted.txt lists a difference that is no more; take it out:", result.file, result.title);
+                println!(
+                    "=== {}: {}\naccepted.txt lists a difference that is no more; take it out:",
+                    result.file, result.title
+                );
                 println!("{}", entry.lines.join("\n"));
             }
             _ => {
                 different += 1;
-                println!("=== {}: {}\n{}\n--- real, + embedded", result.file, result.title, result.script.trim_end());
+                println!(
+                    "=== {}: {}\n{}\n--- real, + embedded",
+                    result.file,
+                    result.title,
+                    result.script.trim_end()
+                );
                 println!("{}", diff::with_context(&result.real, &result.embedded));
             }
         }

@@ -65,7 +65,11 @@ async fn tend(client: &Client, pod: &Pod, addresses: &AtomicU8) -> kube::Result<
     let name = pod.name_any();
     if pod.metadata.deletion_timestamp.is_some() {
         let uid = Preconditions { uid: pod.uid(), resource_version: None };
-        let options = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(uid), ..DeleteParams::default() };
+        let options = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(uid),
+            ..DeleteParams::default()
+        };
         return api.delete(&name, &options).await.map(|_| ());
     }
     let Some(status) = next(pod, addresses) else { return Ok(()) };
@@ -77,7 +81,9 @@ async fn tend(client: &Client, pod: &Pod, addresses: &AtomicU8) -> kube::Result<
 fn next(pod: &Pod, addresses: &AtomicU8) -> Option<Value> {
     let spec = pod.spec.as_ref()?;
     let status = pod.status.clone().unwrap_or_default();
-    let has = |what: &str| spec.containers.iter().any(|c| c.image.as_deref().is_some_and(|image| image.contains(what)));
+    let has = |what: &str| {
+        spec.containers.iter().any(|c| c.image.as_deref().is_some_and(|image| image.contains(what)))
+    };
     let phase = status.phase.as_deref().unwrap_or("Pending");
     let started = status.pod_ip.is_some();
     let state = match (phase, started) {

@@ -24,7 +24,10 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     vec![
         // The head of kubectl's own log lines.
         rule(r"(?m)^[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] ", ""),
-        rule(r"(-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=\\]+-----END CERTIFICATE-----(\\n|\s)*)+", "<certificate>"),
+        rule(
+            r"(-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=\\]+-----END CERTIFICATE-----(\\n|\s)*)+",
+            "<certificate>",
+        ),
         rule(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "<time>"),
         rule(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} [\d:]{8} [+-]\d{4}", "<time>"),
         rule(r"https?://127\.0\.0\.1:\d+", "<server>"),
@@ -43,7 +46,10 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         rule(r"\b3[0-2]\d{3}\b", "<node-port>"),
         rule(r"\b\d{1,2}m\d{1,2}s\b|\b\d{1,3}s\b|\b\d{1,3}ms\b|\b\d+\.\d+s\b", "<age>"),
         rule(r"(?m)(\s)[2-9]m(\s|$)", "$1<age>$2"),
-        rule(r#""(buildDate|compiler|gitCommit|goVersion|platform|gitTreeState)": ?"[^"]*""#, r#""$1": "<build>""#),
+        rule(
+            r#""(buildDate|compiler|gitCommit|goVersion|platform|gitTreeState)": ?"[^"]*""#,
+            r#""$1": "<build>""#,
+        ),
     ]
 });
 
@@ -68,7 +74,9 @@ pub(crate) fn normal(text: &str) -> String {
         text = rule.pattern.replace_all(&text, rule.with).into_owned();
     }
     COLUMNS
-        .replace_all(&text, |found: &Captures<'_>| found.get(1).map_or_else(String::new, |last| format!("{}  ", last.as_str())))
+        .replace_all(&text, |found: &Captures<'_>| {
+            found.get(1).map_or_else(String::new, |last| format!("{}  ", last.as_str()))
+        })
         .into_owned()
 }
 

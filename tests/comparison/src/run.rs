@@ -54,10 +54,12 @@ pub(crate) fn tools(scratch: &Path) -> Result<Tools> {
     std::fs::create_dir_all(&bin)?;
     symlink(std::env::current_exe()?, bin.join("api"))?;
     let kubectl = match std::env::var_os("KUBECTL") {
-        Some(path) => std::fs::canonicalize(PathBuf::from(&path)).with_context(|| format!("KUBECTL={}", path.display()))?,
+        Some(path) => std::fs::canonicalize(PathBuf::from(&path))
+            .with_context(|| format!("KUBECTL={}", path.display()))?,
         None => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.is_file());
+            let found =
+                std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.is_file());
             found.context("kubectl is not on the PATH: tests/kubectl.sh builds it, or set KUBECTL=FILE")?
         }
     };
@@ -89,10 +91,14 @@ pub(crate) async fn all(files: &[File], sides: &[&Side], tools: &Tools) -> Resul
     for file in files {
         let mut kubeconfigs = Vec::new();
         for side in sides {
-            kubeconfigs.push(prepare(side, &file.name).await.with_context(|| format!("on the {} side", side.name))?);
+            kubeconfigs
+                .push(prepare(side, &file.name).await.with_context(|| format!("on the {} side", side.name))?);
         }
         for step in &file.steps {
-            let runs = kubeconfigs.iter().zip(sides).map(|(kubeconfig, side)| one(step, &file.name, kubeconfig, side, tools));
+            let runs = kubeconfigs
+                .iter()
+                .zip(sides)
+                .map(|(kubeconfig, side)| one(step, &file.name, kubeconfig, side, tools));
             let mut texts = futures::future::try_join_all(runs).await?;
             let real = if sides.len() > 1 { texts.pop().unwrap_or_default() } else { String::new() };
             outcomes.push(Outcome {
@@ -166,8 +172,11 @@ async fn one(step: &Step, namespace: &str, kubeconfig: &Path, side: &Side, tools
 /// Leaves both outputs in a folder.
 pub(crate) fn keep(folder: &Path, outcomes: &[Outcome]) -> Result<()> {
     std::fs::create_dir_all(folder)?;
-    for (name, text) in [("real", (|o: &Outcome| &o.real) as fn(&Outcome) -> &String), ("embedded", |o| &o.embedded)] {
-        let all: String = outcomes.iter().map(|o| format!("=== {}: {}\n{}\n", o.file, o.title, text(o))).collect();
+    for (name, text) in
+        [("real", (|o: &Outcome| &o.real) as fn(&Outcome) -> &String), ("embedded", |o| &o.embedded)]
+    {
+        let all: String =
+            outcomes.iter().map(|o| format!("=== {}: {}\n{}\n", o.file, o.title, text(o))).collect();
         std::fs::write(folder.join(format!("{name}.txt")), all)?;
     }
     Ok(())

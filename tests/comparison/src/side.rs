@@ -34,7 +34,8 @@ pub(crate) struct Side {
 impl Side {
     async fn new(name: &'static str, folder: &Path, kubeconfig: &str) -> Result<Self> {
         let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &KubeConfigOptions::default()).await?;
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &KubeConfigOptions::default()).await?;
         let client = Client::try_from(config)?;
         Ok(Self { name, folder: folder.to_owned(), kubeconfig, client })
     }
@@ -162,7 +163,10 @@ impl Real {
                  --concurrent-resource-quota-syncs=2 --v=1"
             )),
         )?;
-        start(&cache.join("kube-scheduler"), words("--kubeconfig=admin.conf --leader-elect=false --secure-port=0 --v=1"))?;
+        start(
+            &cache.join("kube-scheduler"),
+            words("--kubeconfig=admin.conf --leader-elect=false --secure-port=0 --v=1"),
+        )?;
         let node = node::start(side.client.clone()).await?;
         Ok(Self { side, processes, node })
     }

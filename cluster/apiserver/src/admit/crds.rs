@@ -24,7 +24,11 @@ pub(super) fn admit(ctx: &Ctx, definition: &mut Value) {
 /// 403 for a new object of a definition that is being deleted.
 pub(crate) fn accepts(ctx: &Ctx, name: &str) -> Result<(), ApiError> {
     let definition = format!("{}.{}", ctx.resource.plural, ctx.resource.group);
-    let going = ctx.server.store.get(crd::STORAGE, "", &definition).is_some_and(|held| meta::is_terminating(&held.value));
+    let going = ctx
+        .server
+        .store
+        .get(crd::STORAGE, "", &definition)
+        .is_some_and(|held| meta::is_terminating(&held.value));
     if going {
         let cause = "create not allowed while custom resource definition is terminating";
         return Err(ApiError::forbidden(ctx.resource.subject(name), cause));

@@ -60,7 +60,9 @@ fn fill(ranges: &[Value], pod: &mut Value) {
     for (list, what) in [("initContainers", "init container"), ("containers", "container")] {
         for container in meta::items_mut(&mut pod["spec"], list) {
             let name = meta_name(container);
-            for (defaults, side, word) in [("defaultRequest", "requests", "request"), ("default", "limits", "limit")] {
+            for (defaults, side, word) in
+                [("defaultRequest", "requests", "request"), ("default", "limits", "limit")]
+            {
                 let mut set = BTreeSet::new();
                 for limit in &limits {
                     for (resource, value) in limit[defaults].as_object().into_iter().flatten() {
@@ -86,7 +88,8 @@ fn fill(ranges: &[Value], pod: &mut Value) {
         if !pod["metadata"]["annotations"].is_object() {
             meta::set(pod, "annotations", json!({}));
         }
-        pod["metadata"]["annotations"][ANNOTATION] = format!("LimitRanger plugin set: {}", notes.join("; ")).into();
+        pod["metadata"]["annotations"][ANNOTATION] =
+            format!("LimitRanger plugin set: {}", notes.join("; ")).into();
     }
 }
 
@@ -101,7 +104,11 @@ fn pod_errors(ranges: &[Value], pod: &Value) -> Vec<String> {
         match limit["type"].as_str() {
             Some("Container") => {
                 for container in containers.iter().chain(inits) {
-                    errors.extend(bounds(limit, &container["resources"]["requests"], &container["resources"]["limits"]));
+                    errors.extend(bounds(
+                        limit,
+                        &container["resources"]["requests"],
+                        &container["resources"]["limits"],
+                    ));
                 }
             }
             Some("Pod") => errors.extend(bounds(limit, &total(pod, "requests"), &total(pod, "limits"))),
@@ -186,7 +193,9 @@ fn bounds(limit: &Value, requests: &Value, limits: &Value) -> Vec<String> {
 fn claim_errors(ranges: &[Value], requests: &Value) -> Vec<String> {
     let mut errors = Vec::new();
     for limit in limits(ranges, "PersistentVolumeClaim") {
-        for (bound, word, wrong) in [("min", "minimum", std::cmp::Ordering::Less), ("max", "maximum", std::cmp::Ordering::Greater)] {
+        for (bound, word, wrong) in
+            [("min", "minimum", std::cmp::Ordering::Less), ("max", "maximum", std::cmp::Ordering::Greater)]
+        {
             for (resource, value) in limit[bound].as_object().into_iter().flatten() {
                 let head = format!("{word} {resource} usage per PersistentVolumeClaim is {}", text(value));
                 let request = &requests[resource];
@@ -231,12 +240,13 @@ mod tests {
 
     #[test]
     fn bounds_are_told_as_upstream_tells_them() {
-        let pod = |limit: &str, request: &str| {
-            json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": limit}, "requests": {"cpu": request}}}]}})
-        };
+        let pod = |limit: &str, request: &str| json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": limit}, "requests": {"cpu": request}}}]}});
         assert_eq!(
             pod_errors(&ranges(), &pod("2", "2")),
-            ["maximum cpu usage per Container is 1, but limit is 2", "maximum cpu usage per Pod is 1500m, but limit is 2"]
+            [
+                "maximum cpu usage per Container is 1, but limit is 2",
+                "maximum cpu usage per Pod is 1500m, but limit is 2"
+            ]
         );
         assert_eq!(
             pod_errors(&ranges(), &pod("1", "100m")),

@@ -42,7 +42,8 @@ fn usage_of(group: &str, plural: &str, object: &Value) -> Usage {
     let count = |usage: &mut Usage, name: String, number: usize| {
         usage.insert(name, number.to_string());
     };
-    let ended = plural == "pods" && matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let ended =
+        plural == "pods" && matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
     let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
     count(&mut usage, format!("count/{qualified}"), 1);
     if !group.is_empty() || ended {
@@ -56,7 +57,9 @@ fn usage_of(group: &str, plural: &str, object: &Value) -> Usage {
             for side in ["requests", "limits"] {
                 for (resource, value) in limits::total(object, side).as_object().into_iter().flatten() {
                     let value = value.as_str().unwrap_or("0").to_owned();
-                    if side == "requests" && matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage") {
+                    if side == "requests"
+                        && matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage")
+                    {
                         usage.insert(resource.clone(), value.clone());
                     }
                     usage.insert(format!("{side}.{resource}"), value);
@@ -77,7 +80,10 @@ fn usage_of(group: &str, plural: &str, object: &Value) -> Usage {
             if let Some(asked) = object["spec"]["resources"]["requests"]["storage"].as_str() {
                 usage.insert("requests.storage".to_owned(), asked.to_owned());
                 if let Some(class) = object["spec"]["storageClassName"].as_str() {
-                    usage.insert(format!("{class}.storageclass.storage.k8s.io/requests.storage"), asked.to_owned());
+                    usage.insert(
+                        format!("{class}.storageclass.storage.k8s.io/requests.storage"),
+                        asked.to_owned(),
+                    );
                     let number = format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims");
                     count(&mut usage, number, 1);
                 }
@@ -147,7 +153,13 @@ fn used(server: &Server, quota: &Value) -> Usage {
             add(&mut total, &usage_of(group, plural, &object.value));
         }
     }
-    names.into_iter().map(|name| { let value = total.remove(&name).unwrap_or_else(|| "0".to_owned()); (name, value) }).collect()
+    names
+        .into_iter()
+        .map(|name| {
+            let value = total.remove(&name).unwrap_or_else(|| "0".to_owned());
+            (name, value)
+        })
+        .collect()
 }
 
 fn printed(usage: &Usage) -> String {
@@ -174,7 +186,11 @@ pub(crate) fn admit(ctx: &Ctx, object: &Value) -> Result<Option<MutexGuard<'stat
         if plural == "pods" && group.is_empty() {
             unspecified(name, &quota.value, object).map_err(|cause| ApiError::forbidden(subject, cause))?;
         }
-        let requested: Usage = asked.iter().filter(|(name, _)| hard.get(name).is_some()).map(|(n, v)| (n.clone(), v.clone())).collect();
+        let requested: Usage = asked
+            .iter()
+            .filter(|(name, _)| hard.get(name).is_some())
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect();
         if requested.is_empty() {
             continue;
         }
@@ -190,7 +206,9 @@ pub(crate) fn admit(ctx: &Ctx, object: &Value) -> Result<Option<MutexGuard<'stat
         if beyond.is_empty() {
             continue;
         }
-        let only = |all: &dyn Fn(&str) -> String| -> Usage { beyond.iter().map(|name| ((*name).clone(), all(name))).collect() };
+        let only = |all: &dyn Fn(&str) -> String| -> Usage {
+            beyond.iter().map(|name| ((*name).clone(), all(name))).collect()
+        };
         let cause = format!(
             "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
             printed(&only(&|name| requested[name].clone())),
@@ -217,7 +235,10 @@ fn unspecified(name: &str, quota: &Value, pod: &Value) -> Result<(), String> {
         for list in ["containers", "initContainers"] {
             for container in pod["spec"][list].as_array().into_iter().flatten() {
                 if container["resources"][side].get(resource).is_none() {
-                    missing.entry(limited.clone()).or_default().push(container["name"].as_str().unwrap_or_default());
+                    missing
+                        .entry(limited.clone())
+                        .or_default()
+                        .push(container["name"].as_str().unwrap_or_default());
                 }
             }
         }
@@ -225,7 +246,8 @@ fn unspecified(name: &str, quota: &Value, pod: &Value) -> Result<(), String> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = missing.iter().map(|(name, containers)| format!("{name} for: {}", containers.join(","))).collect();
+    let list: Vec<String> =
+        missing.iter().map(|(name, containers)| format!("{name} for: {}", containers.join(","))).collect();
     Err(format!("failed quota: {name}: must specify {}", list.join("; ")))
 }
 
@@ -238,7 +260,10 @@ pub(crate) fn committed(server: &Server, resource_kind: &str, object: &Object) {
     let (_, quotas) = server.store.list(STORAGE, Some(namespace));
     for quota in quotas {
         let touches = resource_kind == STORAGE
-            || names(&quota.value).iter().any(|name| { let (group, plural) = counted(name); resource_kind == format!("{group}/{plural}") });
+            || names(&quota.value).iter().any(|name| {
+                let (group, plural) = counted(name);
+                resource_kind == format!("{group}/{plural}")
+            });
         if touches {
             let _ = refresh(server, &quota);
         }
@@ -266,7 +291,10 @@ mod tests {
             {"name": "a", "resources": {"requests": {"cpu": "600m"}, "limits": {"memory": "1Gi"}}},
             {"name": "b", "resources": {"requests": {"cpu": "1"}}}]}});
         let usage = usage_of("", "pods", &pod);
-        assert_eq!((usage["requests.cpu"].as_str(), usage["cpu"].as_str(), usage["pods"].as_str()), ("1600m", "1600m", "1"));
+        assert_eq!(
+            (usage["requests.cpu"].as_str(), usage["cpu"].as_str(), usage["pods"].as_str()),
+            ("1600m", "1600m", "1")
+        );
         assert_eq!(usage["limits.memory"], "1Gi");
         let ended = json!({"status": {"phase": "Succeeded"}, "spec": {}});
         assert_eq!(usage_of("", "pods", &ended).len(), 1);
@@ -277,13 +305,19 @@ mod tests {
         assert_eq!(counted("requests.cpu"), ("", "pods"));
         assert_eq!(counted("services.nodeports"), ("", "services"));
         assert_eq!(counted("count/deployments.apps"), ("apps", "deployments"));
-        assert_eq!(counted("gold.storageclass.storage.k8s.io/requests.storage"), ("", "persistentvolumeclaims"));
+        assert_eq!(
+            counted("gold.storageclass.storage.k8s.io/requests.storage"),
+            ("", "persistentvolumeclaims")
+        );
     }
 
     #[test]
     fn what_a_quota_limits_must_be_said() {
         let quota = json!({"spec": {"hard": {"requests.cpu": "1", "pods": "1"}}});
         let pod = json!({"spec": {"containers": [{"name": "none", "resources": {}}]}});
-        assert_eq!(unspecified("q", &quota, &pod), Err("failed quota: q: must specify requests.cpu for: none".to_owned()));
+        assert_eq!(
+            unspecified("q", &quota, &pod),
+            Err("failed quota: q: must specify requests.cpu for: none".to_owned())
+        );
     }
 }

@@ -47,7 +47,8 @@ impl Options {
         };
         let mut errors = Vec::new();
         let mut propagation = text("propagationPolicy");
-        let orphan = body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|v| v == "true"));
+        let orphan =
+            body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|v| v == "true"));
         if let (Some(policy), Some(_)) = (&propagation, orphan) {
             let detail = "orphanDependents and deletionPropagation cannot be both set";
             errors.push(FieldError::invalid("propagationPolicy", &policy.as_str().into(), detail));
@@ -220,7 +221,8 @@ fn marked(resource: &Resource, old: &Value, options: &Options, now: Timestamp) -
         {
             finalizers.push(wanted.to_owned());
         }
-        if resource.builtin && matches!(resource.kind.as_str(), "PersistentVolume" | "PersistentVolumeClaim") {
+        if resource.builtin && matches!(resource.kind.as_str(), "PersistentVolume" | "PersistentVolumeClaim")
+        {
             // No volume is ever mounted here, so nothing protects one from its end.
             finalizers.retain(|finalizer| !finalizer.starts_with("kubernetes.io/pv"));
         }

@@ -66,14 +66,17 @@ pub(crate) fn check_fields(resource: &Resource, options: &ListOptions) -> Result
     }
     let more = selectable(resource);
     for field in options.fields.fields() {
-        let known = field == "metadata.name" || (field == "metadata.namespace" && resource.kind != "Namespace");
+        let known =
+            field == "metadata.name" || (field == "metadata.namespace" && resource.kind != "Namespace");
         if known || more.is_some_and(|more| more.contains(&field)) {
             continue;
         }
         return Err(ApiError::bad_request(match more {
             Some(_) => format!("field label not supported: {field}"),
             None => {
-                format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                format!(
+                    "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                )
             }
         }));
     }
@@ -189,10 +192,16 @@ pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
     let (mut revision, mut objects) = select(ctx, &options);
     if let Some(token) = &options.continue_token {
         if options.revision.is_some_and(|revision| revision > 0) {
-            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
-        let token = Continue::decode(token)
-            .ok_or_else(|| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {}", broken(token))))?;
+        let token = Continue::decode(token).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "invalid continue token: continue key is not valid: {}",
+                broken(token)
+            ))
+        })?;
         if !ctx.server.store.reaches_back_to(&ctx.resource.storage, token.revision) {
             return Err(ApiError::expired(
                 "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",

@@ -356,7 +356,11 @@ fn check_version(ctx: &Ctx, old: &Object, new: &Value) -> Result<(), ApiError> {
             format!(
                 "StorageError: invalid object, Code: 4, Key: /registry/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
                 old.key.kind.trim_start_matches('/'),
-                if old.key.namespace.is_empty() { old.key.name.clone() } else { format!("{}/{}", old.key.namespace, old.key.name) },
+                if old.key.namespace.is_empty() {
+                    old.key.name.clone()
+                } else {
+                    format!("{}/{}", old.key.namespace, old.key.name)
+                },
                 meta::uid(&old.value)
             ),
         ));

@@ -139,7 +139,10 @@ pub(crate) fn resources() -> Vec<Resource> {
                 subresources: row.subs,
                 storage: Arc::from(format!("{storage_group}/{}", row.plural)),
                 // Both versions of autoscalers live as the newer.
-                storage_version: api_version(storage_group, if row.group == "autoscaling" { "v2" } else { row.version }),
+                storage_version: api_version(
+                    storage_group,
+                    if row.group == "autoscaling" { "v2" } else { row.version },
+                ),
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
                 columns: Columns::Builtin,

@@ -93,7 +93,8 @@ fn deprecation(group: &str, kind: &str, version: &Value, all: &[Value]) -> Optio
         .filter(|other| other["served"] == true && other["deprecated"] != true)
         .filter(|other| rank(other) > rank(&version))
         .max_by_key(rank);
-    let instead = newer.map(|newer| format!("; use {group}/{} {kind}", text(&newer["name"]))).unwrap_or_default();
+    let instead =
+        newer.map(|newer| format!("; use {group}/{} {kind}", text(&newer["name"]))).unwrap_or_default();
     Some(format!("{group}/{own} {kind} is deprecated{instead}"))
 }
 

@@ -99,9 +99,15 @@ impl<'a> Parser<'a> {
             Token::Sign(sign) => {
                 let value = self.value()?;
                 let Ok(number) = value.parse() else {
-                    return Err(format!("values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"));
+                    return Err(format!(
+                        "values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+                    ));
                 };
-                Ok(if sign == ">" { Requirement::Greater(key, number) } else { Requirement::Less(key, number) })
+                Ok(if sign == ">" {
+                    Requirement::Greater(key, number)
+                } else {
+                    Requirement::Less(key, number)
+                })
             }
             other => Err(format!("found '{}', expected: {OPERATORS}", other.text())),
         }
@@ -166,10 +172,13 @@ pub(super) fn labels(text: &str) -> Result<Vec<Requirement>, String> {
     match parser.peek() {
         Token::End => return Ok(requirements),
         Token::Word(_) | Token::Not => {}
-        other => return Err(format!("found '{}', expected: !, identifier, or 'end of string'", other.text())),
+        other => {
+            return Err(format!("found '{}', expected: !, identifier, or 'end of string'", other.text()));
+        }
     }
     loop {
-        let requirement = parser.requirement().map_err(|error| format!("unable to parse requirement: {error}"))?;
+        let requirement =
+            parser.requirement().map_err(|error| format!("unable to parse requirement: {error}"))?;
         requirements.push(requirement);
         match parser.next() {
             Token::End => return Ok(requirements),
@@ -206,6 +215,9 @@ mod tests {
         let owned = |text: &str| text.to_owned();
         assert_eq!(labels("in"), Ok(vec![Requirement::Exists(owned("in"))]));
         assert_eq!(labels("a=notin"), Ok(vec![Requirement::In(owned("a"), vec![owned("notin")])]));
-        assert_eq!(labels("a in (b,,c)"), Ok(vec![Requirement::In(owned("a"), vec![owned("b"), String::new(), owned("c")])]));
+        assert_eq!(
+            labels("a in (b,,c)"),
+            Ok(vec![Requirement::In(owned("a"), vec![owned("b"), String::new(), owned("c")])])
+        );
     }
 }

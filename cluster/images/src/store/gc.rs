@@ -185,7 +185,8 @@ mod tests {
         let local = store.import_binary(b"mine", "app:v1", "/app", &["/app"]).unwrap();
         let reference = crate::Reference::parse("docker.io/library/app:v1").unwrap();
         store.record_pulled(&reference, &local.parse().unwrap()).unwrap();
-        let pulled = || store.list().into_iter().filter(|image| image.origin == crate::Origin::Pulled).count();
+        let pulled =
+            || store.list().into_iter().filter(|image| image.origin == crate::Origin::Pulled).count();
         assert_eq!((store.list().len(), pulled()), (2, 1));
         assert!(store.forget_pulled(&reference.to_string()).unwrap());
         assert_eq!((store.list().len(), pulled()), (1, 0));

@@ -310,9 +310,7 @@ mod tests {
     #[test]
     fn news_is_what_others_act_on() {
         let status = |value: serde_json::Value| serde_json::from_value::<PodStatus>(value).unwrap();
-        let container = |ready: bool, state: serde_json::Value| {
-            json!([{"name": "a", "image": "i", "imageID": "", "restartCount": 0, "ready": ready, "state": state}])
-        };
+        let container = |ready: bool, state: serde_json::Value| json!([{"name": "a", "image": "i", "imageID": "", "restartCount": 0, "ready": ready, "state": state}]);
         let pending = status(json!({"phase": "Pending"}));
         let creating = status(json!({"phase": "Pending",
             "containerStatuses": container(false, json!({"waiting": {"reason": "ContainerCreating"}}))}));

@@ -156,7 +156,8 @@ fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
                 }
             }
         }
-        if let Some(scheme) = config["url"].as_str().and_then(|url| url.split_once("://")).map(|(scheme, _)| scheme)
+        if let Some(scheme) =
+            config["url"].as_str().and_then(|url| url.split_once("://")).map(|(scheme, _)| scheme)
             && scheme != "https"
         {
             let detail = "'https' is the only allowed URL scheme; desired format: https://host[/path]";

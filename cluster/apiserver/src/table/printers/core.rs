@@ -141,12 +141,7 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
             vec![name(object), count.into(), age(object, now)]
         }
         "Secret" => {
-            vec![
-                name(object),
-                object["type"].clone(),
-                text::count(&object["data"]).into(),
-                age(object, now),
-            ]
+            vec![name(object), object["type"].clone(), text::count(&object["data"]).into(), age(object, now)]
         }
         "ServiceAccount" => vec![name(object), age(object, now)],
         "Event" => event(object, now),

@@ -68,7 +68,11 @@ pub(super) fn ingress(obj: &Value, errors: &mut Vec<FieldError>) {
             one_of(one, &path, "pathType", &["Exact", "ImplementationSpecific", "Prefix"], errors);
             let text = one["path"].as_str().unwrap_or_default();
             if matches!(kind, "Exact" | "Prefix") && !text.starts_with('/') {
-                errors.push(FieldError::invalid(format!("{path}.path"), &text.into(), "must be an absolute path"));
+                errors.push(FieldError::invalid(
+                    format!("{path}.path"),
+                    &text.into(),
+                    "must be an absolute path",
+                ));
             }
             let backend = &one["backend"];
             if backend["service"].is_null() && backend["resource"].is_null() {
@@ -82,7 +86,11 @@ pub(super) fn ingress(obj: &Value, errors: &mut Vec<FieldError>) {
 pub(super) fn network_policy(obj: &Value, errors: &mut Vec<FieldError>) {
     for (i, kind) in list(&obj["spec"], "policyTypes").iter().enumerate() {
         if kind != "Ingress" && kind != "Egress" {
-            errors.push(FieldError::not_supported(format!("spec.policyTypes[{i}]"), kind, &["Ingress", "Egress"]));
+            errors.push(FieldError::not_supported(
+                format!("spec.policyTypes[{i}]"),
+                kind,
+                &["Ingress", "Egress"],
+            ));
         }
     }
 }
@@ -92,7 +100,11 @@ pub(super) fn budget(obj: &Value, errors: &mut Vec<FieldError>) {
     if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
         let shown = json!({"MinAvailable": spec["minAvailable"], "Selector": spec["selector"], "MaxUnavailable": spec["maxUnavailable"],
             "UnhealthyPodEvictionPolicy": spec["unhealthyPodEvictionPolicy"]});
-        errors.push(FieldError::invalid("spec", &shown, "minAvailable and maxUnavailable cannot be both set"));
+        errors.push(FieldError::invalid(
+            "spec",
+            &shown,
+            "minAvailable and maxUnavailable cannot be both set",
+        ));
     }
 }
 
@@ -146,7 +158,8 @@ pub(super) fn volume(obj: &Value, errors: &mut Vec<FieldError>) {
     if spec["capacity"]["storage"].is_null() {
         errors.push(FieldError::not_supported("spec.capacity", &spec["capacity"], &["storage"]));
     }
-    let sources = spec.as_object().into_iter().flatten().filter(|(field, _)| !COMMON.contains(&field.as_str()));
+    let sources =
+        spec.as_object().into_iter().flatten().filter(|(field, _)| !COMMON.contains(&field.as_str()));
     match sources.count() {
         0 => errors.push(FieldError::required("spec", "must specify a volume type")),
         1 => {}
@@ -181,7 +194,11 @@ pub(super) fn quota(obj: &Value, errors: &mut Vec<FieldError>) {
             || name.contains("hugepages-");
         if !known && !name.contains('/') {
             let value = Value::String(name.clone());
-            errors.push(FieldError::invalid(&path, &value, "must be a standard resource type or fully qualified"));
+            errors.push(FieldError::invalid(
+                &path,
+                &value,
+                "must be a standard resource type or fully qualified",
+            ));
             errors.push(FieldError::invalid(&path, &value, "must be a standard resource for quota"));
         }
         if amount(value).is_some_and(|amount| amount < 0.0) {
@@ -194,7 +211,8 @@ pub(super) fn limit_range(obj: &Value, errors: &mut Vec<FieldError>) {
     for (i, limit) in list(&obj["spec"], "limits").iter().enumerate() {
         let path = format!("spec.limits[{i}]");
         let of = |bound: &str, resource: &str| amount(&limit[bound][resource]);
-        let text = |bound: &str, resource: &str| limit[bound][resource].as_str().unwrap_or_default().to_owned();
+        let text =
+            |bound: &str, resource: &str| limit[bound][resource].as_str().unwrap_or_default().to_owned();
         for (resource, least) in limit["min"].as_object().into_iter().flatten() {
             let least_amount = amount(least);
             let mut check = |field: &str, shown: &Value, against: &str, words: &str| {
@@ -255,7 +273,11 @@ pub(super) fn autoscaler(obj: &Value, errors: &mut Vec<FieldError>) {
     let spec = &obj["spec"];
     let (least, most) = (spec["minReplicas"].as_i64(), spec["maxReplicas"].as_i64().unwrap_or(0));
     if least.is_some_and(|least| least < 1) {
-        errors.push(FieldError::invalid("spec.minReplicas", &spec["minReplicas"], "must be greater than or equal to 1"));
+        errors.push(FieldError::invalid(
+            "spec.minReplicas",
+            &spec["minReplicas"],
+            "must be greater than or equal to 1",
+        ));
     }
     if most < 1 {
         errors.push(FieldError::invalid("spec.maxReplicas", &most.into(), "must be greater than 0"));

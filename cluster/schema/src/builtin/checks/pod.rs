@@ -17,7 +17,8 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
         if !volumes.insert(volume["name"].as_str().unwrap_or_default()) {
             errors.push(FieldError::duplicate(format!("{path}.name"), &volume["name"]));
         }
-        let sources = volume.as_object().into_iter().flatten().map(|(field, _)| field).filter(|field| *field != "name");
+        let sources =
+            volume.as_object().into_iter().flatten().map(|(field, _)| field).filter(|field| *field != "name");
         for source in sources.skip(1) {
             let path = format!("{path}.{source}");
             errors.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
@@ -68,7 +69,8 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
         if !matches!(operator, "" | "Equal" | "Exists") {
             errors.push(FieldError::not_supported(path, &toleration["operator"], &["Equal", "Exists"]));
         } else if toleration["key"].as_str().unwrap_or_default().is_empty() && operator != "Exists" {
-            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let detail =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.push(FieldError::invalid(path, &toleration["operator"], detail));
         }
     }
@@ -81,13 +83,19 @@ pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
     let node = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     if node.is_object() && list(node, "nodeSelectorTerms").is_empty() {
-        let path = format!("{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
+        let path = format!(
+            "{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
+        );
         errors.push(FieldError::required(path, "must have at least one node selector term"));
     }
     for (i, spread) in list(spec, "topologySpreadConstraints").iter().enumerate() {
         let path = format!("{path}.topologySpreadConstraints[{i}]");
         if spread["maxSkew"].as_i64().unwrap_or(0) <= 0 {
-            errors.push(FieldError::invalid(format!("{path}.maxSkew"), &spread["maxSkew"], "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                format!("{path}.maxSkew"),
+                &spread["maxSkew"],
+                "must be greater than zero",
+            ));
         }
         if spread["topologyKey"].as_str().unwrap_or_default().is_empty() {
             errors.push(FieldError::required(format!("{path}.topologyKey"), "can not be empty"));

@@ -39,7 +39,9 @@ pub(super) fn app(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>
     }
     for field in ["maxSurge", "maxUnavailable"] {
         let value = &strategy["rollingUpdate"][field];
-        let percent = |text: &str| text.strip_suffix('%').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        let percent = |text: &str| {
+            text.strip_suffix('%').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
         if value.as_str().is_some_and(|text| !percent(text)) {
             let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used \
                           for validation is '[0-9]+%')";
@@ -48,7 +50,11 @@ pub(super) fn app(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>
     }
     let deadline = &spec["progressDeadlineSeconds"];
     if deadline.as_i64().is_some_and(|seconds| seconds <= spec["minReadySeconds"].as_i64().unwrap_or(0)) {
-        errors.push(FieldError::invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds"));
+        errors.push(FieldError::invalid(
+            "spec.progressDeadlineSeconds",
+            deadline,
+            "must be greater than minReadySeconds",
+        ));
     }
     if spec["strategy"]["type"] == "Recreate" && !spec["strategy"]["rollingUpdate"].is_null() {
         errors.push(FieldError::forbidden(
