@@ -1,6 +1,6 @@
 //! Several gateways, their certificates, and what they say in statuses.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,7 +19,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{Running, Stage, apply, ask, authority, exchange, free_port, identity, serve, until};
+use super::stage::{
+    Running, Stage, apply, ask, authority, exchange, free_port, identity, own_ip, serve, until,
+};
 
 /// A gateway, and where it is.
 pub(super) struct Gateway {
@@ -30,12 +32,12 @@ pub(super) struct Gateway {
     metrics: SocketAddr,
 }
 
-pub(super) async fn gateway(stage: &Stage, last: u8) -> Gateway {
-    gateway_at(stage, last, free_port()).await
+pub(super) async fn gateway(stage: &Stage) -> Gateway {
+    gateway_at(stage, free_port()).await
 }
 
-async fn gateway_at(stage: &Stage, last: u8, local_port: u16) -> Gateway {
-    let bind = IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
+async fn gateway_at(stage: &Stage, local_port: u16) -> Gateway {
+    let bind = own_ip();
     let ports = Ports { health: free_port(), metrics: free_port() };
     let config = Config {
         bind,
@@ -121,7 +123,7 @@ async fn laggard(
             response
         }
     });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = tokio::net::TcpListener::bind((own_ip(), 0)).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(ebb_http::serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
     (address, current, asked)
@@ -148,13 +150,12 @@ async fn an_ingress_is_ready_when_every_gateway_serves_it() {
     let app = serve(PlainAcceptor, "hello", &stop).await;
     service(&client, "default", "plain", &[app]).await;
     // Both know of all from the start: what a gateway was not told of yet it cannot wait for.
-    let port = free_port();
-    let (first, second) =
-        (SocketAddr::from(([127, 0, 0, 2], port)), SocketAddr::from(([127, 0, 0, 3], port)));
+    let ports = (free_port(), free_port());
+    let (first, second) = (SocketAddr::new(own_ip(), ports.0), SocketAddr::new(own_ip(), ports.1));
     let (late, current, asked) = laggard(first, &stop).await;
     service(&client, "ebb-system", "gateway-internal", &[first, second, late]).await;
-    let one = gateway_at(&stage, 2, port).await;
-    let two = gateway_at(&stage, 3, port).await;
+    let one = gateway_at(&stage, ports.0).await;
+    let two = gateway_at(&stage, ports.1).await;
     apply(&client, ingress("hello", json!([]))).await;
     until("both gateways serve", async || {
         answers(one.http, "hello").await && answers(two.http, "hello").await
@@ -225,7 +226,7 @@ async fn hosts_have_their_certificates_and_a_new_one_is_served_at_once() {
     let (client, stop) = (stage.client().await, CancellationToken::new());
     let app = serve(PlainAcceptor, "hello", &stop).await;
     service(&client, "default", "plain", &[app]).await;
-    let gateway = gateway(&stage, 2).await;
+    let gateway = gateway(&stage).await;
     let (one, other) = ("one.default.example.com", "other.default.example.com");
     let ((secret, trusted), (other_secret, other_trusted)) = (certificate(one), certificate(other));
     apply(&client, secret).await;

@@ -23,7 +23,7 @@ async fn a_gateway_starts_before_the_api_server_and_serves_while_it_is_away() {
     service(&client, "default", "plain", &[app]).await;
     apply(&client, ingress("before", json!([]))).await;
     stage.stop().await;
-    let gateway = gateway(&stage, 2).await;
+    let gateway = gateway(&stage).await;
     until("it lives", async || ask(gateway.health, "x", "/healthz").await.is_ok()).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let answer = get(gateway.health, "/readyz").await;
@@ -67,7 +67,7 @@ async fn an_activator_forwards_while_the_api_server_is_away() {
                "metadata": {"name": "hello-00001-private-1", "namespace": "default",
                             "labels": {"kubernetes.io/service-name": "hello-00001-private"}},
                "ports": [{"name": "https", "port": pod.port(), "protocol": "TCP"}],
-               "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]}),
+               "endpoints": [{"addresses": [pod.ip().to_string()], "conditions": {"ready": true}}]}),
     )
     .await;
     let bind = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));

@@ -1,6 +1,6 @@
 //! An API server at an address that stays, and how to reach it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime};
@@ -36,6 +36,14 @@ pub(crate) struct Stage {
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("its address").port()
+}
+
+/// An address of this machine that may stand in an EndpointSlice: loopback may not.
+pub(crate) fn own_ip() -> IpAddr {
+    // Nothing is sent: the system only says from where it would be.
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+    let routed = socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).and_then(|()| socket.local_addr());
+    routed.expect("these tests need a network interface besides loopback, with a route").ip()
 }
 
 impl Stage {
@@ -147,7 +155,7 @@ pub(crate) async fn serve(
     text: &'static str,
     stop: &CancellationToken,
 ) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let listener = tokio::net::TcpListener::bind((own_ip(), 0)).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let handler = handler_fn(move |request: Request<Incoming>, _: Arc<Peer>| {
         let probe = request.headers().contains_key(headers::K_NETWORK_PROBE);

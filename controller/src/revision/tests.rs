@@ -337,7 +337,7 @@ fn strict_pods_are_guarded_before_they_are_made_and_permissive_ones_are_not() {
     let first: Vec<String> = summary(&Plan { then: Vec::new(), ..plan.clone() });
     assert_eq!(first, ["create NetworkPolicy/ebb-mesh"], "before the Deployment");
     let pod = |plan: &Plan| {
-        let deployments = plan.then.iter().filter_map(|change| match change {
+        let mut deployments = plan.then.iter().filter_map(|change| match change {
             Change::Create(target, body) | Change::Patch(target, body)
                 if target.resource.kind == "Deployment" =>
             {
@@ -345,7 +345,7 @@ fn strict_pods_are_guarded_before_they_are_made_and_permissive_ones_are_not() {
             }
             _ => None,
         });
-        deployments.last().map(|body| body["spec"]["template"].clone()).expect("a Deployment")
+        deployments.next_back().map(|body| body["spec"]["template"].clone()).expect("a Deployment")
     };
     assert_eq!(pod(&plan)["metadata"]["labels"]["mesh.ebb.dev/mtls"], "strict");
     scene.mode = Mode::Permissive;

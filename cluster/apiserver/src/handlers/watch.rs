@@ -27,6 +27,8 @@ use crate::{convert, lean, table};
 
 /// Time between bookmarks.
 const BOOKMARKS: Duration = Duration::from_secs(60);
+/// A watch that lives no longer than this ends without a bookmark.
+const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 /// How long a watch lives if the client does not say: as upstream, half an hour or more.
 const LIFETIME: Duration = Duration::from_secs(2400);
 
@@ -224,7 +226,8 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
                 };
             }
         }
-        if options.bookmarks && let Some(revision) = watch.progress() {
+        // As upstream, which takes its last bookmark two seconds before the end.
+        if options.bookmarks && lifetime > LAST_BOOKMARK && let Some(revision) = watch.progress() {
             yield encoder.bookmark(revision, false);
         }
     };

@@ -140,6 +140,7 @@ fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
                 "should be a domain with at least three segments separated by dots",
             ));
         }
+        one_of(hook, &path, "sideEffects", &["None", "NoneOnDryRun"], errors);
         let config = &hook["clientConfig"];
         if config["url"].is_null() == config["service"].is_null() {
             errors.push(FieldError::required(
@@ -171,7 +172,6 @@ fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
                 "the timeout value must be between 1 and 30 seconds",
             ));
         }
-        one_of(hook, &path, "sideEffects", &["None", "NoneOnDryRun"], errors);
         one_of(hook, &path, "failurePolicy", &["Fail", "Ignore"], errors);
         let versions = list(hook, "admissionReviewVersions");
         if versions.is_empty() {

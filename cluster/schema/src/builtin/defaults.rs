@@ -73,6 +73,11 @@ pub(crate) fn rule(type_name: &str) -> Option<Rule> {
                 set(status(o), count, 0);
             }
         },
+        "api.batch.v1.JobStatus" => |o| {
+            if o.contains_key("startTime") {
+                set(o, "uncountedTerminatedPods", json!({}));
+            }
+        },
         "api.batch.v1.JobTemplateSpec" => |o| set(o, "metadata", json!({})),
         "api.networking.v1.NetworkPolicyPort" => |o| fill(o, "protocol", "TCP"),
         "api.networking.v1.NetworkPolicy" => network_policy,

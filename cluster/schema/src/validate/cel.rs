@@ -253,8 +253,12 @@ fn judge(rule: &Rule, scope: &Context<'_>, value: &Value, path: &str, errors: &m
             return;
         }
     };
-    // The rule speaks for itself; as upstream, the value is left out.
-    errors.push(FieldError { field, reason: rule.reason, bad_value: None, detail });
+    // As upstream, the value is shown where it is short enough to help.
+    let bad_value = match (rule.reason, value) {
+        (Reason::Required | Reason::Forbidden, _) | (_, Value::Array(_) | Value::Object(_)) => None,
+        _ => Some(value.clone()),
+    };
+    errors.push(FieldError { field, reason: rule.reason, bad_value, detail });
 }
 
 /// Kubernetes prints the type, not the value, of what is no scalar.

@@ -114,7 +114,7 @@ pub(super) fn cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid(
             "spec.schedule",
             &spec["schedule"],
-            format!("expected exactly 5 fields, found {found}: {schedule:?}"),
+            format!("expected exactly 5 fields, found {found}: [{schedule}]"),
         ));
     }
     one_of(spec, "spec", "concurrencyPolicy", &["Allow", "Forbid", "Replace"], errors);
