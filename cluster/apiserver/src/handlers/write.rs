@@ -425,7 +425,10 @@ pub(crate) async fn update_object(
             meta::carry("status", before, &mut new);
         }
     }
-    if matches!(ctx.sub.as_str(), "" | "ephemeralcontainers") && has_generation(ctx) && spec_changed(ctx, before, &new) {
+    if matches!(ctx.sub.as_str(), "" | "ephemeralcontainers")
+        && has_generation(ctx)
+        && spec_changed(ctx, before, &new)
+    {
         let generation = before["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         meta::set(&mut new, "generation", generation);
     }
