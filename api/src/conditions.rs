@@ -295,8 +295,10 @@ impl<'a> Manager<'a> {
                 Status::Unknown => 1,
                 Status::True => 0,
             };
-            (bad, c.reason.is_some(), c.last_transition_time.as_ref().map(|t| t.0))
+            (bad, c.reason.is_some())
         };
+        // Of equals the first: dependents are declared in the order in which one is the cause of the next, and which of them was written
+        // last says nothing about that.
         let mut worst: Option<&Condition> = None;
         for found in self.dependents.iter().filter_map(|d| self.get(d)).filter(|c| c.status != Status::True) {
             if worst.is_none_or(|w| rank(found) > rank(w)) {
