@@ -31,5 +31,5 @@ pub struct ListenError {
 /// # Errors
 /// Names the address and the likely cause.
 pub async fn listen(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, ListenError> {
-    tokio::net::TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+    ebb_http::listen(address).map_err(|source| ListenError { address, source })
 }

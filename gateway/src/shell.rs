@@ -130,14 +130,7 @@ async fn bound(handed: Vec<std::net::TcpListener>, address: SocketAddr) -> Resul
     if handed.is_empty() {
         return Ok(vec![listen(address).await?]);
     }
-    handed
-        .into_iter()
-        .map(|listener| {
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        })
-        .collect::<std::io::Result<_>>()
-        .map_err(Error::Handed)
+    handed.into_iter().map(ebb_http::adopt).collect::<std::io::Result<_>>().map_err(Error::Handed)
 }
 
 /// An address at which a listener of this process can be reached.

@@ -1,9 +1,12 @@
 //! How a pool reaches a backend. Encryption lives behind [`Connector`], so that this crate needs no identities.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -72,6 +75,24 @@ pub trait Connector: Send + Sync + 'static {
     fn connect(&self, target: &Target) -> impl Future<Output = Result<Connected<Self::Io>, BoxError>> + Send;
 }
 
+/// After so long without a byte the other side is asked whether it is still there, and as often as this says.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+
+/// Connects for requests: without delay for small packets, and so that who waits for an answer notices in half a minute that the machine which
+/// would give it is gone.
+///
+/// # Errors
+/// What the system says.
+pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE)?;
+    Ok(tcp)
+}
+
 /// TCP without encryption; refuses targets that ask for TLS.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlainConnector;
@@ -83,8 +104,23 @@ impl Connector for PlainConnector {
         if target.security != Security::Plain {
             return Err("this connector speaks no TLS".into());
         }
-        let io = TcpStream::connect(target.address).await?;
-        io.set_nodelay(true)?;
-        Ok(Connected { io, protocol: target.protocol })
+        Ok(Connected { io: dial(target.address).await?, protocol: target.protocol })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_vanishes_is_noticed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let tcp = dial(listener.local_addr().expect("bound")).await.expect("connected");
+        let socket = SockRef::from(&tcp);
+        assert!(socket.keepalive().expect("told") && tcp.nodelay().expect("told"));
+        let retries = socket.tcp_keepalive_retries().expect("told");
+        let silent = socket.tcp_keepalive_time().expect("told")
+            + retries * socket.tcp_keepalive_interval().expect("told");
+        assert_eq!(silent, Duration::from_secs(30));
     }
 }

@@ -120,6 +120,19 @@ impl Error {
         }
     }
 
+    /// The same failure to connect once more, for others who waited for that attempt.
+    pub(crate) fn of_connecting(&self) -> Option<Self> {
+        match self {
+            Error::Connect { target, cause } => {
+                Some(Error::Connect { target: target.clone(), cause: cause.to_string().into() })
+            }
+            Error::ConnectTimeout { target, limit } => {
+                Some(Error::ConnectTimeout { target: target.clone(), limit: *limit })
+            }
+            _ => None,
+        }
+    }
+
     /// What the client is told.
     pub fn status(&self) -> StatusCode {
         match self {

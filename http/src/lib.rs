@@ -27,4 +27,6 @@ pub use connect::{Connected, Connector, PlainConnector, Protocol, Security, Targ
 pub use error::{Error, Retry, Source};
 pub use forward::{Outgoing, Tunnels, Via};
 pub use pool::{Backend, Pool, PoolConfig};
-pub use server::{Acceptor, Handler, Handshake, Peer, PlainAcceptor, ServerConfig, handler_fn, serve};
+pub use server::{
+    Acceptor, Handler, Handshake, Peer, PlainAcceptor, ServerConfig, adopt, handler_fn, listen, serve,
+};

@@ -9,6 +9,7 @@ mod drive;
 mod watch;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -118,6 +119,32 @@ impl Default for ServerConfig {
     }
 }
 
+/// Connections that may wait to be accepted: a burst must not overflow the kernel's queue, or whoever comes late waits a second and more for
+/// the kernel's next attempt.
+const QUEUE: u32 = 4096;
+
+/// Listens at `address`.
+///
+/// # Errors
+/// What the system says. Must run in a tokio runtime.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
+/// Takes over a listener that somebody else has bound, whose queue may be short.
+///
+/// # Errors
+/// What the system says. Must run in a tokio runtime.
+pub fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    // A second call only changes the length.
+    socket2::SockRef::from(&listener).listen(QUEUE.cast_signed())?;
+    TcpListener::from_std(listener)
+}
+
 /// Serves `listener` until `shutdown`, then drains: no new connection, each request under way is finished, connections
 /// close. Returns when all are closed; the caller puts a time limit on that by dropping the future, which cuts them.
 pub async fn serve<A, H>(
@@ -172,8 +199,8 @@ pub async fn serve<A, H>(
 async fn accept_one(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::sync::OwnedSemaphorePermit, tokio::net::TcpStream, SocketAddr)> {
-    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+) -> io::Result<(tokio::sync::OwnedSemaphorePermit, tokio::net::TcpStream, SocketAddr)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (tcp, remote) = listener.accept().await?;
     tcp.set_nodelay(true)?;
     Ok((permit, tcp, remote))

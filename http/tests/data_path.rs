@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ebb_http::error::BoxError;
 use ebb_http::forward::{Forwarded, error_response};
 use ebb_http::{
-    Body, Handler, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig, Protocol, RequestBody,
-    Retry, ServerConfig, Target, Tunnels, Via, handler_fn, serve,
+    Body, Connected, Connector, Handler, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig,
+    Protocol, RequestBody, Retry, ServerConfig, Target, Tunnels, Via, adopt, handler_fn, listen, serve,
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -85,6 +86,20 @@ async fn read_head(tcp: &mut TcpStream) -> io::Result<String> {
         got.extend_from_slice(&buf[..n]);
     }
     Ok(String::from_utf8_lossy(&got).into_owned())
+}
+
+#[tokio::test]
+async fn a_burst_waits_in_the_queue_of_a_listener() {
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for listener in [adopt(bound).unwrap(), listen("127.0.0.1:0".parse().unwrap()).unwrap()] {
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        // Nobody accepts. What does not fit is dropped, and the kernel tries again a second later.
+        for n in 0..500 {
+            let connecting = tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(address));
+            waiting.push(connecting.await.unwrap_or_else(|_| panic!("connection {n} was dropped")).unwrap());
+        }
+    }
 }
 
 #[tokio::test]
@@ -194,6 +209,45 @@ async fn a_refused_connection_hands_the_request_back() {
         let other = pool.backend(&Target::plain(alive.address, Protocol::Http1));
         assert_eq!(text(outgoing.send(&other).await.unwrap()).await, "payload");
     }
+}
+
+/// Nobody answers where it connects to.
+struct Nowhere(Arc<AtomicUsize>);
+
+impl Connector for Nowhere {
+    type Io = TcpStream;
+
+    async fn connect(&self, _: &Target) -> Result<Connected<TcpStream>, BoxError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_connection_that_is_not_to_be_had_waits_for_one_attempt() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let config = PoolConfig::default();
+    let backend = Pool::new(Nowhere(attempts.clone()), config)
+        .backend(&Target::plain("192.0.2.1:80".parse().unwrap(), Protocol::Http2));
+    let began = tokio::time::Instant::now();
+    let asked: Vec<_> = (0..100)
+        .map(|_| {
+            let backend = backend.clone();
+            tokio::spawn(async move {
+                let mut outgoing = Outgoing::own(get("/")).unwrap();
+                let error = outgoing.send(&backend).await.unwrap_err();
+                assert!(outgoing.can_retry());
+                error.retry()
+            })
+        })
+        .collect();
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), Retry::Safe);
+    }
+    assert_eq!((attempts.load(Ordering::SeqCst), began.elapsed()), (1, config.connect_timeout));
+    // Who comes later tries anew.
+    assert!(Outgoing::own(get("/")).unwrap().send(&backend).await.is_err());
+    assert_eq!(attempts.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

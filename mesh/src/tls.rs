@@ -1,11 +1,11 @@
 //! Accepting and connecting with an [`Identity`], and the bridge to ebb-http's traits.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ebb_http::connect::dial;
 use ebb_http::error::BoxError;
 use ebb_http::{Acceptor, Connected, Connector, Handshake, Protocol, Security, Target};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -89,12 +89,6 @@ pub enum MeshStream {
     Plain(TcpStream),
     /// Mutual TLS. Boxed: it is a kilobyte, and futures that hold a stream shall stay small.
     Tls(Box<client::TlsStream<TcpStream>>),
-}
-
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let tcp = TcpStream::connect(address).await?;
-    tcp.set_nodelay(true)?;
-    Ok(tcp)
 }
 
 impl Connector for Identity {

@@ -9,8 +9,10 @@ use ebb_http::headers::{
     K_KUBELET_PROBE, K_NETWORK_PROBE, K_ORIGINAL_HOST, K_PROXY_REQUEST, KNATIVE_SERVING_NAMESPACE,
     KNATIVE_SERVING_REVISION, KUBE_PROBE_UA, PROBE_QUEUE, PROXIED_BY_ACTIVATOR, TIMING_REQUEST,
 };
-use ebb_http::{Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Protocol, Timed, Via, timing};
-use ebb_mesh::Policy;
+use ebb_http::{
+    Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Protocol, Timed, Via, balance, timing,
+};
+use ebb_mesh::{Backoff, Policy};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -145,7 +147,7 @@ impl Proxy {
     async fn pass_probe(&self, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
         let sent = async {
             let mut outgoing = self.prepare(request, peer)?;
-            outgoing.send(&self.app).await
+            self.send(&mut outgoing).await
         };
         match sent.await {
             Ok(response) => response.map(|body| Guarded::new(Timed::new(body, Limits::default()), None)),
@@ -176,9 +178,12 @@ impl Proxy {
     /// Sends to the app. Where more connect at once than an app takes, the kernel drops who comes late: they wait, as others that cannot be
     /// served yet do, and no longer than a request may.
     async fn send(&self, outgoing: &mut Outgoing) -> Result<Response<Body>, Error> {
+        let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
         loop {
             match outgoing.send(&self.app).await {
-                Err(Error::ConnectTimeout { .. }) if outgoing.can_retry() => {}
+                Err(Error::ConnectTimeout { .. }) if outgoing.can_retry() => {
+                    tokio::time::sleep(pauses.next(balance::random())).await;
+                }
                 sent => return sent,
             }
         }

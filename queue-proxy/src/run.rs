@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ebb_http::wire::{Announcement, now_us};
 use ebb_http::{Handler, PlainAcceptor, Pool, PoolConfig, ServerConfig, Target, serve};
 use ebb_mesh::{Identity, MeshAcceptor, PeerPolicy};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +41,9 @@ pub enum Error {
 
 /// Apps of the common frameworks close connections after 5 s without a request (Node.js); being first avoids the race.
 const APP_IDLE: Duration = Duration::from_secs(4);
+/// Connecting to the app does not leave the pod. What takes longer was dropped by the kernel, because the app's queue of connections is full; the
+/// kernel's own next attempts come after 1, 2 and 4 seconds, when the queue has long had room.
+const APP_CONNECT: Duration = Duration::from_millis(100);
 /// Connections that admin, stats and metrics ports take: they serve a handful of known clients.
 const SIDE_CONNECTIONS: usize = 64;
 
@@ -83,14 +86,7 @@ impl Listeners {
 
 fn listen(ip: IpAddr, port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::new(ip, port);
-    let bound = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        // A burst at a cold pod must not overflow the kernel's queue.
-        socket.listen(4096)
-    };
-    bound().map_err(|cause| Error::Listen { address, cause })
+    ebb_http::listen(address).map_err(|cause| Error::Listen { address, cause })
 }
 
 /// Runs until `stop`, then drains, then returns. Dropping the future cuts everything.
@@ -102,7 +98,12 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let state = State::new(config.concurrency);
     let app_pool = Pool::new(
         ebb_http::PlainConnector,
-        PoolConfig { idle_timeout: APP_IDLE, max_idle: 1024, ..PoolConfig::default() },
+        PoolConfig {
+            connect_timeout: APP_CONNECT,
+            idle_timeout: APP_IDLE,
+            max_idle: 1024,
+            ..PoolConfig::default()
+        },
     );
     let app = app_pool.backend(&Target::plain(config.app, config.app_protocol));
     let prober = Arc::new(Prober::new(config.probe.clone(), config.app, config.app_protocol, &app_pool));

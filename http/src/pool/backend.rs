@@ -28,8 +28,9 @@ pub struct Backend {
     pool: Weak<Inner>,
     idle: Mutex<Vec<Idle>>,
     shared: Mutex<Vec<Arc<Shared>>>,
-    /// HTTP/2 connections are opened one after the other, so that a burst does not open one for each request.
-    opening: tokio::sync::Mutex<()>,
+    /// HTTP/2 connections are opened one after the other, so that a burst does not open one for each request. Holds how the last
+    /// attempt failed, and when.
+    opening: tokio::sync::Mutex<Option<(Instant, Error)>>,
     in_flight: AtomicUsize,
     opened: AtomicU64,
 }
@@ -309,7 +310,8 @@ impl Backend {
         if let Some(stream) = self.join(self.config.max_streams) {
             return Ok(stream);
         }
-        let _one_at_a_time = self.opening.lock().await;
+        let came = Instant::now();
+        let mut failed = self.opening.lock().await;
         // Somebody may have opened one while this request waited.
         if let Some(stream) = self.join(self.config.max_streams) {
             return Ok(stream);
@@ -319,8 +321,21 @@ impl Backend {
         {
             return Ok(stream);
         }
-        let Sender::H2(sender) = self.dial.dial(&self.target, &self.config).await? else {
-            return Err(Error::BadRequest("the connector yielded HTTP/1.1 for an HTTP/2 backend"));
+        // Who waited for an attempt that failed fails with it: one by one they would wait as long again, each behind all others.
+        if let Some((_, error)) = failed.as_ref().filter(|(ended, _)| *ended > came)
+            && let Some(error) = error.of_connecting()
+        {
+            return Err(error);
+        }
+        let sender = match self.dial.dial(&self.target, &self.config).await {
+            Ok(Sender::H2(sender)) => sender,
+            Ok(Sender::H1(_)) => {
+                return Err(Error::BadRequest("the connector yielded HTTP/1.1 for an HTTP/2 backend"));
+            }
+            Err(error) => {
+                *failed = error.of_connecting().map(|error| (Instant::now(), error));
+                return Err(error);
+            }
         };
         self.opened.fetch_add(1, Ordering::Relaxed);
         let shared =
