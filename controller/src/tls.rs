@@ -39,6 +39,12 @@ pub(crate) async fn serve(
                 }
             },
         };
+        // Session tickets go out before the first answer: without this, that answer waits for the client's delayed acknowledgement of
+        // them (Nagle, RFC 896; 40 ms on Linux), in every admission request and every certificate of a cold start.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection ended before its handshake");
+            continue;
+        }
         let (acceptor, router, shutdown) = (acceptor.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
             let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {

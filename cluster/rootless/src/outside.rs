@@ -109,6 +109,8 @@ async fn connections(
             let _permit = permit;
             let joined = async {
                 let mut far = TcpStream::connect(target(&near)?).await?;
+                near.set_nodelay(true)?;
+                far.set_nodelay(true)?;
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
             };
             // Nobody outside listens there: a reset says so, where a close would look like an answer.
