@@ -31,6 +31,12 @@ struct Dest {
     suspect: bool,
 }
 
+impl Dest {
+    fn is_wanted(&self, waiting: bool) -> bool {
+        !self.usable && (waiting || self.suspect)
+    }
+}
+
 /// What changed for the throttle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -117,14 +123,15 @@ impl Dests {
         }
     }
 
-    /// The pods that are worth a probe: listed, not usable.
-    pub fn to_probe(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.known.iter().filter(|(_, dest)| !dest.usable).map(|(address, _)| *address)
+    /// The pods that are worth a probe: listed, not usable; while nobody waits, only those that nothing but a probe can bring back.
+    pub fn to_probe(&self, waiting: bool) -> impl Iterator<Item = SocketAddr> + '_ {
+        let wanted = move |(_, dest): &(_, &Dest)| dest.is_wanted(waiting);
+        self.known.iter().filter(wanted).map(|(address, _)| *address)
     }
 
     /// Whether the pod should still be probed.
-    pub fn is_wanted(&self, address: SocketAddr) -> bool {
-        self.known.get(&address).is_some_and(|dest| !dest.usable)
+    pub fn is_wanted(&self, address: SocketAddr, waiting: bool) -> bool {
+        self.known.get(&address).is_some_and(|dest| dest.is_wanted(waiting))
     }
 
     /// All pods.
@@ -151,7 +158,8 @@ mod tests {
     fn ready_pods_are_used_others_are_probed() {
         let mut dests = Dests::default();
         assert_eq!(dests.listed(&slices(&[(1, true), (2, false)]), NOW), [Change::Usable(pod(1), true)]);
-        assert_eq!(dests.to_probe().collect::<Vec<_>>(), [pod(2)]);
+        assert_eq!(dests.to_probe(true).collect::<Vec<_>>(), [pod(2)]);
+        assert_eq!(dests.to_probe(false).count(), 0, "Kubernetes will say so");
         assert_eq!(dests.probed(pod(2)), [Change::Usable(pod(2), true)]);
         assert_eq!(
             dests.listed(&slices(&[(1, true), (2, false)]), NOW),
@@ -185,7 +193,8 @@ mod tests {
         let _ = dests.listed(&slices(&[(1, true)]), NOW);
         assert_eq!(dests.failed(pod(1)), [Change::Usable(pod(1), false)]);
         assert_eq!(dests.listed(&slices(&[(1, true)]), NOW), [], "Kubernetes may not have noticed yet");
-        assert!(dests.is_wanted(pod(1)));
+        assert!(dests.is_wanted(pod(1), true));
+        assert!(dests.is_wanted(pod(1), false), "nothing else would heal it");
         assert_eq!(dests.probed(pod(1)), [Change::Usable(pod(1), true)]);
     }
 

@@ -292,14 +292,12 @@ impl Revision {
         self.deliver(grants);
     }
 
-    /// The pods to start probing now: those that cannot be used yet, while requests wait.
+    /// The pods to start probing now: those that cannot be used yet, while requests wait; those that failed, in any case.
     pub fn begin_probes(&self) -> Vec<(SocketAddr, Arc<Backend>)> {
         let mut core = self.core.lock();
-        if core.throttle.waiting() == 0 {
-            return Vec::new();
-        }
+        let waiting = core.throttle.waiting() > 0;
         let wanted: Vec<SocketAddr> =
-            core.dests.to_probe().filter(|address| !core.probing.contains(address)).collect();
+            core.dests.to_probe(waiting).filter(|address| !core.probing.contains(address)).collect();
         wanted
             .into_iter()
             .map(|address| {
@@ -309,14 +307,15 @@ impl Revision {
             .collect()
     }
 
-    /// Whether a pod should still be probed; if not, its probing is over.
-    pub fn keep_probing(&self, address: SocketAddr) -> bool {
+    /// Whether a pod should still be probed, and if so, whether anybody waits for it; if not, its probing is over.
+    pub fn keep_probing(&self, address: SocketAddr) -> Option<bool> {
         let mut core = self.core.lock();
-        let keep = core.throttle.waiting() > 0 && core.dests.is_wanted(address);
-        if !keep {
-            core.probing.remove(&address);
+        let waiting = core.throttle.waiting() > 0;
+        if core.dests.is_wanted(address, waiting) {
+            return Some(waiting);
         }
-        keep
+        core.probing.remove(&address);
+        None
     }
 
     /// The probing of a pod is over.

@@ -99,6 +99,10 @@ struct Seen {
 impl Stage {
     /// A pod that answers probes, and requests after `work`.
     async fn pod(&self, work: Duration) -> (SocketAddr, Arc<Seen>) {
+        self.pod_at("127.0.0.1:0".parse().expect("an address"), work).await
+    }
+
+    async fn pod_at(&self, address: SocketAddr, work: Duration) -> (SocketAddr, Arc<Seen>) {
         let seen = Arc::new(Seen::default());
         let state = seen.clone();
         let handler = handler_fn(move |request: Request<Incoming>, _: Arc<Peer>| {
@@ -117,7 +121,7 @@ impl Stage {
                 Response::new(Body::from("hello"))
             }
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let own = identity(&self.authority, "default", "default").await;
         tokio::spawn(serve(listener, MeshAcceptor(own), handler, ServerConfig::default(), self.stop.clone()));
@@ -272,6 +276,25 @@ async fn a_pod_that_refuses_connections_costs_no_request() {
         assert_eq!(stage.ask().await.0, StatusCode::OK);
     }
     assert_eq!(seen.requests.load(Ordering::SeqCst), 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_refused_a_connection_is_used_again_though_nobody_waits_for_it() {
+    let stage = stage(Settings::default(), || {}).await;
+    let away = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
+    let (alive, _) = stage.pod(Duration::ZERO).await;
+    stage.list(&[(away, true), (alive, true)]);
+    for _ in 0..50 {
+        assert_eq!(stage.ask().await.0, StatusCode::OK);
+    }
+    let (_, back) = stage.pod_at(away, Duration::ZERO).await;
+    tokio::time::timeout(WITHIN, async {
+        while back.requests.load(Ordering::SeqCst) == 0 {
+            assert_eq!(stage.ask().await.0, StatusCode::OK);
+        }
+    })
+    .await
+    .expect("it is used");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -194,6 +194,7 @@ impl Handler {
                     if connecting {
                         tracing::debug!(revision = %revision.key, %address, %error, "a pod cannot be reached");
                         revision.failed(address);
+                        self.registry.probe(&revision);
                     }
                     if error.retry() != Retry::Safe || !outgoing.can_retry() {
                         tracing::warn!(revision = %revision.key, %address, %error, "a request failed");

@@ -12,10 +12,12 @@ use crate::revision::Revision;
 
 /// The pauses between probes: short while the pod may come up any moment, never so long that it shows.
 const PAUSES: [u64; 4] = [5, 10, 20, 50];
+/// The pause where nobody waits, but a pod is to be had back.
+const UNHURRIED: Duration = Duration::from_millis(250);
 /// A probe that hangs (the pod's network is not there yet) is given up, for the next may find it.
 const TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Probes a pod until it answers, nobody waits any more, or it is gone.
+/// Probes a pod until it answers, is gone, or is wanted by nobody any more.
 pub(crate) async fn until_answered(revision: Arc<Revision>, address: SocketAddr, backend: Arc<Backend>) {
     let mut pauses = PAUSES.iter().chain(std::iter::repeat(&PAUSES[PAUSES.len() - 1]));
     loop {
@@ -24,10 +26,9 @@ pub(crate) async fn until_answered(revision: Arc<Revision>, address: SocketAddr,
             revision.end_probing(address);
             return revision.probed(address);
         }
-        tokio::time::sleep(Duration::from_millis(*pauses.next().unwrap_or(&50))).await;
-        if !revision.keep_probing(address) {
-            return;
-        }
+        let Some(waiting) = revision.keep_probing(address) else { return };
+        let soon = Duration::from_millis(*pauses.next().unwrap_or(&50));
+        tokio::time::sleep(if waiting { soon } else { UNHURRIED }).await;
     }
 }
 
