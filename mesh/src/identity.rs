@@ -27,6 +27,7 @@ pub use self::client::dial_ca;
 use self::resolver::Resolver;
 use self::sessions::Sessions;
 use crate::ca::{Authority, CertificateResponse};
+use crate::clock;
 use crate::error::Error;
 use crate::pem;
 use crate::spiffe::SpiffeId;
@@ -333,9 +334,9 @@ async fn retrying(issuer: &dyn Issue, backoff: &mut Backoff) -> Issued {
 async fn renew(issuer: Arc<dyn Issue>, shared: Arc<Shared>, mut ttl: Duration) {
     loop {
         // Sessions live for a third of a certificate's life, half of the time until its renewal.
-        tokio::time::sleep(renew_after(ttl) / 2).await;
+        clock::pass(renew_after(ttl) / 2, SystemTime::now).await;
         shared.sessions.forget();
-        tokio::time::sleep(renew_after(ttl) / 2).await;
+        clock::pass(renew_after(ttl) / 2, SystemTime::now).await;
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let issued = retrying(&*issuer, &mut backoff).await;
         let id = peer_identity(Some(&issued.key.cert));

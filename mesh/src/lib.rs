@@ -11,6 +11,7 @@
 //! - [`PeerPolicy`] and [`Policy`]: whom to talk to, and whom to let in.
 
 pub mod ca;
+mod clock;
 mod error;
 mod identity;
 mod pem;

@@ -1,8 +1,9 @@
 //! The certificate of the authority's own endpoint, for workloads that have no identity yet: DNS names, signed by the
 //! same roots that they were given to begin with. It renews itself.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
@@ -23,7 +24,7 @@ impl Authority {
     pub fn server_config(self: &Arc<Self>, dns_names: &[String]) -> Result<Arc<ServerConfig>, Error> {
         let resolver =
             SelfRenewing { authority: self.clone(), names: dns_names.to_vec(), current: Mutex::new(None) };
-        resolver.fresh(SystemTime::now(), Instant::now())?;
+        resolver.fresh(SystemTime::now())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -61,34 +62,42 @@ impl Authority {
 struct SelfRenewing {
     authority: Arc<Authority>,
     names: Vec<String>,
-    current: Mutex<Option<(Arc<CertifiedKey>, Instant, u64)>>,
+    current: Mutex<Option<Current>>,
+}
+
+struct Current {
+    key: Arc<CertifiedKey>,
+    good: Range<SystemTime>,
+    /// The number of the material that signed it.
+    material: u64,
 }
 
 impl SelfRenewing {
-    fn fresh(&self, now: SystemTime, instant: Instant) -> Result<Arc<CertifiedKey>, Error> {
+    /// By the time of day: the machine may have slept meanwhile. One that was set back counts as old.
+    fn fresh(&self, now: SystemTime) -> Result<Arc<CertifiedKey>, Error> {
         // After a replacement of the authority's material the certificate must come from the new one.
         let material = self.authority.material.load().number;
         let mut current = self.current.lock();
-        if let Some((key, until, of)) = &*current
-            && instant < *until
-            && *of == material
+        if let Some(current) = &*current
+            && current.good.contains(&now)
+            && current.material == material
         {
-            return Ok(key.clone());
+            return Ok(current.key.clone());
         }
         let (key, ttl) = self.authority.certify_server(&self.names, now)?;
         let key = Arc::new(key);
-        *current = Some((key.clone(), instant + ttl * 2 / 3, material));
+        *current = Some(Current { key: key.clone(), good: now..now + ttl * 2 / 3, material });
         Ok(key)
     }
 }
 
 impl ResolvesServerCert for SelfRenewing {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        match self.fresh(SystemTime::now(), Instant::now()) {
+        match self.fresh(SystemTime::now()) {
             Ok(key) => Some(key),
             Err(error) => {
                 tracing::error!(%error, "cannot renew the certificate authority's own server certificate");
-                self.current.lock().as_ref().map(|(key, ..)| key.clone())
+                self.current.lock().as_ref().map(|current| current.key.clone())
             }
         }
     }
@@ -97,5 +106,27 @@ impl ResolvesServerCert for SelfRenewing {
 impl std::fmt::Debug for SelfRenewing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SelfRenewing").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::MaterialPem;
+
+    #[test]
+    fn the_certificate_is_renewed_by_the_time_of_day() {
+        let now = SystemTime::now();
+        let (ttl, hour) = (Duration::from_secs(24 * 3600), Duration::from_secs(3600));
+        let root = MaterialPem::generate_root("cluster.local", now).expect("a root");
+        let authority = Arc::new(Authority::new("cluster.local", ttl, &root).expect("an authority"));
+        let names = vec!["controller".to_owned()];
+        let resolver = SelfRenewing { authority, names, current: Mutex::new(None) };
+        let at = |time: SystemTime| resolver.fresh(time).expect("a certificate").cert.clone();
+        let first = at(now);
+        assert_eq!(at(now + 15 * hour), first);
+        let second = at(now + 17 * hour);
+        assert_ne!(second, first);
+        assert_ne!(at(now), second, "the clock was set back: it may not be valid yet");
     }
 }
