@@ -1,4 +1,6 @@
 //! Keys that wait for being reconciled: each at most once, and never two of one key at a time.
+//!
+//! While nobody takes keys, none are kept: a replica that does not lead would gather the names of all objects that ever were.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -14,6 +16,7 @@ pub(crate) struct Queue<K> {
 }
 
 struct State<K> {
+    open: bool,
     ready: VecDeque<K>,
     waiting: HashSet<K>,
     running: HashSet<K>,
@@ -25,9 +28,22 @@ struct State<K> {
     count: u64,
 }
 
-impl<K: Hash + Eq + Clone> Queue<K> {
-    pub(crate) fn new() -> Self {
-        let state = State {
+/// Somebody takes keys; until this is dropped.
+pub(crate) struct Open<'a, K: Hash + Eq + Clone>(&'a Queue<K>);
+
+impl<K: Hash + Eq + Clone> Drop for Open<'_, K> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        // What still runs ends by itself.
+        let running = std::mem::take(&mut state.running);
+        *state = State { running, ..State::default() };
+    }
+}
+
+impl<K> Default for State<K> {
+    fn default() -> Self {
+        Self {
+            open: false,
             ready: VecDeque::new(),
             waiting: HashSet::new(),
             running: HashSet::new(),
@@ -36,13 +52,27 @@ impl<K: Hash + Eq + Clone> Queue<K> {
             due: HashMap::new(),
             failures: HashMap::new(),
             count: 0,
-        };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone> Queue<K> {
+    pub(crate) fn new() -> Self {
+        Self { state: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// From now on keys are kept.
+    pub(crate) fn open(&self) -> Open<'_, K> {
+        self.state.lock().open = true;
+        Open(self)
     }
 
     /// Wants `key` reconciled soon.
     pub(crate) fn add(&self, key: K) {
         let mut state = self.state.lock();
+        if !state.open {
+            return;
+        }
         if state.running.contains(&key) {
             state.again.insert(key);
         } else if state.waiting.insert(key.clone()) {
@@ -55,6 +85,9 @@ impl<K: Hash + Eq + Clone> Queue<K> {
     /// Wants `key` reconciled after a while; the sooner of two wishes counts.
     pub(crate) fn add_after(&self, key: K, after: Duration) {
         let mut state = self.state.lock();
+        if !state.open {
+            return;
+        }
         state.count += 1;
         let at = (Instant::now() + after, state.count);
         if let Some(due) = state.due.get(&key).copied() {
@@ -116,7 +149,8 @@ impl<K: Hash + Eq + Clone> Queue<K> {
         if ok {
             state.failures.remove(key);
         }
-        let retry = (!ok).then(|| {
+        let retry = !ok && state.open;
+        let retry = retry.then(|| {
             let failures = state.failures.entry(key.clone()).or_default();
             *failures += 1;
             Duration::from_millis(50 << (*failures).min(10)).min(Duration::from_secs(60))
@@ -138,6 +172,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_key_at_a_time_and_none_lost() {
         let queue = Queue::new();
+        let _open = queue.open();
         queue.add("a");
         queue.add("a");
         queue.add("b");
@@ -158,5 +193,32 @@ mod tests {
         let before = Instant::now();
         assert_eq!(queue.next().await, "c");
         assert!(Instant::now() - before >= Duration::from_millis(100));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_kept_while_nobody_takes_it() {
+        let kept = |queue: &Queue<u32>| {
+            let state = queue.state.lock();
+            let (ready, later) =
+                (state.ready.len() + state.waiting.len(), state.later.len() + state.due.len());
+            ready + later + state.again.len() + state.failures.len()
+        };
+        let queue = Queue::new();
+        for key in 0..1000 {
+            queue.add(key);
+            queue.add_after(key, Duration::from_secs(1));
+        }
+        assert_eq!(kept(&queue), 0);
+        let open = queue.open();
+        queue.add(1);
+        queue.add(2);
+        queue.add_after(3, Duration::from_secs(1));
+        assert_eq!(queue.next().await, 1);
+        drop(open);
+        // What was begun ends in its own time, and is one of its kind until then.
+        queue.done(&1, false);
+        assert_eq!((kept(&queue), queue.lengths()), (0, (0, 0)));
+        let _open = queue.open();
+        queue.add(4);
+        assert_eq!(queue.next().await, 4);
     }
 }

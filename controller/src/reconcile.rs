@@ -286,7 +286,9 @@ impl Reconciler {
     /// is looked at again.
     async fn work(self: Arc<Self>, term: Term) {
         tracing::info!("reconciling");
-        self.world.want_all();
+        let world = self.world.clone();
+        let _open = world.queue.open();
+        world.want_all();
         let permits = Arc::new(Semaphore::new(self.config.concurrency.get()));
         loop {
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -493,34 +495,35 @@ impl Reconciler {
                 this.resolver.resolve(&pod.containers, &config, &credentials),
                 this.resolver.resolve(inits, &config, &credentials)
             );
-            match found {
+            // Gone, or done by another controller: then nobody needs it any more.
+            let needed = || {
+                let found = this.world.revisions.get(&key.namespace, &key.name);
+                found.filter(|r| r.metadata.uid.as_ref() == Some(&uid)).filter(|r| {
+                    r.metadata.deletion_timestamp.is_none()
+                        && r.status.as_ref().is_none_or(|s| s.container_statuses.is_empty())
+                })
+            };
+            let failures = match found {
                 Ok((containers, init_containers)) => {
-                    this.digests.insert(uid, (Digests::Resolved { containers, init_containers }, 0));
-                    this.world.queue.add(key);
+                    let found = Digests::Resolved { containers, init_containers };
+                    this.digests.insert(uid.clone(), (found, 0));
+                    None
                 }
                 Err(message) => {
-                    let failures = failures + 1;
-                    this.digests.insert(uid.clone(), (Digests::Failed(message), failures));
-                    this.world.queue.add(key.clone());
-                    tokio::time::sleep(Duration::from_secs(1 << failures.min(7))).await;
-                    // Gone, or done by a controller before us: then nobody needs it any more.
-                    let still = this
-                        .world
-                        .revisions
-                        .get(&key.namespace, &key.name)
-                        .filter(|r| r.metadata.uid.as_ref() == Some(&uid));
-                    match still {
-                        Some(object)
-                            if object.status.as_ref().is_none_or(|s| s.container_statuses.is_empty()) =>
-                        {
-                            let config = this.live.load().deployment.clone();
-                            this.start_lookup(key, uid, object, config, failures);
-                        }
-                        _ => {
-                            this.digests.remove(&uid);
-                        }
-                    }
+                    this.digests.insert(uid.clone(), (Digests::Failed(message), failures + 1));
+                    Some(failures + 1)
                 }
+            };
+            this.world.queue.add(key.clone());
+            if let Some(failures) = failures {
+                tokio::time::sleep(Duration::from_secs(1 << failures.min(7))).await;
+                if let Some(object) = needed() {
+                    let config = this.live.load().deployment.clone();
+                    return this.start_lookup(key, uid, object, config, failures);
+                }
+            }
+            if needed().is_none() {
+                this.digests.remove(&uid);
             }
         });
     }
