@@ -98,8 +98,8 @@ pub enum Event {
     PodGone(Key, String),
     /// A ServerlessService is there, changed or (none) gone.
     Sks(Key, Option<Sks>),
-    /// The Deployment of a revision has this many replicas in its spec.
-    Replicas(Key, u32),
+    /// The Deployment of a revision has this many replicas in its spec; none when it is gone.
+    Replicas(Key, Option<u32>),
     /// The configuration changed.
     Config(Box<Defaults>),
     /// All is known that exists, and it is on us to decide: start.
@@ -200,7 +200,7 @@ impl Engine {
                 self.react(&key, true, now);
             }
             Event::RevisionGone(key) => {
-                // Pods may outlive their PodAutoscaler for a moment; keep only what they need.
+                // What belongs to a PodAutoscaler may outlive it for a moment; what is said of it still must not be kept for ever.
                 if let Some(revision) = self.revisions.get_mut(&key) {
                     let wake = revision.forget_pa();
                     if let Some(at) = wake {
@@ -220,22 +220,20 @@ impl Engine {
             Event::PodGone(key, name) => {
                 if let Some(revision) = self.revisions.get_mut(&key) {
                     revision.set_pod(name, None);
-                    if revision.is_forgettable() {
-                        self.revisions.remove(&key);
-                    } else {
-                        self.react(&key, false, now);
-                    }
+                    self.changed(&key, now);
                 }
             }
             Event::Sks(key, sks) => {
                 if sks.is_some() || self.revisions.contains_key(&key) {
                     self.revisions.entry(key.clone()).or_default().set_sks(sks, now);
-                    self.react(&key, false, now);
+                    self.changed(&key, now);
                 }
             }
             Event::Replicas(key, replicas) => {
-                self.revisions.entry(key.clone()).or_default().set_replicas(replicas);
-                self.react(&key, false, now);
+                if replicas.is_some() || self.revisions.contains_key(&key) {
+                    self.revisions.entry(key.clone()).or_default().set_replicas(replicas);
+                    self.changed(&key, now);
+                }
             }
             Event::Config(defaults) => {
                 self.defaults = *defaults;
@@ -373,6 +371,15 @@ impl Engine {
     pub fn counts(&self) -> (usize, usize) {
         let all = self.revisions.values().filter(|revision| revision.pa().is_some()).count();
         (all, all.saturating_sub(self.calendar.len()))
+    }
+
+    /// Something that belongs to a revision is there, changed or gone.
+    fn changed(&mut self, key: &Key, now: Duration) {
+        if self.revisions.get(key).is_some_and(Revision::is_forgettable) {
+            self.revisions.remove(key);
+        } else {
+            self.react(key, false, now);
+        }
     }
 
     fn react(&mut self, key: &Key, decide: bool, now: Duration) {

@@ -138,16 +138,16 @@ impl Revision {
         }
     }
 
-    /// Forgets all but the pods, which may outlive the PodAutoscaler; answers with the calendar's entry.
+    /// Forgets all but what may outlive the PodAutoscaler; answers with the calendar's entry.
     pub(super) fn forget_pa(&mut self) -> Option<Duration> {
-        let wake = self.wake;
-        let pods = std::mem::take(&mut self.pods);
-        *self = Self { pods, ..Self::default() };
-        wake
+        let before = std::mem::take(self);
+        *self = Self { pods: before.pods, sks: before.sks, replicas: before.replicas, ..Self::default() };
+        before.wake
     }
 
+    /// Nothing of it is there any more.
     pub(super) fn is_forgettable(&self) -> bool {
-        self.pa.is_none() && self.pods.is_empty()
+        self.pa.is_none() && self.pods.is_empty() && self.sks.is_none() && self.replicas.is_none()
     }
 
     pub(super) fn pa(&self) -> Option<&Arc<PodAutoscaler>> {
@@ -176,8 +176,8 @@ impl Revision {
         self.sks = sks;
     }
 
-    pub(super) fn set_replicas(&mut self, replicas: u32) {
-        self.replicas = Some(replicas);
+    pub(super) fn set_replicas(&mut self, replicas: Option<u32>) {
+        self.replicas = replicas;
     }
 
     pub(super) fn reported(&mut self, load: Load, now: Duration) {

@@ -56,7 +56,7 @@ impl World {
             status_writes: 0,
             collections: 0,
         };
-        world.event(Event::Replicas(world.key.clone(), replicas));
+        world.event(Event::Replicas(world.key.clone(), Some(replicas)));
         world.scale_to(replicas);
         world.event(Event::Revision(pa(annotations, concurrency)));
         world.event(Event::Start);
@@ -283,7 +283,7 @@ fn a_failed_activation_gives_up_and_says_so() {
     let mut world = World::new(json!({}), 0, 0);
     world.broken = true;
     world.scale_to(1);
-    world.event(Event::Replicas(world.key.clone(), 1));
+    world.event(Event::Replicas(world.key.clone(), Some(1)));
     world.run(600);
     assert_eq!(world.condition("Active"), (Unknown, "Queued".to_owned()));
     world.run(40);
@@ -307,7 +307,7 @@ fn a_restart_changes_nothing_until_it_knows() {
     let mut stored_pa = (*pa(json!({}), 10)).clone();
     stored_pa.status = Some(stored);
     again.event(Event::Revision(Arc::new(stored_pa)));
-    again.event(Event::Replicas(again.key.clone(), 0));
+    again.event(Event::Replicas(again.key.clone(), Some(0)));
     again.event(Event::Start);
     again.scales.clear();
     again.run(100);
@@ -421,6 +421,15 @@ fn a_deleted_revision_leaves_nothing() {
     assert_eq!(world.engine.next_wake(), None);
     assert!(world.engine.explain(&world.key).is_none());
     world.scale_to(0);
+    // What belongs to it goes after it, in any order and not without a last word.
+    world.event(Event::Replicas(world.key.clone(), Some(0)));
+    world.event(Event::Sks(world.key.clone(), Some(Sks::default())));
+    world.event(Event::Sks(world.key.clone(), None));
+    world.event(Event::Replicas(world.key.clone(), None));
+    assert!(world.engine.revisions.is_empty());
+    // Nor does what is said of it later bring it back.
+    world.event(Event::Sks(world.key.clone(), None));
+    world.event(Event::Replicas(world.key.clone(), None));
     assert!(world.engine.revisions.is_empty());
 }
 
@@ -439,7 +448,7 @@ fn many_revisions_at_zero_cost_nothing() {
         );
         let key = key_of(&pa);
         engine.handle(Event::Revision(Arc::new(pa)), START);
-        engine.handle(Event::Replicas(key.clone(), 0), START);
+        engine.handle(Event::Replicas(key.clone(), Some(0)), START);
         let sks = Sks {
             num_activators: 3,
             observed: true,

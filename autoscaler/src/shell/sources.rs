@@ -24,6 +24,8 @@ use crate::core::Mode;
 use crate::engine::{Event, Key, Pod, Sks, since_epoch};
 use crate::settings::Defaults;
 
+/// What the controller adds to a revision's name.
+const DEPLOYMENT: &str = "-deployment";
 /// The watches that must have delivered before anything is decided.
 const SOURCES: usize = 5;
 
@@ -89,15 +91,26 @@ pub(crate) fn spawn(
     }));
 
     let mut source = start();
+    // Only of revisions with names so long that their Deployments' are shortened: of the others the name tells.
+    let mut owners: HashMap<(String, String), Key> = HashMap::new();
     let api: Api<Deployment> = Api::all(client.clone());
     tasks.spawn(follow(api, of_revisions(), shutdown.clone(), move |change| match change {
         Change::Apply(deployment) => {
             let Some(revision) = deployment.labels().get(REVISION) else { return };
             let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-            let key = Key::new(deployment.namespace().unwrap_or_default(), revision.as_str());
-            source.tell(Event::Replicas(key, u32::try_from(replicas).unwrap_or(0)));
+            let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
+            let key = Key::new(namespace.as_str(), revision.as_str());
+            if name.strip_suffix(DEPLOYMENT) != Some(revision) {
+                owners.insert((namespace, name), key.clone());
+            }
+            source.tell(Event::Replicas(key, Some(u32::try_from(replicas).unwrap_or(0))));
         }
-        Change::Gone { .. } => {}
+        Change::Gone { namespace, name } => {
+            let usual = name.strip_suffix(DEPLOYMENT).map(|name| Key::new(namespace.as_str(), name));
+            if let Some(key) = owners.remove(&(namespace, name)).or(usual) {
+                source.tell(Event::Replicas(key, None));
+            }
+        }
         Change::Synced => source.synced(),
     }));
 
