@@ -24,29 +24,39 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let before = cpu_ms(empty.pid())?;
     std::thread::sleep(Duration::from_secs(10));
     let cpu = cpu_ms(empty.pid())? - before;
-    let up = rss_kib(empty.pid())?;
+    let (up, up_own) = (rss_kib(empty.pid())?, own_kib(empty.pid())?);
     empty.stop()?;
     let platform = runtime.block_on(Platform::start(target))?;
     runtime.block_on(platform.create("idle"))?;
     let answer = http::get(platform.gateway, &platform.host("idle"), "/")?;
     ensure!(answer.status == 200, "{answer:?}");
     let sidecar = processes("queue-proxy")?;
-    let sidecar = sidecar.iter().filter_map(|pid| rss_kib(*pid).ok()).max().context("no queue-proxy runs")?;
+    let sidecar = *sidecar.iter().max_by_key(|pid| rss_kib(**pid).ok()).context("no queue-proxy runs")?;
     let with_one = rss_kib(platform.process().context("not started here")?.pid())?;
     runtime.block_on(platform.stop())?;
     Ok(json!({
         "bench": "idle",
         "up_to_ready_new_folder_ms": distribution(&first),
         "up_to_ready_again_ms": distribution(&again),
-        "ebb_up_rss_kib": up, "ebb_up_with_one_service_rss_kib": with_one, "queue_proxy_rss_kib": sidecar,
+        "ebb_up_rss_kib": up, "ebb_up_with_one_service_rss_kib": with_one,
+        "queue_proxy_rss_kib": rss_kib(sidecar)?, "queue_proxy_own_kib": own_kib(sidecar)?, "ebb_up_own_kib": up_own,
         "ebb_up_idle_cpu_ms_per_s": cpu as f64 / 10.0,
     }))
 }
 
 fn rss_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// Of it, what is not pages of the executable's file, which all processes of a machine that run it share.
+fn own_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "RssAnon:")
+}
+
+fn status_kib(pid: u32, key: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with("VmRSS")).context("no VmRSS")?;
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS is no number")
+    let line = status.lines().find(|l| l.starts_with(key)).with_context(|| format!("no {key}"))?;
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).with_context(|| format!("{key} no number"))
 }
 
 /// Processor time so far, user and system.

@@ -36,7 +36,7 @@ struct Cli {
 enum Name {
     /// From a request to a Service at zero until its answer, with the platform's own breakdown.
     ColdStart,
-    /// From `create` to Ready: one Service, and 50 at once.
+    /// From `create` to Ready: one Service, 20 and 50 at once, and as many bare Deployments.
     Create,
     /// 1,000 requests on one cold Service; 100 cold Services at once.
     Storm,
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     let or = |embedded, cluster| cli.n.unwrap_or(if on_cluster { cluster } else { embedded });
     let mut figures = match cli.name {
         Name::ColdStart => cold_start::run(or(100, 30), target)?,
-        Name::Create => create::run(or(20, 10), target)?,
+        Name::Create => create::run(or(10, 10), target)?,
         Name::Storm => storm::run(or(3, 1), target)?,
         Name::Idle if on_cluster => {
             anyhow::bail!("idle measures `ebb up`; for a cluster there is `components`")

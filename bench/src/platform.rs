@@ -28,8 +28,9 @@ pub(crate) struct Target {
     /// Where its gateway is reached.
     #[arg(long, value_name = "ADDRESS:PORT", requires = "kubeconfig")]
     gateway: Option<SocketAddr>,
-    /// The image to deploy there; the cluster must have it or be able to pull it.
-    #[arg(long, value_name = "NAME", default_value = "hello:v1")]
+    /// The image to deploy there. The cluster must be able to pull it; one that was loaded into its nodes needs a name whose
+    /// digest is not looked up, as `dev.local/hello:v1`.
+    #[arg(long, value_name = "NAME", default_value = "dev.local/hello:v1")]
     image: String,
 }
 
@@ -154,7 +155,13 @@ impl Platform {
             }
             bail!("the watch of {name} ended")
         };
-        tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{name} is not Ready"))?
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(took) => took,
+            Err(_) => {
+                let service = serde_json::to_value(services.get(name).await?)?;
+                bail!("{name} is not Ready after {} s: {}", PATIENCE.as_secs(), said(&service))
+            }
+        }
     }
 
     fn learn_suffix(&self, name: &str, service: &Value) -> Result<()> {
@@ -185,6 +192,16 @@ impl Platform {
     pub(crate) fn host(&self, name: &str) -> String {
         format!("{name}{}", self.suffix.get().map_or("", String::as_str))
     }
+}
+
+/// What an object's condition Ready says.
+fn said(object: &Value) -> String {
+    let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.into_iter().find(|c| c["type"] == "Ready");
+    ready.map_or_else(
+        || "it has no condition Ready".to_owned(),
+        |c| format!("{} {}", c["reason"], c["message"]),
+    )
 }
 
 /// Whether an object's condition Ready is True.
