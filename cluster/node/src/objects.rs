@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
@@ -102,19 +103,17 @@ impl Objects {
         self.changes.subscribe()
     }
 
-    /// The Services that pods of a namespace are told about.
-    pub(crate) fn services(&self, namespace: &str) -> Vec<Service> {
-        self.services
-            .state()
-            .iter()
-            .filter(|service| {
-                let meta = &service.metadata;
-                meta.namespace.as_deref() == Some(namespace)
-                    || (meta.namespace.as_deref() == Some("default")
-                        && meta.name.as_deref() == Some("kubernetes"))
-            })
-            .map(|service| (**service).clone())
-            .collect()
+    /// The Services that pods of a namespace are told about: those of the namespace and [`Objects::kubernetes`].
+    pub(crate) fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
+        let inside = |service: &Arc<Service>| service.metadata.namespace.as_deref() == Some(namespace);
+        let mut services: Vec<_> = self.services.state().into_iter().filter(inside).collect();
+        services.extend(self.kubernetes().filter(|_| namespace != "default"));
+        services
+    }
+
+    /// The Service of the API server, which every pod is told about.
+    pub(crate) fn kubernetes(&self) -> Option<Arc<Service>> {
+        self.services.get(&ObjectRef::new("kubernetes").within("default"))
     }
 
     /// All that the pod refers to and that exists.

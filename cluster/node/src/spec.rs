@@ -103,12 +103,23 @@ pub struct User {
 pub struct Bind {
     /// On the machine.
     pub source: PathBuf,
+    /// What of the source; None for all of it.
+    pub sub_path: Option<SubPath>,
     /// In the container, absolute.
     pub target: String,
     /// Whether writing is refused.
     pub read_only: bool,
     /// Whether later mounts below `source` on the machine appear in the container.
     pub propagate: bool,
+}
+
+/// A place inside a volume. Links that lead out of the volume are refused when it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubPath {
+    /// Relative to the volume.
+    pub path: String,
+    /// Whether folders that are missing are made.
+    pub make: bool,
 }
 
 /// The process of a container or of an exec.
@@ -310,6 +321,7 @@ mod tests {
     fn binds_go_from_the_root_downwards() {
         let bind = |target: &str| Bind {
             source: "/s".into(),
+            sub_path: None,
             target: target.to_owned(),
             read_only: true,
             propagate: false,

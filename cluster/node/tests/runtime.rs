@@ -39,7 +39,7 @@ fn main() {
     macro_rules! tests {
         ($($name:ident),* $(,)?) => { [$((stringify!($name), || Box::pin($name()))),*] };
     }
-    let tests: [Test; 22] = tests![
+    let tests: [Test; 23] = tests![
         serves_in_its_own_network,
         exit_codes_output_and_signals,
         programs_that_cannot_be_executed,
@@ -48,6 +48,7 @@ fn main() {
         memory_limit_of_a_child,
         a_container_sees_its_own_cgroups,
         restrictions,
+        the_nodes_umask_is_no_containers,
         capabilities_are_dropped,
         devices_are_refused,
         privileged_containers_have_all_devices,
@@ -333,6 +334,7 @@ async fn programs_that_cannot_be_executed() {
     let mut container = world.container(&["echo"]);
     container.binds = vec![Bind {
         source: "/no/source".into(),
+        sub_path: None,
         target: "/x".to_owned(),
         read_only: true,
         propagate: false,
@@ -361,6 +363,7 @@ async fn a_program_sees_what_another_runtime_shows_it() {
     std::os::unix::fs::symlink("/tmp", world.layer().join("link")).unwrap();
     let bind = |source: &Path, target: &str, read_only| Bind {
         source: source.to_owned(),
+        sub_path: None,
         target: target.to_owned(),
         read_only,
         propagate: false,
@@ -478,7 +481,13 @@ async fn restrictions() {
     let shared = world.dir.path().join("shared");
     std::fs::create_dir(&shared).unwrap();
     std::fs::write(shared.join("greeting"), "from outside\n").unwrap();
-    let bind = Bind { source: shared, target: "/mnt/shared".to_owned(), read_only: true, propagate: false };
+    let bind = Bind {
+        source: shared,
+        sub_path: None,
+        target: "/mnt/shared".to_owned(),
+        read_only: true,
+        propagate: false,
+    };
     let with = |args: &[&str]| Container { binds: vec![bind.clone()], ..world.container(args) };
     let (read, write) = (with(&["cat", "/mnt/shared/greeting"]), with(&["write", "/mnt/shared/x"]));
     let read_only = Container { read_only_root: true, ..world.container(&["write", "/tmp/x"]) };
@@ -506,6 +515,23 @@ async fn restrictions() {
         "a working folder that the image lacks is made"
     );
     assert!(!world.dir.path().join("layer/tmp/x").exists(), "layers are shared and stay as they are");
+}
+
+async fn the_nodes_umask_is_no_containers() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use nix::sys::stat::{Mode, umask};
+    payload();
+    let usual = umask(Mode::from_bits_truncate(0o077));
+    let mut world = World::new(1).await;
+    umask(usual);
+    for path in [world.layer(), world.layer().join("payload")] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut container = world.container(&["cat", "/proc/self/status"]);
+    container.process.user = User { uid: 1000, gid: 1000, groups: Vec::new() };
+    let said = world.output(container).await;
+    assert!(said.contains("Umask:\t0022"), "{said}");
 }
 
 async fn capabilities_are_dropped() {
@@ -676,6 +702,7 @@ async fn volumes_in_memory_reach_parked_processes() {
     let mut container = world.container(&["look"]);
     let bind = |source: &Path, target: &str| Bind {
         source: source.to_owned(),
+        sub_path: None,
         target: target.to_owned(),
         read_only: false,
         propagate: false,

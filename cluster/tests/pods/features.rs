@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("host_network", host_network),
     ("downward_api", downward),
     ("sub_paths", sub_paths),
+    ("sub_paths_stay_in_their_volume", sub_paths_inside),
     ("active_deadline", deadline),
     ("affinity_between_pods", affinity),
     ("shared_processes_are_refused", shared_processes),
@@ -218,6 +219,29 @@ fn sub_paths(world: &World) {
     let said = world.kubectl(&["logs", "sub-path"]);
     assert!(said.contains("root:x:0:") && said.ends_with("\nsecond\ndeep\n"), "{said}");
     world.delete("pod/sub-path");
+}
+
+fn sub_paths_inside(world: &World) {
+    let outside = tempfile::tempdir().unwrap();
+    let link = format!("ln -s {} /all/out", outside.path().display());
+    let all = json!([{"name": "v", "mountPath": "/all"}]);
+    let mut init = container("link", script(&link));
+    merge(&mut init, json!({"volumeMounts": all}));
+    let spec = |init: &Value| json!({"restartPolicy": NEVER, "initContainers": [init], "volumes": [{"name": "v", "emptyDir": {}}]});
+    let mount = |path: &str| json!({"volumeMounts": [{"name": "v", "mountPath": "/part", "subPath": path}]});
+    world.pod("sub-out", mount("out/made"), spec(&init));
+    let said = "{.status.containerStatuses[0].state.waiting.message}";
+    world.until("pod/sub-out", said, "subPath \"out/made\" leads out of its volume");
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0, "nothing was made on the machine");
+    world.delete("pod/sub-out");
+    // What is made of a volume is as open as the volume.
+    let mut user = mount("new/er");
+    merge(&mut user, script("touch /part/x && ls /part"));
+    merge(&mut user, json!({"securityContext": {"runAsUser": 1000}}));
+    world.pod("sub-user", user, spec(&init));
+    world.until("pod/sub-user", "{.status.phase}", "Succeeded");
+    assert_eq!(world.kubectl(&["logs", "sub-user"]), "x\n");
+    world.delete("pod/sub-user");
 }
 
 fn deadline(world: &World) {

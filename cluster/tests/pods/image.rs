@@ -6,7 +6,8 @@ use std::process::Command;
 use serde_json::json;
 
 /// What a shell in a container needs for these tests.
-const TOOLS: [&str; 11] = ["sh", "cat", "ls", "sleep", "tar", "stty", "id", "mkdir", "chmod", "touch", "env"];
+const TOOLS: [&str; 12] =
+    ["sh", "cat", "ln", "ls", "sleep", "tar", "stty", "id", "mkdir", "chmod", "touch", "env"];
 
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

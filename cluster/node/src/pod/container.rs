@@ -25,7 +25,7 @@ use crate::logs::Logs;
 use crate::logs::attached::Attached;
 use crate::logs::writer::{self, Source};
 use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams, seccomp};
-use crate::spec::{self, Bind, Limits, User};
+use crate::spec::{self, Bind, Limits, SubPath, User};
 use crate::users::{self, Accounts};
 
 /// A running container as others see it.
@@ -224,16 +224,10 @@ impl Run {
                 "shareProcessNamespace: containers of a pod cannot share their processes on this node; leave it out, or use hostPID".to_owned(),
             ));
         }
-        let mut links = BTreeMap::new();
-        let services = context.objects.services(&namespace);
-        if pod_spec.enable_service_links != Some(false) {
-            links = env::service_links(&services);
-        } else if let Some(kubernetes) = services.into_iter().find(|s| {
-            s.metadata.name.as_deref() == Some("kubernetes")
-                && s.metadata.namespace.as_deref() == Some("default")
-        }) {
-            links = env::service_links(&[kubernetes]);
-        }
+        let links = match pod_spec.enable_service_links {
+            Some(false) => env::service_links(context.objects.kubernetes().as_deref()),
+            _ => env::service_links(context.objects.services(&namespace).iter().map(AsRef::as_ref)),
+        };
         let mut variables = env::environment(&self.pod, &self.spec, &self.image.env, &links, &facts, &found)
             .map_err(config)?;
         let accounts = Accounts::read(&self.image.layers);
@@ -248,7 +242,7 @@ impl Run {
         let privileged = self.spec.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
         let read_only_root =
             self.spec.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
-        let mut binds = self.volume_binds(&variables).await.map_err(config)?;
+        let mut binds = self.volume_binds(&variables).map_err(config)?;
         self.file_binds(&mut binds, &termination, read_only_root).map_err(|e| config(e.to_string()))?;
         let security = self.spec.security_context.as_ref();
         let spec = spec::Container {
@@ -369,7 +363,7 @@ impl Run {
         Ok(user)
     }
 
-    async fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
+    fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
         let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let by_name: BTreeMap<&str, _> = volumes.map(|volume| (volume.name.as_str(), volume)).collect();
         let mut binds = Vec::new();
@@ -382,16 +376,9 @@ impl Run {
                 None => super::volume_root(&self.context, &self.pod_dir, volume),
             };
             let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
-            let source = if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {
-                // Where the volume is in memory, only there is it seen.
-                let (mount, variables) = (mount.clone(), variables.clone());
-                let find = move || sub_path(&root, &mount, &variables, writable);
-                self.context.runtime.among_mounts(find).await.map_err(|error| error.to_string())??
-            } else {
-                root
-            };
             binds.push(Bind {
-                source,
+                source: root,
+                sub_path: sub_path(mount, variables, writable)?,
                 target: absolute(&mount.mount_path),
                 read_only: mount.read_only == Some(true) || !writable,
                 propagate: mount.mount_propagation.as_deref().is_some_and(|mode| mode != "None"),
@@ -415,6 +402,7 @@ impl Run {
             if !taken(binds, target) && source.exists() {
                 binds.push(Bind {
                     source,
+                    sub_path: None,
                     target: target.to_owned(),
                     read_only: read_only_root,
                     propagate: false,
@@ -430,7 +418,7 @@ impl Run {
             self.spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
         if !taken(binds, &target) {
             let source = termination.to_owned();
-            binds.push(Bind { source, target, read_only: false, propagate: false });
+            binds.push(Bind { source, sub_path: None, target, read_only: false, propagate: false });
         }
         Ok(())
     }
@@ -472,33 +460,22 @@ pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {
     }
 }
 
-/// Where below a volume a mount begins. Symbolic links that lead out of the volume are refused.
+/// Where below a volume a mount begins; None for the volume itself.
 fn sub_path(
-    root: &Path,
     mount: &VolumeMount,
     variables: &BTreeMap<String, String>,
     writable: bool,
-) -> Result<PathBuf, String> {
+) -> Result<Option<SubPath>, String> {
     let expanded =
         mount.sub_path_expr.as_ref().map(|text| env::expand(text, |name| variables.get(name).cloned()));
-    let Some(sub) = expanded.or_else(|| mount.sub_path.clone()).filter(|sub| !sub.is_empty()) else {
-        return Ok(root.to_owned());
+    let Some(path) = expanded.or_else(|| mount.sub_path.clone()).filter(|path| !path.is_empty()) else {
+        return Ok(None);
     };
-    let plain = Path::new(&sub).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    let plain = Path::new(&path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if !plain {
-        return Err(format!("subPath {sub:?} must be relative and must not contain \"..\""));
+        return Err(format!("subPath {path:?} must be relative and must not contain \"..\""));
     }
-    let path = root.join(&sub);
-    if !path.exists() && writable {
-        std::fs::create_dir_all(&path).map_err(|error| format!("subPath {sub:?}: {error}"))?;
-    }
-    let real = path.canonicalize().map_err(|error| format!("subPath {sub:?}: {error}"))?;
-    let real_root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
-    if real.starts_with(&real_root) {
-        Ok(real)
-    } else {
-        Err(format!("subPath {sub:?} leads out of its volume"))
-    }
+    Ok(Some(SubPath { path, make: writable }))
 }
 
 fn limits(container: &Container, pids: Option<i64>) -> Limits {
@@ -531,23 +508,38 @@ fn signal_number(text: &str) -> Option<i32> {
     name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }
 
-/// What the container left to say: its file, or the end of its log if it failed and asked for that.
+/// What the container left to say: the end of its file, or the end of its log if it failed and asked for that.
 fn termination_message(container: &Container, file: &Path, log: &Path, code: i32) -> Option<String> {
-    const LIMIT: usize = 4096;
-    let mut text = std::fs::read(file).unwrap_or_default();
+    const MOST: u64 = 4096;
+    const MOST_OF_LOG: usize = 2048;
+    const LINES: usize = 80;
+    /// As many short lines with their times.
+    const PART_OF_LOG: u64 = 8192;
+    let mut text = end_of(file, MOST).unwrap_or_default();
     let _ = std::fs::remove_file(file);
     let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
     if text.is_empty() && fallback && code != 0 {
-        let lines = std::fs::read_to_string(log).unwrap_or_default();
-        let lines: Vec<&str> =
-            lines.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default()).collect();
-        let last = &lines[lines.len().saturating_sub(80)..];
-        text = last.join("\n").into_bytes();
-        let cut = text.len().saturating_sub(2048);
-        text.drain(..cut);
+        let records = end_of(log, PART_OF_LOG).unwrap_or_default();
+        let records = records.strip_suffix(b"\n").unwrap_or(&records);
+        let lines: Vec<&[u8]> = records
+            .split(|byte| *byte == b'\n')
+            .map(|line| line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default())
+            .collect();
+        text = lines[lines.len().saturating_sub(LINES)..].join(&b'\n');
+        text.drain(..text.len().saturating_sub(MOST_OF_LOG));
     }
-    text.truncate(LIMIT);
     (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The last bytes of a file, however long it is.
+fn end_of(file: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(file)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// postStart and the startup probe, then readiness and liveness side by side.
@@ -712,17 +704,18 @@ mod tests {
     }
 
     #[test]
-    fn sub_paths_stay_in_their_volume() {
-        let folder = tempfile::tempdir().unwrap();
+    fn sub_paths_are_plain() {
         let mount = |sub: &str| VolumeMount { sub_path: Some(sub.to_owned()), ..VolumeMount::default() };
         let none = BTreeMap::new();
-        assert!(sub_path(folder.path(), &mount("a/b"), &none, true).unwrap().ends_with("a/b"));
-        assert!(sub_path(folder.path(), &mount("../x"), &none, true).is_err());
-        std::os::unix::fs::symlink("/", folder.path().join("out")).unwrap();
-        assert!(sub_path(folder.path(), &mount("out/etc"), &none, true).unwrap_err().contains("leads out"));
+        let plain = sub_path(&mount("a/b"), &none, true).unwrap();
+        assert_eq!(plain, Some(SubPath { path: "a/b".to_owned(), make: true }));
+        assert_eq!(sub_path(&mount(""), &none, true), Ok(None));
+        for bad in ["../x", "a/../../b", "/a"] {
+            assert!(sub_path(&mount(bad), &none, true).unwrap_err().contains(bad));
+        }
         let expr = VolumeMount { sub_path_expr: Some("$(POD)/x".to_owned()), ..VolumeMount::default() };
         let vars = BTreeMap::from([("POD".to_owned(), "p1".to_owned())]);
-        assert!(sub_path(folder.path(), &expr, &vars, true).unwrap().ends_with("p1/x"));
+        assert_eq!(sub_path(&expr, &vars, false).unwrap().unwrap().path, "p1/x");
     }
 
     #[test]
@@ -738,5 +731,15 @@ mod tests {
         assert_eq!(termination_message(&container, &file, &log, 0), None);
         std::fs::write(&file, "mine").unwrap();
         assert_eq!(termination_message(&container, &file, &log, 0).as_deref(), Some("mine"));
+        // Whatever a container writes, and however much: the end of it.
+        std::fs::write(&file, [b"begin ".repeat(10_000).as_slice(), b"\xff the end"].concat()).unwrap();
+        let said = termination_message(&container, &file, &log, 0).unwrap();
+        assert!(said.ends_with("\u{fffd} the end") && said.len() < 4100, "{said}");
+        let record = |number: usize| format!("2026-01-01T00:00:00Z stderr F line {number}\n").into_bytes();
+        let records: Vec<u8> =
+            (0..10_000).flat_map(record).chain(*b"2026-01-01T00:00:00Z stderr F \xff\n").collect();
+        std::fs::write(&log, records).unwrap();
+        let said = termination_message(&container, &file, &log, 1).unwrap();
+        assert!(said.starts_with("line 9921\n") && said.ends_with("line 9999\n\u{fffd}"), "{said}");
     }
 }

@@ -50,7 +50,7 @@ pub(crate) fn expand(text: &str, value_of: impl Fn(&str) -> Option<String>) -> S
 
 /// The variables that announce Services to pods of their namespace, as `docker link` did
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
-pub(crate) fn service_links(services: &[Service]) -> BTreeMap<String, String> {
+pub(crate) fn service_links<'a>(services: impl IntoIterator<Item = &'a Service>) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for service in services {
         let Some(spec) = &service.spec else { continue };
@@ -354,7 +354,7 @@ mod tests {
             "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "sql", "port": 5432}]}
         }))
         .unwrap();
-        let links = service_links(&[service]);
+        let links = service_links([&service]);
         assert_eq!(links["MY_DB_SERVICE_HOST"], "10.0.0.1");
         assert_eq!(links["MY_DB_SERVICE_PORT_SQL"], "5432");
         assert_eq!(links["MY_DB_PORT_5432_TCP"], "tcp://10.0.0.1:5432");

@@ -20,7 +20,7 @@ use super::inside::{self, Kind};
 use super::privilege::Privilege;
 use super::protocol::Overlay;
 use super::sys::{MountChange, set_mount};
-use crate::spec::{Bind, Container, MASKED, READ_ONLY};
+use crate::spec::{Bind, Container, MASKED, READ_ONLY, SubPath};
 
 /// A refusal with the step that was refused.
 type Result<T> = std::result::Result<T, String>;
@@ -309,9 +309,13 @@ fn attach(copy: BorrowedFd<'_>, folder: BorrowedFd<'_>, place: &Path) -> io::Res
 
 fn bind(root: BorrowedFd<'_>, wanted: &Bind) -> Result<()> {
     let what = format!("mount {} at {}", wanted.source.display(), wanted.target);
-    let found = fs::metadata(&wanted.source).map_err(at(&what))?;
-    let kind = if found.is_dir() { Kind::Folder } else { Kind::File };
-    let copy = clone_tree(&wanted.source).map_err(at(&what))?;
+    let copy = match &wanted.sub_path {
+        None => clone_tree(&wanted.source).map_err(at(&what))?,
+        Some(sub) => part_of(&wanted.source, sub)?,
+    };
+    let found = rustix::fs::fstat(&copy).map_err(at(&what))?;
+    let folder = rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir();
+    let kind = if folder { Kind::Folder } else { Kind::File };
     let propagation = if wanted.propagate { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
     let change =
         MountChange { read_only: wanted.read_only, propagation: propagation.bits(), propagation_below: true };
@@ -319,6 +323,22 @@ fn bind(root: BorrowedFd<'_>, wanted: &Bind) -> Result<()> {
     let target = inside::ensure(root, Path::new(&wanted.target), kind).map_err(at(&what))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(copy, "", target, "", flags).map_err(at(&what))
+}
+
+/// What a volume has at a place that its own containers may be changing: found by the kernel, which never leaves the volume, and copied from
+/// what was found, not by its name.
+fn part_of(volume: &Path, sub: &SubPath) -> Result<OwnedFd> {
+    let fail = |error: io::Error| match error.kind() {
+        io::ErrorKind::CrossesDevices => format!("subPath {:?} leads out of its volume", sub.path),
+        _ => format!("subPath {:?}: {error}", sub.path),
+    };
+    let root = fs::File::open(volume).map_err(at(format_args!("open {}", volume.display())))?;
+    let place = inside::below(root.as_fd(), Path::new(&sub.path), sub.make).map_err(fail)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(place.as_fd(), "", flags).map_err(|error| fail(error.into()))
 }
 
 /// The options of one mount(2) call may not exceed a page, and image stores have long paths: layers are given relative
