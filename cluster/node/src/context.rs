@@ -8,8 +8,9 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use kube::Client;
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::events::Recorder;
 use crate::images::ImageSource;
@@ -17,7 +18,8 @@ use crate::logs::Logs;
 use crate::network::{Network, NetworkConfig, PodNetwork};
 use crate::objects::Objects;
 use crate::pod::container::Live;
-use crate::runtime::{Exit, Runtime, Streams};
+use crate::runtime::{Exit, Runtime, RuntimeError, Streams};
+use crate::spec::Process;
 
 pub(crate) struct Context {
     pub(crate) node_name: String,
@@ -87,7 +89,7 @@ impl Exits {
 }
 
 /// How much of a probe's or hook's output is kept for its message.
-const KEPT_OUTPUT: u64 = 10 * 1024;
+const KEPT_OUTPUT: usize = 10 * 1024;
 
 impl Context {
     pub(crate) fn host_ip(&self) -> Ipv4Addr {
@@ -103,22 +105,20 @@ impl Context {
         let id = crate::new_id();
         let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
         let second = writer.try_clone().map_err(|error| error.to_string())?;
+        let mut pipe =
+            tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(|e| e.to_string())?;
         let exited = self.exits.expect(&id);
-        let process = crate::spec::Process { args, terminal: false, ..live.process.clone() };
+        let process = Process { args, terminal: false, ..live.process.clone() };
         let streams = Streams::Pipes { stdout: writer.into(), stderr: second.into(), stdin: None };
-        if let Err(error) = self.runtime.exec(&live.id, &id, &process, streams).await {
+        let mut execution = Execution::begin(&self.runtime, &live.id, id.clone(), process, streams);
+        if let Err(error) = execution.started().await {
             self.exits.forget(&id);
+            execution.over();
             return Err(error.to_string());
         }
-        // Whoever loses interest (a timeout) must not leave the process behind.
-        let guard = KillOnDrop { runtime: self.runtime.clone(), id: Some(id) };
         let mut output = Vec::new();
-        let pipe =
-            tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(|e| e.to_string())?;
-        let mut limited = pipe.take(KEPT_OUTPUT);
-        let read = limited.read_to_end(&mut output);
         let exit = {
-            let mut read = std::pin::pin!(read);
+            let mut read = std::pin::pin!(beginning(&mut pipe, &mut output));
             let mut exited = std::pin::pin!(exited);
             tokio::select! {
                 exit = &mut exited => {
@@ -126,33 +126,82 @@ impl Context {
                     let _ = tokio::time::timeout(std::time::Duration::from_millis(50), &mut read).await;
                     exit
                 }
-                _ = &mut read => exited.await,
+                () = &mut read => exited.await,
             }
         };
-        guard.disarm();
+        execution.over();
         let exit = exit.map_err(|_| "the container helper has ended".to_owned())?;
         Ok((exit.code, output))
     }
 }
 
-struct KillOnDrop {
-    runtime: Runtime,
-    id: Option<String>,
-}
-
-impl KillOnDrop {
-    fn disarm(mut self) {
-        self.id = None;
+/// Reads to the end and keeps the beginning: whoever writes more than that must not be held up by it.
+async fn beginning(from: &mut (impl AsyncRead + Unpin), kept: &mut Vec<u8>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let room = KEPT_OUTPUT.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..length.min(room)]);
     }
 }
 
-impl Drop for KillOnDrop {
+/// A process in a container for somebody who may lose interest (a timeout): it is not left behind then, also when it is only being started.
+struct Execution {
+    runtime: Runtime,
+    id: String,
+    starting: Option<JoinHandle<Result<(), RuntimeError>>>,
+    over: bool,
+}
+
+impl Execution {
+    fn begin(runtime: &Runtime, container: &str, id: String, process: Process, streams: Streams) -> Self {
+        let starting = tokio::spawn({
+            let (runtime, container, id) = (runtime.clone(), container.to_owned(), id.clone());
+            async move { runtime.exec(&container, &id, &process, streams).await.map(drop) }
+        });
+        Self { runtime: runtime.clone(), id, starting: Some(starting), over: false }
+    }
+
+    async fn started(&mut self) -> Result<(), RuntimeError> {
+        let Some(starting) = &mut self.starting else { return Ok(()) };
+        let started = starting.await.unwrap_or(Err(RuntimeError::HelperGone));
+        self.starting = None;
+        started
+    }
+
+    /// It has ended by itself.
+    fn over(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Execution {
     fn drop(&mut self) {
-        if let Some(id) = self.id.take() {
-            let runtime = self.runtime.clone();
-            tokio::spawn(async move {
-                let _ = runtime.signal(&id, 9).await;
-            });
+        if self.over {
+            return;
         }
+        let (runtime, id, starting) = (self.runtime.clone(), self.id.clone(), self.starting.take());
+        tokio::spawn(async move {
+            if let Some(starting) = starting {
+                let _ = starting.await;
+            }
+            let _ = runtime.signal(&id, 9).await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn much_output_is_read_to_its_end_and_little_of_it_kept() {
+        let (mut reader, mut writer) = tokio::io::duplex(64);
+        let writing = tokio::spawn(async move { writer.write_all(&[b'x'; 10 * KEPT_OUTPUT]).await });
+        let mut kept = b"".to_vec();
+        beginning(&mut reader, &mut kept).await;
+        assert_eq!(kept, [b'x'; KEPT_OUTPUT]);
+        writing.await.unwrap().unwrap();
     }
 }

@@ -3,14 +3,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Case;
 use crate::world::World;
 
-pub(crate) const CASES: &[Case] = &[("grpc_probes", grpc), ("https_probes", https)];
+pub(crate) const CASES: &[Case] = &[
+    ("grpc_probes", grpc),
+    ("https_probes", https),
+    ("exec_probes_that_say_much", chatty),
+    ("exec_probes_leave_no_process_behind", stuck),
+];
 
 /// How the run before this one ended: there was one, then.
 const BEFORE: &str = "{.status.containerStatuses[0].lastState.terminated.reason}";
@@ -90,4 +97,37 @@ fn https(world: &World) {
     let described = world.kubectl(&["describe", "pod", "https"]);
     assert!(described.contains("probe failed: HTTP probe failed with statuscode: 503"), "{described}");
     world.delete("pod/https");
+}
+
+/// Far more than is kept of it and than a pipe holds.
+fn chatty(world: &World) {
+    let much = "i=0; while [ $i -lt 4000 ]; do echo 0123456789012345678901234567890123456789012345678; i=$((i+1)); done";
+    let exec = json!({"exec": {"command": ["sh", "-c", much]}});
+    let mut probe = exec.clone();
+    crate::world::merge(&mut probe, json!({"periodSeconds": 1, "timeoutSeconds": 20}));
+    world.ready_pod("chatty", json!({"readinessProbe": probe, "lifecycle": {"postStart": exec}}), json!({}));
+    world.delete("pod/chatty");
+}
+
+/// A probe is given up while its process is only being started.
+fn stuck(world: &World) {
+    let probe = json!({"exec": {"command": ["sleep", "1000"]}, "periodSeconds": 1, "timeoutSeconds": 1});
+    world.pod("stuck", json!({"readinessProbe": probe}), json!({}));
+    world.until("pod/stuck", "{.status.phase}", "Running");
+    let all = |signal: Signal| world.helpers().into_iter().for_each(|helper| kill(helper, signal).unwrap());
+    for _ in 0..4 {
+        // Longer than a probe may take, with the start of at least one in it.
+        all(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(2200));
+        all(Signal::SIGCONT);
+    }
+    let begun = std::time::Instant::now();
+    let sleeping = || {
+        let names = world.kubectl(&["exec", "stuck", "--", "sh", "-c", "cat /proc/[0-9]*/comm"]);
+        names.lines().filter(|name| *name == "sleep").count()
+    };
+    while sleeping() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "more than the one that is being waited for");
+    }
+    world.delete("pod/stuck");
 }

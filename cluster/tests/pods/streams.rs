@@ -128,15 +128,16 @@ fn attach(world: &World) {
     assert_eq!(world.kubectl(&["logs", "at"]), "waiting\ngot hello\n");
     world.delete("pod/at");
     // Without input: the output as it comes, to its end.
-    let script = "while [ ! -e /tmp/go ]; do sleep 0.05; done; echo one; echo two >&2";
+    let script = "while [ ! -e /tmp/go ]; do echo tick; sleep 0.05; done; echo one; echo two >&2";
     let plain = json!({"command": ["sh", "-c", script]});
     world.pod("at-out", plain, json!({"restartPolicy": "Never"}));
     world.until("pod/at-out", "{.status.phase}", "Running");
     let mut watching = world.spawn(&["attach", "at-out"]);
-    // Nothing tells when kubectl listens: its request is in the server's hands once a second one has been answered often enough.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    // It listens when it hears something.
+    assert_eq!(watching.line(), "tick\n");
     world.kubectl(&["exec", "at-out", "--", "touch", "/tmp/go"]);
-    assert_eq!(watching.line(), "one\n");
+    let after = std::iter::repeat_with(|| watching.line()).find(|line| line != "tick\n");
+    assert_eq!(after.as_deref(), Some("one\n"));
     let (code, err) = watching.end();
     assert!(code == 0 && err.contains("two"), "{code}: {err}");
     let (code, _, err) = world.run(&["attach", "at-out"], None);

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use cluster::{Cluster, ClusterConfig};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::image;
@@ -64,6 +65,21 @@ impl World {
     /// Where the cluster keeps everything.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// The processes that start this cluster's containers: children of this one.
+    pub(crate) fn helpers(&self) -> Vec<Pid> {
+        let (data, own) = (self.data_dir().display().to_string(), std::process::id().to_string());
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_one = |pid: &i32| {
+            let read =
+                |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let (command, stat) = (read("cmdline"), read("stat"));
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+            command.contains("container-helper") && command.contains(&data) && parent == Some(&own)
+        };
+        pids.filter(is_one).map(Pid::from_raw).collect()
     }
 
     pub(crate) fn cluster(&self) -> &Cluster {

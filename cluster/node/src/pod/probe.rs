@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster_firewall::Origin;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -316,6 +316,9 @@ where
     Ok(response?.status())
 }
 
+/// A health answer has seven bytes.
+const MOST_OF_ANSWER: usize = 4096;
+
 /// `grpc.health.v1.Health/Check`; its two messages are small enough to write by hand.
 async fn grpc(origin: Option<&Origin>, target: &Target, service: &str) -> Result<(), String> {
     let describe =
@@ -353,10 +356,11 @@ async fn grpc(origin: Option<&Origin>, target: &Target, service: &str) -> Result
         let response = sender.send_request(request).await?;
         // An answer that is an error alone has its status here and no body.
         let early = response.headers().get("grpc-status").cloned();
-        response.into_body().collect().await.map(|collected| (early, collected))
+        let body = Limited::new(response.into_body(), MOST_OF_ANSWER).collect().await?;
+        Ok((early, body))
     }
     .await
-    .map_err(|error| describe(&error));
+    .map_err(|error: Box<dyn std::error::Error + Send + Sync>| describe(&error));
     connection.abort();
     let (early, collected) = result?;
     let late = collected.trailers().and_then(|trailers| trailers.get("grpc-status")).cloned();
