@@ -283,7 +283,7 @@ fn io_error(path: &Path, source: io::Error) -> Error {
 /// One cluster in a data directory at a time; the lock goes with the process. Where the processes of a cluster end with another one (`ending`),
 /// that of a killed one may be there for a moment still.
 async fn lock(data_dir: &Path, ending: bool) -> Result<fs::File, Error> {
-    fs::create_dir_all(data_dir).map_err(|source| io_error(data_dir, source))?;
+    private(data_dir)?;
     let path = data_dir.join("lock");
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|source| io_error(&path, source))?;
@@ -298,6 +298,22 @@ async fn lock(data_dir: &Path, ending: bool) -> Result<fs::File, Error> {
             Err(fs::TryLockError::Error(source)) => return Err(io_error(&path, source)),
         }
     }
+}
+
+/// Makes the data directory, and in it the folders that other users of this machine have no business in: objects (Secrets are among them), and
+/// files of containers and images, where a program may be root's and set-user-id.
+fn private(data_dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    for folder in [data_dir.to_owned(), data_dir.join("api"), data_dir.join("node"), data_dir.join("images")]
+    {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|source| io_error(&folder, source))?;
+        if folder != data_dir {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+                .map_err(|source| io_error(&folder, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// The plan and the hold on its number: that of the configuration or of the last start, or else a free one.

@@ -9,6 +9,8 @@ use crate::world::{PATIENCE, World};
 pub(crate) const CASES: &[crate::Case] = &[
     ("volumes::secrets_are_in_memory_and_follow_their_objects", secrets),
     ("volumes::a_token_is_the_pods_own", tokens),
+    ("volumes::memory_is_mounted_once", memory),
+    ("volumes::nobody_else_on_the_machine_sees_them", private),
     ("limits::processes", processes),
 ];
 
@@ -126,6 +128,50 @@ fn base64_url(text: &str) -> Vec<u8> {
         }
     }
     out
+}
+
+/// Tried again until another volume of the pod is there, and all is taken away with the pod.
+fn memory(world: &World) {
+    let mounts = json!({"volumeMounts": [{"name": "m", "mountPath": "/m"}]});
+    let volumes = json!({"volumes": [
+        {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "late", "configMap": {"name": "late"}}
+    ]});
+    world.pod("memory", mounts, volumes);
+    let count = "{.items[?(@.reason==\"FailedMount\")].count}";
+    let tried = || {
+        world.kubectl(&[
+            "get",
+            "events",
+            "--field-selector=involvedObject.name=memory",
+            "-o",
+            &format!("jsonpath={count}"),
+        ])
+    };
+    let begun = std::time::Instant::now();
+    while tried().parse::<u32>().unwrap_or(0) < 3 {
+        assert!(begun.elapsed() < PATIENCE, "{}", tried());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    world.kubectl(&["create", "configmap", "late", "--from-literal=a=b"]);
+    world.ready("memory");
+    let helper = world.helpers()[0];
+    let uid = world.get("pod/memory")["metadata"]["uid"].as_str().unwrap().to_owned();
+    let mounted = || {
+        let text = std::fs::read_to_string(format!("/proc/{helper}/mountinfo")).unwrap();
+        text.lines().filter(|line| line.contains(&uid)).count()
+    };
+    assert_eq!(mounted(), 1);
+    assert_eq!(exec(world, "memory", "touch /m/x && ls /m"), (0, "x".to_owned()));
+    world.kubectl(&["delete", "pod/memory", "--timeout=60s"]);
+    assert_eq!(mounted(), 0);
+}
+
+fn private(world: &World) {
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["api", "node", "images"] {
+        let mode = std::fs::metadata(world.data_dir().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{name}");
+    }
 }
 
 /// The first process of a pod's container, in this machine's numbers.

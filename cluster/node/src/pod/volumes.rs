@@ -311,7 +311,7 @@ pub(crate) fn make_empty(folder: &Path, group: Option<u32>) -> io::Result<()> {
 
 /// Writes files into a volume, all at once for whoever reads them. Does nothing when they are the same already.
 pub(crate) fn write(folder: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
-    fs::create_dir_all(folder)?;
+    make_folder(folder)?;
     let data = folder.join("..data");
     if same(&data, files) {
         return Ok(false);
@@ -319,20 +319,10 @@ pub(crate) fn write(folder: &Path, files: &Files, group: Option<u32>) -> io::Res
     let now = Timestamp::now();
     let version = format!("..{}.{:09}", now.strftime("%Y_%m_%d_%H_%M_%S"), now.subsec_nanosecond());
     let target = folder.join(&version);
-    fs::create_dir(&target)?;
-    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
-    for (path, file) in files {
-        let full = target.join(path);
-        if let Some(parent) = full.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&full, &file.bytes)?;
-        // The pod's group may read what its owner may.
-        let bits = if group.is_some() { file.mode | 0o440 } else { file.mode };
-        fs::set_permissions(&full, fs::Permissions::from_mode(bits))?;
-        if group.is_some() {
-            chown(&full, None, group)?;
-        }
+    if let Err(error) = write_version(&target, files, group) {
+        // It is tried again: half a version each time would fill what is full already.
+        let _ = fs::remove_dir_all(&target);
+        return Err(error);
     }
     let old = fs::read_link(&data).ok();
     let link = folder.join("..data_tmp");
@@ -358,6 +348,31 @@ pub(crate) fn write(folder: &Path, files: &Files, group: Option<u32>) -> io::Res
         let _ = fs::remove_dir_all(folder.join(old));
     }
     Ok(true)
+}
+
+fn write_version(target: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
+    make_folder(target)?;
+    for (path, file) in files {
+        let full = target.join(path);
+        let folders: Vec<&Path> = Path::new(path).ancestors().skip(1).collect();
+        for folder in folders.into_iter().rev().filter(|folder| !folder.as_os_str().is_empty()) {
+            make_folder(&target.join(folder))?;
+        }
+        fs::write(&full, &file.bytes)?;
+        // The pod's group may read what its owner may.
+        let bits = if group.is_some() { file.mode | 0o440 } else { file.mode };
+        fs::set_permissions(&full, fs::Permissions::from_mode(bits))?;
+        if group.is_some() {
+            chown(&full, None, group)?;
+        }
+    }
+    Ok(())
+}
+
+/// A folder for all users of a pod, whatever the umask.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 fn same(data: &Path, files: &Files) -> bool {

@@ -73,8 +73,10 @@ struct Worker {
     status: Option<watch::Sender<PodStatus>>,
     writer: Option<JoinHandle<()>>,
     previous: PodStatus,
-    /// Ends the task that keeps volumes up to date.
-    volumes: CancellationToken,
+    /// Fills the volumes and keeps them up to date.
+    volumes: Option<JoinHandle<()>>,
+    /// Ends that.
+    unneeded: CancellationToken,
 }
 
 impl Worker {
@@ -114,7 +116,8 @@ impl Worker {
             status: Some(sender),
             writer: Some(writer),
             previous,
-            volumes: CancellationToken::new(),
+            volumes: None,
+            unneeded: CancellationToken::new(),
         }
     }
 
@@ -266,10 +269,10 @@ impl Worker {
         });
     }
 
-    fn make_volumes(&self) {
+    fn make_volumes(&mut self) {
         let (context, events, pod) = (Arc::clone(&self.context), self.events.clone(), self.state.pod.clone());
-        let (pod_dir, ended) = (self.pod_dir.clone(), self.volumes.clone());
-        tokio::spawn(async move {
+        let (pod_dir, ended) = (self.pod_dir.clone(), self.unneeded.clone());
+        self.volumes = Some(tokio::spawn(async move {
             // Subscribed before the first look, so that no change falls between the two.
             let changes = context.objects.changes();
             let mut tokens = Tokens::new();
@@ -282,7 +285,7 @@ impl Worker {
                     let _ = events.send(Event::VolumesFailed(message));
                 }
             }
-        });
+        }));
     }
 
     fn pull(&self, index: usize) {
@@ -411,7 +414,11 @@ impl Worker {
 
     /// All is over: nothing of the pod stays on this node, nor in the API.
     async fn leave(mut self) {
-        self.volumes.cancel();
+        self.unneeded.cancel();
+        if let Some(keeping) = self.volumes.take() {
+            // What it is writing must not come again once it is removed.
+            let _ = tokio::time::timeout(Duration::from_secs(10), keeping).await;
+        }
         self.context.image_uses.leave(&self.view.uid, Timestamp::now());
         let pod = &self.state.pod;
         let (namespace, name) = (
@@ -524,16 +531,23 @@ fn write_files(
     let config = &context.network_config;
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let text = dns::resolv_conf(pod, config.dns_ip, &config.cluster_domain, &host);
-    std::fs::write(folder.join("resolv.conf"), text)?;
+    readable(&folder.join("resolv.conf"), &text)?;
     let hosts = match address {
         Some(address) => dns::hosts(pod, address, &config.cluster_domain),
         None => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
     };
-    std::fs::write(folder.join("hosts"), hosts)?;
+    readable(&folder.join("hosts"), &hosts)?;
     if address.is_some() {
-        std::fs::write(folder.join("hostname"), format!("{}\n", dns::hostname(pod)))?;
+        readable(&folder.join("hostname"), &format!("{}\n", dns::hostname(pod)))?;
     }
     Ok(())
+}
+
+/// Writes a file for all users of a pod, whatever the umask.
+fn readable(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 /// Writes all volumes; `first` also makes the empty ones.
@@ -575,6 +589,8 @@ async fn fill_volumes(
             Source::Empty if first => volumes::make_empty(&folder, group).map_err(fail)?,
             Source::Memory(size) if first => {
                 volumes::make_empty(&folder, group).map_err(fail)?;
+                // An earlier try, which failed at another volume, has mounted it already.
+                context.runtime.unmount(&folder).await.map_err(lost)?;
                 context.runtime.mount_tmpfs(&folder, size).await.map_err(|error| error.to_string())?;
                 let own = move || volumes::make_empty(&folder, group);
                 context.runtime.among_mounts(own).await.map_err(lost)?.map_err(fail)?;

@@ -32,6 +32,8 @@ use crate::cgroup::Hierarchies;
 /// Runs the helper until the node is gone.
 pub(super) fn run(socket: OwnedFd, config: &HelperConfig) -> i32 {
     default_signals();
+    // Containers are not to differ by who started the node: with a umask of 077, only root could enter their `/`.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let hierarchies = config.hierarchies.clone().unwrap_or_else(|| Hierarchies::detect().unwrap_or_default());
     let stage = config.state_dir.join("stage");
     if std::fs::create_dir_all(&stage).is_err() {
@@ -80,6 +82,13 @@ struct Starting {
     timings: Timings,
     ready: bool,
     terminal: Option<OwnedFd>,
+}
+
+impl Starting {
+    fn new(seq: u64, id: String, spawned: Spawned, of: Of, host_pid: bool, begun: Instant) -> Self {
+        let timings = Timings::default();
+        Self { seq, id, spawned, of, host_pid, begun, timings, ready: false, terminal: None }
+    }
 }
 
 struct Helper {
@@ -216,17 +225,7 @@ impl Helper {
             }
         };
         let of = Of::Container { id: id.clone() };
-        self.starting.push(Starting {
-            seq,
-            id,
-            spawned,
-            of,
-            host_pid,
-            begun,
-            timings,
-            ready: false,
-            terminal: None,
-        });
+        self.starting.push(Starting { timings, ..Starting::new(seq, id, spawned, of, host_pid, begun) });
         Ok(())
     }
 
@@ -245,19 +244,7 @@ impl Helper {
         let spawned = parked::exec(&self.setup, target, known.host_pid, known.cgroup.clone(), received)
             .map_err(|error| format!("cannot make a process in the container: {error}"))?;
         let of = Of::Exec { id: id.clone(), cgroup: known.cgroup.clone() };
-        let timings = Timings::default();
-        let host_pid = known.host_pid;
-        self.starting.push(Starting {
-            seq,
-            id,
-            spawned,
-            of,
-            host_pid,
-            begun,
-            timings,
-            ready: false,
-            terminal: None,
-        });
+        self.starting.push(Starting::new(seq, id, spawned, of, known.host_pid, begun));
         Ok(())
     }
 
