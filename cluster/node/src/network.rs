@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_firewall::{Family, Ruleset};
 use ipnet::Ipv4Net;
@@ -255,6 +255,8 @@ struct Maker {
     ipam: Ipam,
     serial: u32,
     shelf: Vec<PodNetwork>,
+    /// The shelf could not be filled; not before this.
+    fill_at: Instant,
 }
 
 fn kernel(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -293,6 +295,7 @@ impl Maker {
             ipam,
             serial,
             shelf: Vec::new(),
+            fill_at: Instant::now(),
             config,
         })
     }
@@ -301,7 +304,8 @@ impl Maker {
         loop {
             // Filling the shelf waits for a quiet moment: a start in progress needs the processor more.
             let job = if self.shelf.len() < self.config.pool {
-                match inbox.recv_timeout(Duration::from_millis(if self.shelf.is_empty() { 5 } else { 100 })) {
+                let quiet = Duration::from_millis(if self.shelf.is_empty() { 5 } else { 100 });
+                match inbox.recv_timeout(quiet.max(self.fill_at.saturating_duration_since(Instant::now()))) {
                     Ok(job) => Some(job),
                     Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => break,
@@ -346,7 +350,7 @@ impl Maker {
                     Ok(network) => self.shelf.push(network),
                     Err(error) => {
                         warn!(%error, "cannot prepare a pod network ahead of time");
-                        std::thread::sleep(Duration::from_secs(1));
+                        self.fill_at = Instant::now() + Duration::from_secs(1);
                     }
                 },
             }

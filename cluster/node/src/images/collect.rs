@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use super::{Cached, ImageSource};
@@ -172,9 +173,16 @@ pub(crate) async fn round(
     Some(need)
 }
 
+/// When to look: not right at the start, when no pod has its images yet, so that all would seem unused.
+fn looks() -> Interval {
+    let mut looks = interval_at(Instant::now() + PERIOD, PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
+
 /// Looks now and then, until the node is stopped.
 pub(crate) async fn run(context: Arc<Context>) {
-    let mut tick = tokio::time::interval(PERIOD);
+    let mut tick = looks();
     loop {
         tokio::select! {
             () = context.closing.cancelled() => return,
@@ -259,6 +267,13 @@ mod tests {
             self.0.lock().push((names.to_vec(), in_use.to_vec()));
             Ok(60)
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_have_time_to_take_their_images() {
+        let begun = Instant::now();
+        looks().tick().await;
+        assert!(begun.elapsed() >= PERIOD);
     }
 
     #[tokio::test]

@@ -397,6 +397,10 @@ impl PodState {
             };
             container.run = Run::Ended(ended);
         } else {
+            if reason == "RunContainerError" {
+                // Perhaps its layers went while it was being started, when the disk was full: asking for an image that is there costs little.
+                container.image = Stage::Absent;
+            }
             // Configuration errors (a missing ConfigMap) mend themselves without notice: look again every few seconds.
             container.run = Run::Refused(Failure::new(&reason, message, now));
         }

@@ -399,3 +399,19 @@ fn an_ephemeral_container_keeps_no_pod_from_ending_and_is_not_started_after_a_re
     world.exit(1, 0);
     assert_eq!(world.status()["phase"], "Succeeded");
 }
+
+#[test]
+fn after_a_start_that_the_node_failed_at_the_image_is_asked_for_again() {
+    let mut world = World::new(json!({"containers": [{"name": "c", "image": "i"}]}));
+    assert_eq!(world.prepare(), [Action::Start(0)]);
+    let refused = |reason: &str| Event::StartFailed(0, reason.to_owned(), "no such layer".to_owned());
+    assert_eq!(world.event(refused("RunContainerError")), [Action::Pull(0)]);
+    assert_eq!(world.event(Event::ImageReady(0, "i@sha256:0".into())), []);
+    world.pass(2);
+    assert_eq!(world.step(), [Action::Start(0)]);
+    assert_eq!(
+        world.event(refused("CreateContainerConfigError")),
+        [],
+        "a missing Secret is none of the image's"
+    );
+}
