@@ -328,6 +328,15 @@ impl Engine {
         (answer, std::mem::take(&mut self.effects))
     }
 
+    /// Which of the revisions that these reports tell of are at zero, and the least scale that wakes each: what may be done for them
+    /// while nobody decides. Works without [`Event::Start`].
+    pub fn asleep(&self, batch: &StatBatch) -> Vec<(Arc<PodAutoscaler>, u32)> {
+        let loaded = batch.stats.iter().filter(|stat| stat.average_concurrent_requests > 0.0);
+        let keys: BTreeSet<Key> =
+            loaded.map(|stat| Key::new(stat.namespace.as_str(), stat.revision.as_str())).collect();
+        keys.iter().filter_map(|key| self.revisions.get(key)?.asleep()).collect()
+    }
+
     /// When [`Engine::tick`] must be called next, if nothing happens before.
     pub fn next_wake(&self) -> Option<Duration> {
         self.calendar.first().map(|(at, _)| *at)

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ebb_api::autoscaling::PodAutoscaler;
 use ebb_component::leader::{Election, Standing};
 use ebb_component::{Admin, Health, ListenError, listen};
 use ebb_http::wire::{PokeResponse, StatBatch};
@@ -169,17 +170,21 @@ async fn own(
                         start(engine.handle(Event::Start, clock.now()));
                     }
                 }
-                // Whoever reports finds out who decides.
-                Some(Message::Report(..)) if !engine.is_started() => {}
                 Some(Message::Figures(answer)) => {
                     let _ = answer.send(engine.figures());
                 }
                 Some(Message::Event(event)) => start(engine.handle(event, clock.now())),
                 Some(Message::Report(batch, answer)) => {
-                    let (response, effects) = engine.report(&batch, clock.now());
-                    // The write of the scale is on its way before the report is answered.
-                    start(effects);
-                    let _ = answer.send(response);
+                    let asleep = if election.leads() { Vec::new() } else { engine.asleep(&batch) };
+                    if !asleep.is_empty() {
+                        tasks.spawn(wake_all(executor.clone(), asleep, clock.now(), answer));
+                    } else if engine.is_started() {
+                        let (response, effects) = engine.report(&batch, clock.now());
+                        // The write of the scale is on its way before the report is answered.
+                        start(effects);
+                        let _ = answer.send(response);
+                    }
+                    // Else nobody answers, which says that nobody decides here.
                 }
                 Some(Message::Explain(key, answer)) => {
                     let _ = answer.send(engine.explain(&key));
@@ -187,5 +192,21 @@ async fn own(
             },
             () = timer => start(engine.tick(clock.now())),
         }
+    }
+}
+
+/// Wakes what waits for it; answers only if all could be woken, so that the others are reported again.
+async fn wake_all(
+    executor: Arc<execute::Executor>,
+    asleep: Vec<(Arc<PodAutoscaler>, u32)>,
+    now: Duration,
+    answer: oneshot::Sender<PokeResponse>,
+) {
+    let desired = asleep.last().and_then(|(_, replicas)| i32::try_from(*replicas).ok());
+    let woken = asleep.iter().map(|(pa, replicas)| executor.wake(pa, *replicas));
+    if futures::future::join_all(woken).await.into_iter().all(|woken| woken) {
+        let reason = "woken from zero while no replica of the autoscaler decides".to_owned();
+        let decided_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let _ = answer.send(PokeResponse { decided_at_us, desired, reason });
     }
 }

@@ -5,8 +5,8 @@
 //! that of several only one succeeds. A leader that could not renew for a while (shorter than a Lease lasts) stops working by its
 //! own clock, so that two never work at a time, however far their clocks are apart and whatever they can reach.
 //!
-//! A Lease lasts 15 s here, as for Kubernetes' own components, and not 60 s as elsewhere in this API's world: nobody's cold
-//! start should wait a minute for an autoscaler that was killed. On a graceful end the Lease is given back and the next one takes
+//! A Lease lasts 15 s here, as for Kubernetes' own components, and not 60 s as elsewhere in this API's world: nobody's new
+//! revision should wait a minute for a controller that was killed. On a graceful end the Lease is given back and the next one takes
 //! it within milliseconds; a container that is restarted in its pod has the pod's name and goes on at once.
 
 use std::fmt;

@@ -128,7 +128,13 @@ impl Reporter for MeshReporter {
                         metrics::counter!("ebb_activator_reports_total", "outcome" => "taken").increment(1);
                         return Ok(response);
                     }
-                    Err(cause) => failed = ReportError::Refused { address: backend.target().address, cause },
+                    Err(cause) => {
+                        if leads(&backend) {
+                            // It may be gone: the next report does not wait for it first.
+                            self.leader.store(None);
+                        }
+                        failed = ReportError::Refused { address: backend.target().address, cause };
+                    }
                 }
             }
             metrics::counter!("ebb_activator_reports_total", "outcome" => "lost").increment(1);

@@ -21,8 +21,8 @@ pub struct LeaderElection {
 impl Default for LeaderElection {
     fn default() -> Self {
         Self {
-            // As Kubernetes' own components have it, and not 60 s, 40 s, 10 s as Knative's: after a leader was killed, cold starts
-            // wait for the next one, and an exchange with the API server every two seconds costs nothing.
+            // As Kubernetes' own components have it, and not 60 s, 40 s, 10 s as Knative's: after a leader was killed, scaling and
+            // reconciling wait for the next one, and an exchange with the API server every two seconds costs nothing.
             lease_duration: Duration::from_secs(15),
             renew_deadline: Duration::from_secs(10),
             retry_period: Duration::from_secs(2),

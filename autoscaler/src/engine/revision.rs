@@ -263,6 +263,15 @@ impl Revision {
         self.ready() == 0 || matches!(self.desired, None | Some(0))
     }
 
+    /// If it is at zero, the least scale that wakes it.
+    pub(super) fn asleep(&self) -> Option<(Arc<PodAutoscaler>, u32)> {
+        let pa = self.pa.as_ref().filter(|pa| self.ours && pa.metadata.deletion_timestamp.is_none())?;
+        let spec = &self.settings.spec;
+        let least = spec.min.max(spec.activation_scale).max(1);
+        let most = if spec.max == 0 { u32::MAX } else { spec.max };
+        (self.replicas == Some(0)).then(|| (pa.clone(), least.min(most)))
+    }
+
     pub(super) fn is_panicking(&self) -> bool {
         self.panicking
     }

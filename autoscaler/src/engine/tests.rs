@@ -415,6 +415,36 @@ fn the_class_that_nothing_serves_is_refused_once() {
 }
 
 #[test]
+fn what_is_at_zero_is_known_while_nobody_decides() {
+    let report = |revision: &str, load: f64| Stat {
+        namespace: "n".to_owned(),
+        revision: revision.to_owned(),
+        average_concurrent_requests: load,
+        ..Stat::default()
+    };
+    let asleep = |engine: &Engine, stats: &[Stat]| -> Vec<u32> {
+        let found = engine.asleep(&StatBatch { stats: stats.to_vec() });
+        found.into_iter().map(|(_, least)| least).collect()
+    };
+    let key = Key::new("n", "r");
+    for (annotations, least) in [
+        (json!({}), 1),
+        (json!({"autoscaling.knative.dev/activation-scale": "3"}), 3),
+        (json!({"autoscaling.knative.dev/min-scale": "4", "autoscaling.knative.dev/max-scale": "4"}), 4),
+    ] {
+        let mut engine = Engine::new();
+        engine.handle(Event::Revision(pa(annotations, 0)), START);
+        assert!(asleep(&engine, &[report("r", 1.0)]).is_empty(), "its scale is not known yet");
+        engine.handle(Event::Replicas(key.clone(), Some(0)), START);
+        let storm = [report("r", 1.0), report("r", 9.0), report("unknown", 1.0)];
+        assert_eq!(asleep(&engine, &storm), [least], "once");
+        assert!(asleep(&engine, &[report("r", 0.0)]).is_empty(), "nobody waits");
+        engine.handle(Event::Replicas(key.clone(), Some(1)), START);
+        assert!(asleep(&engine, &storm).is_empty(), "it is awake");
+    }
+}
+
+#[test]
 fn a_deleted_revision_leaves_nothing() {
     let mut world = World::new(json!({}), 0, 2);
     world.event(Event::RevisionGone(world.key.clone()));

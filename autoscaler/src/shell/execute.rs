@@ -82,6 +82,32 @@ impl Executor {
         let _ = self.mailbox.send(Message::Event(event));
     }
 
+    /// Wakes a revision that is at zero, in whatever term and in none: a cold start does not wait until a leader that was killed is replaced.
+    /// Only from zero, and by the version that was read, so that nobody who decides is undone; whoever decides next goes on from there.
+    pub(crate) async fn wake(&self, pa: &PodAutoscaler, replicas: u32) -> bool {
+        let name = pa.spec.scale_target_ref.name.as_deref().unwrap_or_default();
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
+        let woken = async {
+            let scale = api.get_scale(name).await?;
+            if scale.spec.and_then(|spec| spec.replicas).unwrap_or(0) > 0 {
+                return Ok(());
+            }
+            let version = scale.metadata.resource_version;
+            let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}});
+            api.patch_scale(name, &params(), &Patch::Merge(patch)).await.map(|_| ())
+        };
+        match woken.await {
+            Ok(()) => {
+                tracing::info!(revision = %key_of(pa), replicas, "woken while nobody decides");
+                true
+            }
+            Err(error) => {
+                tracing::debug!(revision = %key_of(pa), %error, "could not be woken while nobody decides");
+                false
+            }
+        }
+    }
+
     async fn done(&self, effect: Effect) -> Event {
         match effect {
             Effect::Scale(pa, replicas) => {

@@ -77,6 +77,7 @@ async fn report(
             return refused(StatusCode::BAD_REQUEST, format!("the report cannot be read: {error}\n"));
         }
     };
+    let mut why = "no replica of the autoscaler decides at the moment: try again\n".to_owned();
     if let Some(leader) = pass_on.leader() {
         if passed_on {
             // Two replicas that each take the other for the leader, for a moment.
@@ -85,9 +86,10 @@ async fn report(
                 format!("{} decides, not this one\n", leader.pod),
             );
         }
-        return match pass_on.send(&leader, body).await {
-            Ok(answer) => ("passed_on", answer),
-            Err(why) => refused(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        why = match pass_on.send(&leader, body.clone()).await {
+            Ok(answer) => return ("passed_on", answer),
+            // It may be gone for good. Until it is replaced, what is at zero is woken here.
+            Err(why) => format!("{why}\n"),
         };
     }
     let batch: StatBatch = match serde_json::from_slice(&body) {
@@ -103,10 +105,7 @@ async fn report(
             metrics::histogram!("ebb_autoscaler_report_seconds").record(started.elapsed().as_secs_f64());
             ("taken", plain(StatusCode::OK, serde_json::to_string(&response).unwrap_or_default()))
         }
-        _ => {
-            let why = "no replica of the autoscaler decides at the moment: try again\n";
-            refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
-        }
+        _ => refused(StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 

@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ebb_activator::{MeshReporter, Reporter};
-use ebb_api::autoscaling::PodAutoscaler;
 use ebb_component::Ports;
 use ebb_component::leader::Candidate;
 use ebb_http::wire::{PokeResponse, Stat, StatBatch};
@@ -14,8 +13,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use kube::api::PostParams;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::stage::{Running, Stage, apply, ask, authority, free_port, get, identity, until};
 
@@ -24,15 +23,20 @@ struct Replica {
     running: Running,
 }
 
-async fn autoscaler(stage: &Stage, authority: &Arc<Authority>, last: u8, ports: (u16, u16)) -> Replica {
+fn autoscaler_config(last: u8, ports: (u16, u16)) -> ebb_autoscaler::Config {
     let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
-    let config = ebb_autoscaler::Config {
+    ebb_autoscaler::Config {
         bind: address,
         mtls_port: ports.0,
         ports: Ports { health: ports.1, metrics: 0 },
         candidate: Some(Candidate { pod: format!("autoscaler-{last}"), address }),
         ..ebb_autoscaler::Config::default()
-    };
+    }
+}
+
+async fn autoscaler(stage: &Stage, authority: &Arc<Authority>, last: u8, ports: (u16, u16)) -> Replica {
+    let config = autoscaler_config(last, ports);
+    let address = config.bind;
     let client = stage.client().await;
     let identity = identity(authority, "ebb-system", "autoscaler").await;
     let run = |stop| Box::pin(ebb_autoscaler::run(config, client, identity, stop)) as _;
@@ -89,20 +93,20 @@ async fn report(reporter: &MeshReporter) -> Option<PokeResponse> {
     reporter.report(StatBatch { stats: vec![stat] }).await.ok()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
-    let stage = Stage::installed().await;
-    let authority = authority();
-    let pa: PodAutoscaler = serde_json::from_value(json!({
+fn pod_autoscaler() -> Value {
+    json!({
         "apiVersion": "autoscaling.internal.knative.dev/v1alpha1", "kind": "PodAutoscaler",
         "metadata": {"name": "hello-00001", "namespace": "default"},
         "spec": {"containerConcurrency": 0, "protocolType": "http1", "reachability": "Reachable",
                  "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "hello-00001-deployment"}},
-    }))
-    .expect("a PodAutoscaler");
-    let pas: Api<PodAutoscaler> = Api::namespaced(stage.client().await, "default");
-    pas.create(&PostParams::default(), &pa).await.expect("created");
+    })
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
+    let stage = Stage::installed().await;
+    let authority = authority();
+    apply(&stage.client().await, pod_autoscaler()).await;
     let ports = (free_port(), free_port());
     let first = autoscaler(&stage, &authority, 2, ports).await;
     let pool = Pool::new(identity(&authority, "ebb-system", "activator").await, PoolConfig::default());
@@ -127,6 +131,56 @@ async fn a_report_to_any_autoscaler_reaches_the_one_that_decides() {
     until("the second decides", async || desired(report(&to_second).await) == Some(1)).await;
     let answer = get(asked, "/v1/decisions/default/hello-00001").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    second.running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_start_does_not_wait_until_a_killed_autoscaler_is_replaced() {
+    let stage = Stage::installed().await;
+    let authority = authority();
+    let client = stage.client().await;
+    let labels = json!({"serving.knative.dev/revision": "hello-00001"});
+    let container = json!({"name": "app", "image": "example.com/hello:v1"});
+    apply(
+        &client,
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "hello-00001-deployment", "namespace": "default", "labels": labels},
+            "spec": {"replicas": 0, "selector": {"matchLabels": labels},
+                     "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}}},
+        }),
+    )
+    .await;
+    apply(&client, pod_autoscaler()).await;
+    let ports = (free_port(), free_port());
+    // With a runtime of its own, which dies with everything in it.
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let of_first = stage.client().await;
+    let first = autoscaler_config(2, ports);
+    let own = identity(&authority, "ebb-system", "autoscaler").await;
+    doomed.spawn(ebb_autoscaler::run(first, of_first, own, CancellationToken::new()));
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "ebb-system");
+    let holder = async || {
+        let lease = leases.get_opt("ebb-autoscaler").await.expect("a read");
+        lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default()
+    };
+    until("the first leads", async || holder().await == "autoscaler-2_127.0.0.2").await;
+    let second = autoscaler(&stage, &authority, 3, ports).await;
+    let asked = SocketAddr::new(second.address, ports.1);
+    until("the second follows", async || {
+        ask(asked, "x", "/v1/decisions/a/b").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 307"))
+    })
+    .await;
+    doomed.shutdown_background();
+    let pool = Pool::new(identity(&authority, "ebb-system", "activator").await, PoolConfig::default());
+    let reporter = MeshReporter::new(&pool, &ebb_activator::Config::default(), "cluster.local");
+    reporter.set(&[SocketAddr::new(second.address, ports.0)]);
+    until("it is woken", async || report(&reporter).await.and_then(|response| response.desired) == Some(1))
+        .await;
+    assert_eq!(holder().await, "autoscaler-2_127.0.0.2", "nobody else leads yet");
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let scale = deployments.get_scale("hello-00001-deployment").await.expect("a scale");
+    assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(1));
     second.running.end().await;
 }
 
