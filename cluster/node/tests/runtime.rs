@@ -4,25 +4,31 @@
 //! This program is its own helper, so it has a main function instead of the test harness.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+#[path = "runtime/limits.rs"]
+mod limits;
 #[path = "runtime/oracle.rs"]
 mod oracle;
 #[path = "runtime/rootless.rs"]
 mod rootless;
+#[path = "runtime/streams.rs"]
+mod streams;
+#[path = "runtime/times.rs"]
+mod times;
+#[path = "runtime/world.rs"]
+mod world;
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cluster_node::cgroup::Hierarchies;
-use cluster_node::network::{Network, NetworkConfig};
-use cluster_node::runtime::{
-    Exit, Exited, HELPER_ARGUMENT, Overlay, Runtime, RuntimeConfig, RuntimeError, StartContainer, Started,
-    Streams, helper_main,
-};
-use cluster_node::spec::{self, Bind, Container, Limits, Process, Seccomp, User};
+use cluster_node::runtime::{Exit, HELPER_ARGUMENT, RuntimeError, helper_main};
+use cluster_node::spec::{self, Bind, Container, Process, Seccomp, User};
+use limits::{a_container_sees_its_own_cgroups, memory_limit, memory_limit_of_a_child, version_two_cgroups};
 use oracle::Oracle;
-use tokio::sync::mpsc;
+use streams::{a_terminal_of_its_own, exec_in_a_container, exec_with_a_terminal};
+use times::start_times;
+use world::{AVAILABLE, World, helper_pid, network, payload, payload_path, pipes, processes};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(HELPER_ARGUMENT) {
@@ -86,174 +92,6 @@ impl Drop for CleanUp {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(payload_path());
     }
-}
-
-struct World {
-    dir: tempfile::TempDir,
-    runtime: Runtime,
-    exits: mpsc::UnboundedReceiver<Exited>,
-    prefix: String,
-    count: u32,
-}
-
-fn payload_path() -> PathBuf {
-    std::env::temp_dir().join(format!("cluster-node-payload-{}", std::process::id()))
-}
-
-/// The program that containers run, compiled once.
-fn payload() -> PathBuf {
-    let out = payload_path();
-    if !out.exists() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/payload.rs.txt");
-        let status = std::process::Command::new("rustc")
-            .args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "payload", "-O"])
-            .args(["-C", "target-feature=+crt-static", "-o"])
-            .arg(&out)
-            .arg(source)
-            .status()
-            .expect("rustc can be run");
-        assert!(status.success());
-    }
-    out
-}
-
-impl World {
-    async fn new(helpers: usize) -> Self {
-        Self::with(helpers, 0, None).await
-    }
-
-    async fn with(helpers: usize, parked: usize, hierarchies: Option<Hierarchies>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let layer = dir.path().join("layer");
-        std::fs::create_dir_all(layer.join("tmp")).unwrap();
-        std::fs::copy(payload(), layer.join("payload")).unwrap();
-        let prefix = format!(
-            "/cluster-node-test-{}-{}",
-            std::process::id(),
-            dir.path().file_name().unwrap().display()
-        )
-        .replace('.', "");
-        let config = RuntimeConfig {
-            helper_exe: "/proc/self/exe".into(),
-            state_dir: dir.path().join("run"),
-            helpers,
-            parked,
-            cgroup_parent: Some(prefix.clone()),
-            hierarchies,
-        };
-        let (runtime, exits) = Runtime::start(config).await.unwrap();
-        Self { dir, runtime, exits, prefix, count: 0 }
-    }
-
-    fn layer(&self) -> PathBuf {
-        self.dir.path().join("layer")
-    }
-
-    fn container(&self, args: &[&str]) -> Container {
-        Container {
-            process: Process {
-                args: std::iter::once("/payload").chain(args.iter().copied()).map(str::to_owned).collect(),
-                capabilities: spec::capabilities(false, &[], &[], AVAILABLE).unwrap(),
-                ..Process::default()
-            },
-            ..Container::default()
-        }
-    }
-
-    async fn begin(
-        &mut self,
-        container: Container,
-        streams: Streams,
-    ) -> (String, Result<Started, RuntimeError>) {
-        self.count += 1;
-        let id = format!("c{}", self.count);
-        let folder = self.dir.path().join(&id);
-        let overlay =
-            Overlay { lower: vec![self.layer()], upper: folder.join("upper"), work: folder.join("work") };
-        let start = StartContainer { id: id.clone(), container, overlay, streams };
-        let started = self.runtime.start_container(start).await;
-        (id, started)
-    }
-
-    /// Starts it and returns its id and its output.
-    async fn start(&mut self, container: Container) -> (String, std::io::PipeReader) {
-        let (reader, streams) = pipes();
-        let begun = Instant::now();
-        let (id, started) = self.begin(container, streams).await;
-        let started = started.unwrap();
-        if std::env::var_os("SHOW").is_some() {
-            println!("{id}: {:?} {started:?}", begun.elapsed());
-        }
-        (id, reader)
-    }
-
-    /// Why it does not start.
-    async fn refusal(&mut self, container: Container) -> RuntimeError {
-        let (_reader, streams) = pipes();
-        self.begin(container, streams).await.1.unwrap_err()
-    }
-
-    async fn exit(&mut self, id: &str) -> Exit {
-        loop {
-            let exited = self.exits.recv().await.unwrap();
-            if exited.id == id {
-                self.runtime.remove(id).await.unwrap();
-                return exited.exit;
-            }
-        }
-    }
-
-    async fn output(&mut self, container: Container) -> String {
-        let (id, mut reader) = self.start(container).await;
-        self.exit(&id).await;
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        text
-    }
-}
-
-impl World {
-    fn parked_pids(&self) -> Vec<i32> {
-        processes(self.dir.path(), true)
-    }
-
-    /// Waits until that many processes are ready.
-    async fn parked(&self, count: usize) {
-        let begun = Instant::now();
-        while self.parked_pids().len() < count {
-            assert!(begun.elapsed() < Duration::from_secs(10), "the pool is not filled");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-/// All capabilities but CAP_SYS_RESOURCE, which machines like to withhold.
-const AVAILABLE: u64 = !(1 << 24);
-
-fn pipes() -> (std::io::PipeReader, Streams) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let stderr = writer.try_clone().unwrap();
-    (reader, Streams::Pipes { stdout: writer.into(), stderr: stderr.into(), stdin: None })
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        Hierarchies::detect().unwrap().kill_and_remove(&self.prefix);
-    }
-}
-
-async fn network() -> (Network, NetworkConfig) {
-    let number = std::process::id() % 200 + 20;
-    let config = NetworkConfig {
-        bridge: format!("cnt{number}"),
-        node_ip: format!("10.{number}.0.1").parse().unwrap(),
-        pod_cidr: format!("10.{number}.0.0/17").parse().unwrap(),
-        first_pod_ip: 16,
-        dns_ip: format!("10.{number}.128.10").parse().unwrap(),
-        cluster_domain: "cluster.local".to_owned(),
-        pool: 2,
-    };
-    (Network::start(config.clone()).await.unwrap(), config)
 }
 
 async fn serves_in_its_own_network() {
@@ -426,56 +264,6 @@ fn seen(text: &str) -> std::collections::BTreeSet<String> {
         .collect()
 }
 
-async fn memory_limit() {
-    let mut world = World::new(1).await;
-    let mut container = world.container(&["eat"]);
-    container.limits = Limits { memory: Some(32 << 20), pids: Some(10), ..Limits::default() };
-    let (id, _reader) = world.start(container).await;
-    assert_eq!(world.exit(&id).await, Exit { code: 137, signal: Some(9), oom: true });
-}
-
-/// Language runtimes look there for how much they may use.
-async fn a_container_sees_its_own_cgroups() {
-    let mut world = World::new(1).await;
-    let (network, _) = network().await;
-    let pod = network.claim("my-pod", None).await.unwrap();
-    let limit = match Hierarchies::detect().unwrap().unified() {
-        true => "/sys/fs/cgroup/memory.max",
-        false => "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    };
-    let mut container = world.container(&["cat", limit, "/proc/self/cgroup"]);
-    container.limits.memory = Some(64 << 20);
-    container.net = pod.net_path();
-    let mut write = container.clone();
-    write.process.args = vec!["/payload".to_owned(), "write".to_owned(), limit.to_owned()];
-    let said = world.output(container.clone()).await;
-    assert!(said.starts_with("67108864\n"), "{said}");
-    assert!(!said.contains(&world.prefix), "it is the root of what it sees: {said}");
-    assert!(world.output(write).await.contains("Read-only"));
-    container.process.args = vec!["/payload".to_owned()];
-    let (id, _reader) = world.start(container).await;
-    let look = Process {
-        args: ["/payload", "cat", "/proc/self/cgroup"].map(str::to_owned).to_vec(),
-        ..Process::default()
-    };
-    let (mut reader, streams) = pipes();
-    world.runtime.exec(&id, "e", &look, streams).await.unwrap();
-    let mut said = String::new();
-    reader.read_to_string(&mut said).unwrap();
-    assert!(said.lines().any(|line| line.ends_with(":memory:/") || line == "0::/"), "{said}");
-    network.release(&pod);
-    network.close().await;
-}
-
-/// The first process lives on and fails because its child was killed: that is what happened, also to Kubernetes.
-async fn memory_limit_of_a_child() {
-    let mut world = World::new(1).await;
-    let mut container = world.container(&["let-eat"]);
-    container.limits = Limits { memory: Some(32 << 20), ..Limits::default() };
-    let (id, _reader) = world.start(container).await;
-    assert_eq!(world.exit(&id).await, Exit { code: 3, signal: None, oom: true });
-}
-
 async fn restrictions() {
     let mut world = World::new(1).await;
     let shared = world.dir.path().join("shared");
@@ -609,89 +397,6 @@ async fn seccomp_blocks_system_calls() {
     assert!(said.contains("unshare Operation not permitted"), "{said}");
 }
 
-/// Types a line at a terminal of a size, and returns all that it showed.
-fn converse(master: OwnedFd) -> String {
-    let size = rustix::termios::Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&master, size).unwrap();
-    let mut master = std::fs::File::from(master);
-    master.write_all(b"some words\n").unwrap();
-    let mut shown = Vec::new();
-    // A terminal that nobody has open any more reads as an error.
-    let _ = master.read_to_end(&mut shown);
-    String::from_utf8(shown).unwrap()
-}
-
-async fn a_terminal_of_its_own() {
-    let mut world = World::new(1).await;
-    let mut container = world.container(&["tty"]);
-    container.process.terminal = true;
-    container.process.user = User { uid: 1000, gid: 1000, groups: Vec::new() };
-    let (id, started) = world.begin(container, Streams::Terminal).await;
-    let shown = converse(started.unwrap().terminal.unwrap());
-    assert!(shown.contains("terminals true true true controlling true console true"), "{shown}");
-    assert!(shown.contains("read some words at 111x33"), "{shown}");
-    assert_eq!(world.exit(&id).await.code, 0);
-}
-
-async fn exec_with_a_terminal() {
-    let mut world = World::new(1).await;
-    let (id, _reader) = world.start(world.container(&["sleep"])).await;
-    let process =
-        Process { args: vec!["/payload".to_owned(), "tty".to_owned()], terminal: true, ..Process::default() };
-    let started = world.runtime.exec(&id, "e", &process, Streams::Terminal).await.unwrap();
-    let shown = converse(started.terminal.unwrap());
-    assert!(shown.contains("terminals true true true controlling true console false"), "{shown}");
-    assert!(shown.contains("read some words at 111x33"), "{shown}");
-}
-
-async fn exec_in_a_container() {
-    let mut world = World::new(2).await;
-    let (id, _reader) = world.start(world.container(&["sleep"])).await;
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let (stdin, mut input) = std::io::pipe().unwrap();
-    let process = Process {
-        args: vec!["/payload".to_owned(), "stdin".to_owned()],
-        user: User { uid: 1000, gid: 1000, groups: Vec::new() },
-        ..Process::default()
-    };
-    let streams = Streams::Pipes {
-        stdout: writer.try_clone().unwrap().into(),
-        stderr: writer.into(),
-        stdin: Some(stdin.into()),
-    };
-    let started = world.runtime.exec(&id, "e1", &process, streams).await.unwrap();
-    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).unwrap();
-    assert!(groups.contains(&world.prefix), "it is limited like its container: {groups}");
-    input.write_all(b"some words").unwrap();
-    drop(input);
-    let exited = world.exits.recv().await.unwrap();
-    assert_eq!((exited.id.as_str(), exited.exit.code), ("e1", 0));
-    let mut text = String::new();
-    reader.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "got some words");
-    let (mut reader, streams) = pipes();
-    let look = Process {
-        args: vec!["/payload".to_owned(), "look".to_owned()],
-        env: vec!["E=x".to_owned()],
-        cwd: "/tmp".to_owned(),
-        user: User { uid: 1000, gid: 1000, groups: vec![9] },
-        no_new_privileges: true,
-        ..Process::default()
-    };
-    world.runtime.exec(&id, "e2", &look, streams).await.unwrap();
-    let mut said = String::new();
-    reader.read_to_string(&mut said).unwrap();
-    for line in
-        ["cwd /tmp", "Uid:\t1000\t1000\t1000\t1000", "Groups:\t9 ", "NoNewPrivs:\t1", "mount /proc proc"]
-    {
-        assert!(said.contains(line), "{line} in {said}");
-    }
-    assert!(said.contains("(\"E\", \"x\")") && !said.contains("pid 1\n"), "{said}");
-    assert!(world.runtime.stats(&id).unwrap().memory_bytes > 0);
-    world.runtime.signal(&id, 9).await.unwrap();
-    world.exit(&id).await;
-}
-
 /// A mount made after a process was parked is seen in the container that it becomes.
 async fn volumes_in_memory_reach_parked_processes() {
     let mut world = World::with(1, 1, None).await;
@@ -740,25 +445,6 @@ async fn parked_processes_are_used() {
     }
 }
 
-/// On a machine with version 1 too, its version 2 mount has no controllers: joining, devices and the end are there.
-async fn version_two_cgroups() {
-    let found = Hierarchies::detect().unwrap();
-    let root = found.v2.clone().expect("a mounted cgroup2 hierarchy (mount -t cgroup2 none DIR)");
-    let mut world = World::with(1, 1, Some(Hierarchies { v2: found.v2, ..Hierarchies::default() })).await;
-    let (ordinary, privileged) = (device(&world, false), device(&world, true));
-    assert!(world.output(ordinary).await.contains("not permitted"));
-    assert_eq!(world.output(privileged).await, "open\n");
-    let mut sleeping = world.container(&["sleep"]);
-    sleeping.limits = Limits { cpu_shares: Some(100), memory: Some(64 << 20), ..Limits::default() };
-    let (_reader, streams) = pipes();
-    let (id, started) = world.begin(sleeping, streams).await;
-    let cgroup = root.join(started.unwrap().cgroup.unwrap().trim_start_matches('/'));
-    assert_eq!(std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().lines().count(), 1);
-    world.runtime.signal(&id, 9).await.unwrap();
-    world.exit(&id).await;
-    assert!(!cgroup.exists());
-}
-
 /// The node ends, however that happens: containers, processes that wait, and cgroups go too.
 async fn nothing_is_left() {
     let mut world = World::with(1, 2, None).await;
@@ -799,89 +485,14 @@ async fn helpers_that_die_are_replaced() {
         assert!(begun.elapsed() < Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let echo = world.container(&["echo", "again"]);
-    assert_eq!(world.output(echo).await, "again\n");
-}
-
-/// The helper that works on this folder.
-fn helper_pid(dir: &Path) -> i32 {
-    processes(dir, false).first().copied().unwrap_or(0)
-}
-
-/// The helpers of a folder, or the processes that they keep ready and that still carry their command line.
-fn processes(dir: &Path, parked: bool) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).into_owned();
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if command.contains(HELPER_ARGUMENT)
-            && command.contains(&dir.display().to_string())
-            && (name == "parked\n") == parked
-        {
-            found.push(pid);
+    // The node learns of it a moment later.
+    let (_reader, id) = loop {
+        let (reader, streams) = pipes();
+        let echo = world.container(&["echo", "again"]);
+        match world.begin(echo, streams).await {
+            (id, Ok(_)) => break (reader, id),
+            (_, Err(error)) => assert!(begun.elapsed() < Duration::from_secs(5), "{error}"),
         }
-    }
-    found
-}
-
-/// Both runtimes in turn, on a network of the same kind, from the command to a connection. Not an assertion about speed,
-/// which a busy machine would break, but the figures to look at: `START_PAIRS=60`.
-async fn start_times() {
-    let pairs: usize = std::env::var("START_PAIRS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
-    let mut world = World::with(2, 2, None).await;
-    let (network, _) = network().await;
-    let mut oracle = Oracle::new();
-    let (mut ours, mut theirs, mut parked) = (Vec::new(), Vec::new(), 0);
-    for round in 0..pairs * 2 {
-        // Pools are filled in quiet moments.
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        let mut container = world.container(&["serve", "80"]);
-        container.limits =
-            Limits { cpu_shares: Some(100), memory: Some(64 << 20), pids: Some(99), cpu_quota_us: None };
-        let begun = Instant::now();
-        let pod = network.claim("my-pod", None).await.unwrap();
-        container.net = pod.net_path();
-        container.ipc = Some(pod.ipc_path());
-        container.uts = pod.uts_path();
-        let address = pod.address.unwrap();
-        let connected = move || {
-            while std::net::TcpStream::connect((address, 80)).is_err() {
-                std::thread::sleep(Duration::from_micros(100));
-            }
-            begun.elapsed()
-        };
-        if round % 2 == 0 {
-            let (_reader, streams) = pipes();
-            let (id, started) = world.begin(container, streams).await;
-            ours.push(connected());
-            let timings = started.unwrap().timings;
-            parked += usize::from(timings.parked);
-            if std::env::var_os("SHOW").is_some() {
-                println!("{:?} {timings:?}", ours.last());
-            }
-            world.runtime.signal(&id, 9).await.unwrap();
-            world.exit(&id).await;
-        } else {
-            let (id, _) = oracle.start(&container, &world.layer());
-            theirs.push(connected());
-            oracle.remove(&id);
-        }
-        network.release(&pod);
-    }
-    network.close().await;
-    assert!(parked > 0, "no process was ready in time");
-    if std::env::var_os("START_PAIRS").is_some() {
-        ours.sort();
-        theirs.sort();
-        let at = |times: &[Duration], share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-        for share in [0.5, 0.95, 0.99] {
-            let (ours, theirs) = (at(&ours, share), at(&theirs, share));
-            let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-            println!("p{:.0}: parked {ours:.1?}, libcontainer {theirs:.1?}, ratio {ratio:.1}", share * 100.0);
-        }
-        println!("of {pairs} starts {parked} found a parked process");
-    }
+    };
+    assert_eq!(world.exit(&id).await.code, 0);
 }

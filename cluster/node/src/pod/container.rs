@@ -1,23 +1,24 @@
 //! One run of one container: everything is resolved, it is started, probed, waited for and cleared away.
 
+mod binds;
+mod health;
 mod oom;
+mod termination;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::env::{self, Facts};
-use super::probe::{self, Judge, Schedule, Timing};
 use super::state::{Event, ExitFacts};
 use crate::context::{Context, PodView};
 use crate::images::Image;
@@ -25,7 +26,7 @@ use crate::logs::Logs;
 use crate::logs::attached::Attached;
 use crate::logs::writer::{self, Source};
 use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams, seccomp};
-use crate::spec::{self, Bind, Limits, SubPath, User};
+use crate::spec::{self, Limits, User};
 use crate::users::{self, Accounts};
 
 /// A running container as others see it.
@@ -187,7 +188,7 @@ impl Run {
             "Started",
             format!("Started container {}", self.spec.name),
         );
-        let health = tokio::spawn(watch_health(
+        let health = tokio::spawn(health::watch(
             Arc::clone(context),
             Arc::clone(&self.pod),
             self.index,
@@ -206,7 +207,7 @@ impl Run {
         self.view.live.lock().remove(&self.spec.name);
         live.ended.cancel();
         let exit = exit.unwrap_or(crate::runtime::Exit { code: 137, signal: Some(9), oom: false });
-        let message = termination_message(&self.spec, &prepared.termination, &log, exit.code);
+        let message = termination::message(&self.spec, &prepared.termination, &log, exit.code);
         let facts = ExitFacts { code: exit.code, signal: exit.signal, oom: exit.oom, message };
         let _ = self.events.send(Event::Exited(self.index, id.to_owned(), facts));
         Ok(())
@@ -362,66 +363,6 @@ impl Run {
         }
         Ok(user)
     }
-
-    fn volume_binds(&self, variables: &BTreeMap<String, String>) -> Result<Vec<Bind>, String> {
-        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        let by_name: BTreeMap<&str, _> = volumes.map(|volume| (volume.name.as_str(), volume)).collect();
-        let mut binds = Vec::new();
-        for mount in self.spec.volume_mounts.iter().flatten() {
-            let volume = by_name.get(mount.name.as_str()).ok_or_else(|| {
-                format!("volumeMount names the volume {:?}, which the pod does not have", mount.name)
-            })?;
-            let root = match &volume.host_path {
-                Some(host) => PathBuf::from(&host.path),
-                None => super::volume_root(&self.context, &self.pod_dir, volume),
-            };
-            let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
-            binds.push(Bind {
-                source: root,
-                sub_path: sub_path(mount, variables, writable)?,
-                target: absolute(&mount.mount_path),
-                read_only: mount.read_only == Some(true) || !writable,
-                propagate: mount.mount_propagation.as_deref().is_some_and(|mode| mode != "None"),
-            });
-        }
-        Ok(binds)
-    }
-
-    /// hosts, hostname, resolv.conf and the termination log.
-    fn file_binds(
-        &self,
-        binds: &mut Vec<Bind>,
-        termination: &Path,
-        read_only_root: bool,
-    ) -> std::io::Result<()> {
-        let taken = |binds: &[Bind], target: &str| binds.iter().any(|bind| bind.target == target);
-        for (name, target) in
-            [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
-        {
-            let source = self.pod_dir.join(name);
-            if !taken(binds, target) && source.exists() {
-                binds.push(Bind {
-                    source,
-                    sub_path: None,
-                    target: target.to_owned(),
-                    read_only: read_only_root,
-                    propagate: false,
-                });
-            }
-        }
-        if let Some(parent) = termination.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        std::fs::write(termination, "")?;
-        std::fs::set_permissions(termination, std::fs::Permissions::from_mode(0o666))?;
-        let target =
-            self.spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
-        if !taken(binds, &target) {
-            let source = termination.to_owned();
-            binds.push(Bind { source, sub_path: None, target, read_only: false, propagate: false });
-        }
-        Ok(())
-    }
 }
 
 type Ends = (Streams, Option<(OwnedFd, OwnedFd)>, Option<OwnedFd>);
@@ -445,11 +386,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn absolute(path: &str) -> String {
-    let trimmed = path.trim_end_matches('/');
-    if trimmed.starts_with('/') { trimmed.to_owned() } else { format!("/{trimmed}") }
-}
-
 pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {
     Facts {
         pod_ip: address.unwrap_or_else(|| context.host_ip()).to_string(),
@@ -458,24 +394,6 @@ pub(crate) fn facts(context: &Context, address: Option<Ipv4Addr>) -> Facts {
         node_cpu_milli: context.cpu_milli,
         node_memory: context.memory,
     }
-}
-
-/// Where below a volume a mount begins; None for the volume itself.
-fn sub_path(
-    mount: &VolumeMount,
-    variables: &BTreeMap<String, String>,
-    writable: bool,
-) -> Result<Option<SubPath>, String> {
-    let expanded =
-        mount.sub_path_expr.as_ref().map(|text| env::expand(text, |name| variables.get(name).cloned()));
-    let Some(path) = expanded.or_else(|| mount.sub_path.clone()).filter(|path| !path.is_empty()) else {
-        return Ok(None);
-    };
-    let plain = Path::new(&path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    if !plain {
-        return Err(format!("subPath {path:?} must be relative and must not contain \"..\""));
-    }
-    Ok(Some(SubPath { path, make: writable }))
 }
 
 fn limits(container: &Container, pids: Option<i64>) -> Limits {
@@ -508,170 +426,6 @@ fn signal_number(text: &str) -> Option<i32> {
     name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }
 
-/// What the container left to say: the end of its file, or the end of its log if it failed and asked for that.
-fn termination_message(container: &Container, file: &Path, log: &Path, code: i32) -> Option<String> {
-    const MOST: u64 = 4096;
-    const MOST_OF_LOG: usize = 2048;
-    const LINES: usize = 80;
-    /// As many short lines with their times.
-    const PART_OF_LOG: u64 = 8192;
-    let mut text = end_of(file, MOST).unwrap_or_default();
-    let _ = std::fs::remove_file(file);
-    let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-    if text.is_empty() && fallback && code != 0 {
-        let records = end_of(log, PART_OF_LOG).unwrap_or_default();
-        let records = records.strip_suffix(b"\n").unwrap_or(&records);
-        let lines: Vec<&[u8]> = records
-            .split(|byte| *byte == b'\n')
-            .map(|line| line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default())
-            .collect();
-        text = lines[lines.len().saturating_sub(LINES)..].join(&b'\n');
-        text.drain(..text.len().saturating_sub(MOST_OF_LOG));
-    }
-    (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
-}
-
-/// The last bytes of a file, however long it is.
-fn end_of(file: &Path, most: u64) -> std::io::Result<Vec<u8>> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(file)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
-    let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// postStart and the startup probe, then readiness and liveness side by side.
-async fn watch_health(
-    context: Arc<Context>,
-    pod: Arc<Pod>,
-    index: usize,
-    live: Arc<Live>,
-    events: mpsc::UnboundedSender<Event>,
-) {
-    let name = live.spec.name.clone();
-    let hook = live.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
-    if let Some(hook) = hook {
-        let outcome = match probe::of_hook(&live.spec, hook, live.address) {
-            Ok(check) => probe::perform(&context, &live, &check, Duration::from_secs(3600)).await,
-            Err(message) => Err(message),
-        };
-        if let Err(message) = outcome {
-            context.events.warning(
-                &pod,
-                Some(&name),
-                "FailedPostStartHook",
-                format!("PostStartHook failed: {message}"),
-            );
-            let _ = events.send(Event::Unhealthy(index, live.id.clone()));
-            return;
-        }
-    }
-    let health = Health { context, pod, index, live: Arc::clone(&live), events };
-    if let Some(startup) = live.spec.startup_probe.clone() {
-        let passed = health.probe("Startup", &startup, Some).await;
-        if passed != Some(true) {
-            health.unhealthy("startup");
-            return;
-        }
-    }
-    health.send(Event::StartedUp(index, live.id.clone()));
-    let readiness = async {
-        match live.spec.readiness_probe.clone() {
-            Some(readiness) => {
-                let _: Option<()> = health
-                    .probe("Readiness", &readiness, |verdict| {
-                        health.send(Event::Readiness(index, live.id.clone(), verdict));
-                        None
-                    })
-                    .await;
-            }
-            None => health.send(Event::Readiness(index, live.id.clone(), true)),
-        }
-    };
-    let liveness = async {
-        if let Some(liveness) = live.spec.liveness_probe.clone() {
-            let watched = health.probe("Liveness", &liveness, |verdict| (!verdict).then_some(()));
-            tokio::select! {
-                failed = watched => {
-                    if failed.is_some() {
-                        health.unhealthy("liveness");
-                    }
-                }
-                () = live.stopping.cancelled() => {}
-            }
-        }
-    };
-    tokio::join!(readiness, liveness);
-}
-
-struct Health {
-    context: Arc<Context>,
-    pod: Arc<Pod>,
-    index: usize,
-    live: Arc<Live>,
-    events: mpsc::UnboundedSender<Event>,
-}
-
-impl Health {
-    fn send(&self, event: Event) {
-        let _ = self.events.send(event);
-    }
-
-    fn unhealthy(&self, kind: &str) {
-        let name = &self.live.spec.name;
-        let message = format!("Container {name} failed {kind} probe, will be restarted");
-        self.context.events.normal(&self.pod, Some(name), "Killing", message);
-        self.send(Event::Unhealthy(self.index, self.live.id.clone()));
-    }
-
-    /// Looks until `on_verdict` gives a value.
-    async fn probe<T>(
-        &self,
-        kind: &str,
-        spec: &k8s_openapi::api::core::v1::Probe,
-        mut on_verdict: impl FnMut(bool) -> Option<T>,
-    ) -> Option<T> {
-        let timing = Timing::of(spec);
-        let check = match probe::of_probe(&self.live.spec, spec, self.live.address) {
-            Ok(check) => check,
-            Err(message) => {
-                let name = &self.live.spec.name;
-                self.context.events.warning(
-                    &self.pod,
-                    Some(name),
-                    "Unhealthy",
-                    format!("{kind} probe: {message}"),
-                );
-                std::future::pending().await
-            }
-        };
-        let (mut schedule, mut judge) = (Schedule::new(timing), Judge::new(timing));
-        let begun = tokio::time::Instant::now();
-        loop {
-            let (at, counts) = schedule.next(begun.elapsed());
-            tokio::time::sleep_until(begun + at).await;
-            let result = probe::perform(&self.context, &self.live, &check, timing.timeout).await;
-            if let (Err(message), true) = (&result, counts) {
-                let name = &self.live.spec.name;
-                let message = format!("{kind} probe failed: {message}");
-                self.context.events.warning(&self.pod, Some(name), "Unhealthy", message);
-            }
-            if result.is_ok() {
-                schedule.succeeded();
-            } else if !counts {
-                continue;
-            }
-            if let Some(verdict) = judge.result(result.is_ok())
-                && let Some(value) = on_verdict(verdict)
-            {
-                return Some(value);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -701,45 +455,5 @@ mod tests {
         assert_eq!(signal_number("usr1"), Some(10));
         assert_eq!(signal_number("15"), Some(15));
         assert_eq!(signal_number("WHAT"), None);
-    }
-
-    #[test]
-    fn sub_paths_are_plain() {
-        let mount = |sub: &str| VolumeMount { sub_path: Some(sub.to_owned()), ..VolumeMount::default() };
-        let none = BTreeMap::new();
-        let plain = sub_path(&mount("a/b"), &none, true).unwrap();
-        assert_eq!(plain, Some(SubPath { path: "a/b".to_owned(), make: true }));
-        assert_eq!(sub_path(&mount(""), &none, true), Ok(None));
-        for bad in ["../x", "a/../../b", "/a"] {
-            assert!(sub_path(&mount(bad), &none, true).unwrap_err().contains(bad));
-        }
-        let expr = VolumeMount { sub_path_expr: Some("$(POD)/x".to_owned()), ..VolumeMount::default() };
-        let vars = BTreeMap::from([("POD".to_owned(), "p1".to_owned())]);
-        assert_eq!(sub_path(&expr, &vars, false).unwrap().unwrap().path, "p1/x");
-    }
-
-    #[test]
-    fn termination_messages_fall_back_to_the_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, log) = (folder.path().join("t"), folder.path().join("l"));
-        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F it broke\n").unwrap();
-        let container: Container =
-            serde_json::from_value(json!({"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"}))
-                .unwrap();
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(termination_message(&container, &file, &log, 1).as_deref(), Some("it broke"));
-        assert_eq!(termination_message(&container, &file, &log, 0), None);
-        std::fs::write(&file, "mine").unwrap();
-        assert_eq!(termination_message(&container, &file, &log, 0).as_deref(), Some("mine"));
-        // Whatever a container writes, and however much: the end of it.
-        std::fs::write(&file, [b"begin ".repeat(10_000).as_slice(), b"\xff the end"].concat()).unwrap();
-        let said = termination_message(&container, &file, &log, 0).unwrap();
-        assert!(said.ends_with("\u{fffd} the end") && said.len() < 4100, "{said}");
-        let record = |number: usize| format!("2026-01-01T00:00:00Z stderr F line {number}\n").into_bytes();
-        let records: Vec<u8> =
-            (0..10_000).flat_map(record).chain(*b"2026-01-01T00:00:00Z stderr F \xff\n").collect();
-        std::fs::write(&log, records).unwrap();
-        let said = termination_message(&container, &file, &log, 1).unwrap();
-        assert!(said.starts_with("line 9921\n") && said.ends_with("line 9999\n\u{fffd}"), "{said}");
     }
 }

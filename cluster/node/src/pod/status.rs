@@ -1,5 +1,7 @@
 //! The status of a pod as Kubernetes shows it, from the worker's state. Pure.
 
+pub(crate) mod writer;
+
 use std::net::Ipv4Addr;
 
 use jiff::{SignedDuration, Timestamp};

@@ -4,6 +4,8 @@
 //! time in its name, `..data` points at it, the visible names point into `..data`; replacing that one link replaces all
 //! files at once.
 
+pub(crate) mod keeper;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;

@@ -2,19 +2,16 @@
 //! their own, whose results come back as events. Status is written by yet another task, so that the API's answer time
 //! is no part of a start; of several changes only the last is written.
 
-use super::stop;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Pod, PodStatus, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Preconditions};
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,15 +20,11 @@ use tracing::{debug, info, warn};
 use super::container::{self, Live};
 use super::decide::{Action, decide};
 use super::state::{Event, PodState};
-use super::volumes::{self, Source, Token, Tokens};
-use super::{begin, dns, probe, status, volume_dir, volume_root};
+use super::volumes::{self, Tokens};
+use super::{begin, dns, probe, status, stop, volume_dir};
 use crate::context::{Context, PodView};
 use crate::images::{Image, Policy};
 use crate::network::{NetworkError, PodNetwork};
-use crate::runtime::RuntimeError;
-
-/// How long a status that is no news is held.
-const SETTLE: Duration = Duration::from_millis(50);
 
 /// A handle to a pod's worker.
 #[derive(Debug, Clone)]
@@ -98,7 +91,7 @@ impl Worker {
         let previous = pod.status.clone().unwrap_or_default();
         let (sender, receiver) = watch::channel(previous.clone());
         let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-        let writer = tokio::spawn(write_status(api, name, uid.clone(), receiver));
+        let writer = tokio::spawn(status::writer::write(api, name, uid.clone(), receiver));
         let pod_dir = context.data_dir.join("pods").join(&uid);
         let state = PodState::new(pod, Timestamp::now());
         for container in &state.containers {
@@ -276,10 +269,10 @@ impl Worker {
             // Subscribed before the first look, so that no change falls between the two.
             let changes = context.objects.changes();
             let mut tokens = Tokens::new();
-            match fill_volumes(&context, &pod, &pod_dir, &mut tokens, true).await {
+            match volumes::keeper::fill(&context, &pod, &pod_dir, &mut tokens, true).await {
                 Ok(()) => {
                     let _ = events.send(Event::VolumesReady);
-                    keep_volumes(context, pod, pod_dir, tokens, changes, ended).await;
+                    volumes::keeper::keep(&context, pod, pod_dir, tokens, changes, ended).await;
                 }
                 Err(message) => {
                     let _ = events.send(Event::VolumesFailed(message));
@@ -548,170 +541,6 @@ fn readable(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
-}
-
-/// Writes all volumes; `first` also makes the empty ones.
-async fn fill_volumes(
-    context: &Context,
-    pod: &Pod,
-    pod_dir: &std::path::Path,
-    tokens: &mut Tokens,
-    first: bool,
-) -> Result<(), String> {
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    if spec.volumes.as_ref().is_none_or(Vec::is_empty) {
-        return Ok(());
-    }
-    let now = Timestamp::now();
-    for wish in volumes::due_tokens(pod, tokens, now) {
-        let token = request_token(context, pod, &wish).await?;
-        tokens.insert((wish.volume, wish.path), token);
-    }
-    let found = context.objects.find(pod).await;
-    let facts = container::facts(context, None);
-    let group =
-        spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|gid| u32::try_from(gid).ok());
-    for volume in spec.volumes.iter().flatten() {
-        let folder = volume_root(context, pod_dir, volume);
-        let fail = |error: std::io::Error| format!("volume {:?}: {error}", volume.name);
-        let lost = |error: RuntimeError| format!("volume {:?}: {error}", volume.name);
-        match volumes::source(pod, volume, &facts, &found, tokens)
-            .map_err(|message| format!("MountVolume.SetUp failed for volume {:?} : {message}", volume.name))?
-        {
-            Source::Host(_) => {}
-            Source::Files(files) if volumes::is_secret(volume) => {
-                let write = move || volumes::write(&folder, &files, group);
-                context.runtime.among_mounts(write).await.map_err(lost)?.map_err(fail)?;
-            }
-            Source::Files(files) => {
-                volumes::write(&folder, &files, group).map_err(fail)?;
-            }
-            Source::Empty if first => volumes::make_empty(&folder, group).map_err(fail)?,
-            Source::Memory(size) if first => {
-                volumes::make_empty(&folder, group).map_err(fail)?;
-                // An earlier try, which failed at another volume, has mounted it already.
-                context.runtime.unmount(&folder).await.map_err(lost)?;
-                context.runtime.mount_tmpfs(&folder, size).await.map_err(|error| error.to_string())?;
-                let own = move || volumes::make_empty(&folder, group);
-                context.runtime.among_mounts(own).await.map_err(lost)?.map_err(fail)?;
-            }
-            Source::Empty | Source::Memory(_) => {}
-        }
-    }
-    Ok(())
-}
-
-/// Rewrites volumes when an object they come from changes and when a token has to be replaced.
-async fn keep_volumes(
-    context: Arc<Context>,
-    pod: Pod,
-    pod_dir: PathBuf,
-    mut tokens: Tokens,
-    mut changes: tokio::sync::broadcast::Receiver<crate::objects::Change>,
-    ended: CancellationToken,
-) {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let mut kept = volumes.filter(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some());
-    if kept.next().is_none() {
-        return;
-    }
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    loop {
-        let renew = tokens.values().map(|token| token.renew_at).min();
-        let wait =
-            renew.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
-        tokio::select! {
-            () = ended.cancelled() => return,
-            () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(86_400))) => {}
-            change = changes.recv() => match change {
-                // Without a name: the watch was interrupted, and anything may have changed.
-                Ok((changed, _)) if !changed.is_empty() && changed != namespace => continue,
-                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-            },
-        }
-        if let Err(message) = fill_volumes(&context, &pod, &pod_dir, &mut tokens, false).await {
-            // What is there stays until the object is whole again.
-            debug!(pod = pod.metadata.name, message, "volumes are not renewed");
-            tokio::select! {
-                () = ended.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
-        }
-    }
-}
-
-async fn request_token(context: &Context, pod: &Pod, wish: &volumes::TokenWish) -> Result<Token, String> {
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let account = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.service_account_name.clone())
-        .unwrap_or_else(|| "default".to_owned());
-    let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), &namespace);
-    let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: wish.audience.iter().cloned().collect(),
-            expiration_seconds: Some(wish.seconds),
-            bound_object_ref: Some(BoundObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: pod.metadata.name.clone(),
-                uid: pod.metadata.uid.clone(),
-            }),
-        },
-        ..TokenRequest::default()
-    };
-    let answer = api
-        .create_token_request(&account, &PostParams::default(), &request)
-        .await
-        .map_err(|error| format!("no token for service account {namespace}/{account}: {error}"))?;
-    let status = answer.status.ok_or("the token request was answered without a status")?;
-    let renew_at = volumes::renew_at(Timestamp::now(), status.expiration_timestamp.0);
-    Ok(Token { text: status.token, renew_at })
-}
-
-/// Writes each latest status until the sender is gone; a failed write is repeated unless the pod is gone.
-async fn write_status(api: Api<Pod>, name: String, uid: String, mut latest: watch::Receiver<PodStatus>) {
-    let mut wait = Duration::from_millis(100);
-    let mut written = latest.borrow().clone();
-    while latest.changed().await.is_ok() {
-        // While containers start, states that nobody acts on follow each other closely: they are written once they have settled.
-        let settled = tokio::time::Instant::now() + SETTLE;
-        while !status::is_news(&written, &latest.borrow_and_update()) {
-            match tokio::time::timeout_at(settled, latest.changed()).await {
-                Ok(Ok(())) => {}
-                _ => break,
-            }
-        }
-        loop {
-            let status = latest.borrow_and_update().clone();
-            written.clone_from(&status);
-            let patch = json!({ "metadata": { "uid": uid }, "status": nulls(&status) });
-            match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-                Ok(_) => break,
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                    debug!(pod = name, reason = status.reason, "the pod is gone, its status is not written");
-                    break;
-                }
-                Err(error) => warn!(pod = name, %error, "cannot write the pod's status; trying again"),
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(10));
-        }
-        wait = Duration::from_millis(100);
-    }
-}
-
-/// The status as a patch: what may vanish (reason, message) is removed by an explicit null.
-fn nulls(status: &PodStatus) -> serde_json::Value {
-    let mut value = serde_json::to_value(status).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        for name in ["reason", "message"] {
-            object.entry(name).or_insert(serde_json::Value::Null);
-        }
-    }
-    value
 }
 
 #[cfg(test)]
