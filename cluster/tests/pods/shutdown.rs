@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cluster::{Cluster, ClusterConfig};
+use cluster_node::cgroup::Hierarchies;
 use serde_json::json;
 
 use crate::Case;
@@ -108,12 +109,55 @@ fn mounts(folder: &Path) -> Vec<String> {
     text.lines().filter(|line| line.contains(&folder)).map(str::to_owned).collect()
 }
 
+/// The cluster of a child. What it leaves when a test fails in the middle goes, too.
+struct Child<'a> {
+    world: &'a World,
+    running: Option<Running>,
+    pid: u32,
+}
+
+impl<'a> Child<'a> {
+    fn of(world: &'a World, command: Command) -> Self {
+        let running = Running::of(command);
+        Self { world, pid: running.child.id(), running: Some(running) }
+    }
+
+    fn line(&mut self) -> String {
+        self.running.as_mut().unwrap().line()
+    }
+
+    fn end(&mut self) -> (i32, String) {
+        self.running.take().unwrap().end()
+    }
+}
+
+impl Drop for Child<'_> {
+    fn drop(&mut self) {
+        let groups = cgroups(&below(self.pid));
+        drop(self.running.take());
+        for group in groups {
+            let name = group.file_name().unwrap().to_str().unwrap();
+            Hierarchies::detect().unwrap().kill_and_remove(&format!("/{name}"));
+        }
+        self.world.runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            for name in devices(&prefix(self.pid)) {
+                let number = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
+                if let Some(number) = number.ok().and_then(|number| number.trim().parse().ok()) {
+                    let _ = handle.link().del(number).execute().await;
+                }
+            }
+        });
+    }
+}
+
 fn clean(world: &World) {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new("/proc/self/exe");
     command.env(CHILD, dir.path()).env("PODS_CHILD_IMAGE", &world.image).stdin(Stdio::piped());
-    let mut cluster = Running::of(command);
-    let root = cluster.child.id();
+    let mut cluster = Child::of(world, command);
+    let root = cluster.pid;
     let kubeconfig = cluster.line().trim().to_owned();
     let kubectl = |args: &[&str], input: &str| {
         let (code, out, err) = world.run(&[&["--kubeconfig", &kubeconfig], args].concat(), Some(input));
