@@ -31,6 +31,8 @@ use crate::{
 /// The API server's port on the node's address, where `kubernetes.default` leads to. The address is the instance's own, so the port is free.
 const NODE_API_PORT: u16 = 6443;
 const NETWORK_FILE: &str = "network.json";
+/// Held as long as a cluster runs in the directory.
+const LOCK: &str = "lock";
 /// Processes and threads of a container: many for an app, and few enough that a fork bomb leaves the machine usable.
 const PIDS: i64 = 4096;
 
@@ -214,6 +216,12 @@ impl Cluster {
         Ok((node, images, registry, (stop, controllers), (serve, tasks)))
     }
 
+    /// Whether a cluster runs in this data directory at the moment.
+    pub fn runs_on(data_dir: &Path) -> bool {
+        let lock = fs::File::options().write(true).open(data_dir.join(LOCK));
+        lock.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    }
+
     /// A client in this process that acts as `user` and may do everything.
     pub fn client(&self, user: &str) -> Client {
         self.api.client(user, &[MASTERS])
@@ -276,15 +284,15 @@ impl Cluster {
     }
 }
 
-fn io_error(path: &Path, source: io::Error) -> Error {
-    Error::DataDir { path: path.to_owned(), source }
+fn io_error(path: &Path, cause: io::Error) -> Error {
+    Error::DataDir { path: path.to_owned(), cause }
 }
 
 /// One cluster in a data directory at a time; the lock goes with the process. Where the processes of a cluster end with another one (`ending`),
 /// that of a killed one may be there for a moment still.
 async fn lock(data_dir: &Path, ending: bool) -> Result<fs::File, Error> {
     private(data_dir)?;
-    let path = data_dir.join("lock");
+    let path = data_dir.join(LOCK);
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|source| io_error(&path, source))?;
     let begin = Instant::now();
@@ -396,7 +404,7 @@ async fn start_registry(
     stop: &CancellationToken,
 ) -> Result<SocketAddr, Error> {
     let bind = async |address: SocketAddr| {
-        TcpListener::bind(address).await.map_err(|source| Error::Registry { address, source })
+        TcpListener::bind(address).await.map_err(|cause| Error::Registry { address, cause })
     };
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, config.registry_port));
     let local = match &config.door {
@@ -406,8 +414,8 @@ async fn start_registry(
         }),
         None => TcpListener::bind(loopback).await,
     };
-    let local = local.map_err(|source| Error::Registry { address: loopback, source })?;
-    let address = local.local_addr().map_err(|source| Error::Registry { address: loopback, source })?;
+    let local = local.map_err(|cause| Error::Registry { address: loopback, cause })?;
+    let address = local.local_addr().map_err(|cause| Error::Registry { address: loopback, cause })?;
     let mut listeners = vec![local, bind((plan.node_ip(), address.port()).into()).await?];
     if config.door.is_some() {
         // For this process itself, whose own loopback is another.

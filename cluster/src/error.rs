@@ -7,13 +7,13 @@ use std::{io, net::SocketAddr, path::PathBuf};
 pub enum Error {
     /// The data directory cannot be used.
     #[error(
-        "cannot use the data directory {path}: {source}; check that it can be written, or choose another one"
+        "cannot use the data directory {path}: {cause}; check that it can be written, or choose another one"
     )]
     DataDir {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said; in the message already, so it is no `source`.
+        cause: io::Error,
     },
     /// Another cluster runs in the data directory.
     #[error(
@@ -50,16 +50,24 @@ pub enum Error {
     #[error("the device prefix {0:?} must have one to five letters or digits")]
     DevicePrefix(String),
     /// The registry's port is not to be had.
-    #[error("the image registry cannot listen on {address}: {source}; choose another port")]
+    #[error("the image registry cannot listen on {address}: {cause}; choose another port")]
     Registry {
         /// The address.
         address: SocketAddr,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
+    },
+    /// The API server's port is not to be had.
+    #[error("the API server cannot listen on {address}: {cause}; choose another port")]
+    ApiPort {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        cause: io::Error,
     },
     /// The API server.
     #[error(transparent)]
-    ApiServer(#[from] cluster_apiserver::Error),
+    ApiServer(cluster_apiserver::Error),
     /// The image store.
     #[error(transparent)]
     Images(#[from] cluster_images::ImageError),
@@ -77,6 +85,16 @@ pub enum Error {
         /// What is missing.
         missing: String,
     },
+}
+
+impl From<cluster_apiserver::Error> for Error {
+    fn from(error: cluster_apiserver::Error) -> Self {
+        match error {
+            cluster_apiserver::Error::DataDir { path, source } => Self::DataDir { path, cause: source },
+            cluster_apiserver::Error::Listen { address, source } => Self::ApiPort { address, cause: source },
+            other => Self::ApiServer(other),
+        }
+    }
 }
 
 impl From<cluster_node::Error> for Error {

@@ -14,7 +14,7 @@ pub mod watch;
 pub use admin::{Admin, Ports};
 pub use env::{BadVariable, Env};
 pub use health::Health;
-pub use process::{Failure, Process, Started};
+pub use process::{Failure, Process, Started, told};
 
 /// A port is not to be had.
 #[derive(Debug, thiserror::Error)]

@@ -178,8 +178,8 @@ fn logging(env: &Env<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// An error with its causes.
-fn told(error: &(dyn Error + 'static)) -> String {
+/// An error with its causes, each of them once: what a message says already is not said again.
+pub fn told(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

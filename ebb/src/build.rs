@@ -24,7 +24,12 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let scratch =
         tempfile::Builder::new().prefix("ebb-build-").tempdir().context("cannot make a temporary folder")?;
     let store = Store::open(scratch.path())?;
-    let request = BuildRequest { path: args.path.clone(), tag: args.tag.clone(), ..BuildRequest::default() };
+    let request = BuildRequest {
+        path: args.path.clone(),
+        tag: args.tag.clone(),
+        binary: args.bin.clone(),
+        ..BuildRequest::default()
+    };
     let built = build(&store, request, Some(notes(&stage))).await?;
     match (running, &args.output) {
         (Some((running, output)), _) => {

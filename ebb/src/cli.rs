@@ -10,6 +10,7 @@ use ebb_api::manifests::Images;
 use tracing_subscriber::EnvFilter;
 
 use crate::install::{InstallArgs, UninstallArgs};
+use crate::signals::Signals;
 use crate::{build, demo, image, install, up};
 
 /// Serverless on one machine: apply a Knative Service, get a URL; it idles at zero and is back in milliseconds.
@@ -95,8 +96,11 @@ pub(crate) struct BuildArgs {
     /// An executable, or the folder of a Cargo or Go project.
     #[arg(value_name = "PATH")]
     pub(crate) path: PathBuf,
+    /// Which binary of a Cargo project that has several, or which package of a Go module, as in `./cmd/app`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bin: Option<String>,
     /// Name of the image, as in `hello:v1`.
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", value_parser = image_name)]
     pub(crate) tag: String,
     /// How to print the result (text, json), or a FILE to write the image to as an archive, for `docker load`, `ctr images import` and the
     /// like; no platform needs to run then.
@@ -114,13 +118,29 @@ pub(crate) enum Destination {
 }
 
 impl std::str::FromStr for Destination {
-    type Err = std::convert::Infallible;
+    type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "text" => Self::Registry(Output::Text),
-            "json" => Self::Registry(Output::Json),
-            file => Self::File(PathBuf::from(file)),
-        })
+        match text {
+            "text" => Ok(Self::Registry(Output::Text)),
+            "json" => Ok(Self::Registry(Output::Json)),
+            file if file.contains(['.', '/']) => archive(file).map(Self::File),
+            _ => {
+                Err("it is neither text nor json; a FILE is known by a dot or a slash, as in hello.tar"
+                    .into())
+            }
+        }
+    }
+}
+
+/// An archive that can be written, as far as is known before the work.
+fn archive(text: &str) -> Result<PathBuf, String> {
+    let file = PathBuf::from(text);
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(format!("there is no folder {}", folder.display()))
+        }
+        _ if file.is_dir() => Err("it is a folder".into()),
+        _ => Ok(file),
     }
 }
 
@@ -133,24 +153,43 @@ pub(crate) struct ImageNames {
         visible_alias = "prefix",
         env = "EBB_IMAGE_PREFIX",
         value_name = "REGISTRY/PATH",
-        default_value = "localhost"
+        default_value = "localhost",
+        value_parser = image_prefix
     )]
     prefix: String,
     /// Their tag [default: this version].
-    #[arg(long = "image-tag", visible_alias = "tag", env = "EBB_IMAGE_TAG", value_name = "TAG")]
+    #[arg(long = "image-tag", visible_alias = "tag", env = "EBB_IMAGE_TAG", value_name = "TAG", value_parser = image_tag)]
     tag: Option<String>,
 }
 
 impl ImageNames {
-    /// Checks them.
-    pub(crate) fn resolve(&self) -> anyhow::Result<Images> {
-        let images = Images {
-            prefix: self.prefix.trim_end_matches('/').to_owned(),
+    /// With the defaults.
+    pub(crate) fn resolve(&self) -> Images {
+        Images {
+            prefix: self.prefix.clone(),
             tag: self.tag.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
-        };
-        cluster::images::Reference::parse(&images.ebb()).context("--image-prefix and --image-tag")?;
-        Ok(images)
+        }
     }
+}
+
+/// The name of an image that is to be made.
+fn image_name(text: &str) -> Result<String, String> {
+    use cluster::images::{ImageError, Reference};
+    match Reference::parse(text) {
+        Ok(_) if text.contains('@') => Err("a digest cannot be chosen; give a tag, as in hello:v1".into()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(ImageError::InvalidName { why, .. }) => Err(why),
+        Err(other) => Err(other.to_string()),
+    }
+}
+
+fn image_prefix(text: &str) -> Result<String, String> {
+    let prefix = text.trim_end_matches('/');
+    image_name(&format!("{prefix}/ebb:v1")).map(|_| prefix.to_owned())
+}
+
+fn image_tag(text: &str) -> Result<String, String> {
+    image_name(&format!("ebb:{text}")).map(|_| text.to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -162,7 +201,7 @@ pub(crate) enum ImageCommand {
         /// The archive.
         file: PathBuf,
         /// Name for the image, when the archive has none or another is wanted.
-        #[arg(short, long, value_name = "NAME")]
+        #[arg(short, long, value_name = "NAME", value_parser = image_name)]
         tag: Option<String>,
     },
     /// Show what the registry of the running platform holds.
@@ -173,10 +212,13 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Write the images that a cluster runs, the components' and the sidecar's, into one archive for `docker load`, `podman load`,
-    /// `ctr -n k8s.io images import` or `kind load image-archive`. Made of this program; needs neither Docker nor a running platform.
+    /// Write the images that a cluster runs, the components' and the sidecar's, into an archive.
+    ///
+    /// It is one for `docker load`, `podman load`, `ctr -n k8s.io images import` or `kind load image-archive`, made of this program; that needs neither
+    /// Docker nor a running platform.
     Export {
         /// The archive to write.
+        #[arg(value_parser = archive)]
         file: PathBuf,
         #[command(flatten)]
         images: ImageNames,
@@ -212,18 +254,22 @@ impl Cli {
 }
 
 /// Sends what the code says of itself to standard error: warnings always, more with -v.
-pub(crate) fn logging(cli: &Cli) {
+pub(crate) fn logging(cli: &Cli) -> anyhow::Result<()> {
     let default = match cli.verbose {
-        0 => "warn",
+        // What that module says, whoever asked is told as well.
+        0 => "warn,kube_client::client::builder=off",
         1 => "info",
         _ => "debug,hyper=info,h2=info,rustls=info,tower=info,kube_client=info,netlink_proto=info",
     };
     let filter = std::env::var("EBB_LOG").unwrap_or_else(|_| default.into());
+    let filter = EnvFilter::try_new(filter)
+        .context("EBB_LOG is not a filter such as info or info,ebb_gateway=debug")?;
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    Ok(())
 }
 
 /// Does what the arguments ask for.
@@ -231,13 +277,22 @@ pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode
     match cli.command {
         Command::Up(args) => up::run(args, door).await,
         Command::Demo(args) => demo::run(args, door).await,
-        Command::Build(args) => build::run(args).await,
-        Command::Image(command) => image::run(command).await,
+        Command::Build(args) => unless_asked(build::run(args)).await,
+        Command::Image(command) => unless_asked(image::run(command)).await,
         Command::Install(args) => install::run(args).await,
         Command::Uninstall(args) => install::uninstall(args).await,
         // `main` runs these without a runtime of its own.
         Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
             anyhow::bail!("a component was not started as one")
         }
+    }
+}
+
+/// A command that is dropped when it is asked to end, and its temporary folders with it.
+async fn unless_asked(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::watch()?;
+    tokio::select! {
+        done = command => done,
+        interrupted = signals.asked() => Err(interrupted.into()),
     }
 }

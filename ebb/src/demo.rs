@@ -13,6 +13,7 @@ use comfy_table::{Table, presets};
 use crate::cli::DemoArgs;
 use crate::platform::{Options, Platform};
 use crate::progress::{Stage, duration};
+use crate::signals::Signals;
 
 /// A line of the table at the end.
 struct Row {
@@ -40,6 +41,7 @@ pub(crate) async fn run(args: DemoArgs, door: Option<Door>) -> anyhow::Result<Ex
 }
 
 async fn in_folder(folder: &Path, door: Option<Door>) -> anyhow::Result<Vec<Row>> {
+    let mut signals = Signals::watch()?;
     let stage = Stage::begin("start the platform");
     let options = Options {
         data_dir: folder.join("data"),
@@ -49,17 +51,20 @@ async fn in_folder(folder: &Path, door: Option<Door>) -> anyhow::Result<Vec<Row>
         bare: false,
         door,
     };
-    let platform = Platform::start(options).await?;
+    let platform = Platform::start_unless(options, &mut signals).await?;
     let took = stage.done(format!("gateway on port {}", platform.ports().gateway));
     let mut rows = vec![Row { step: "ebb up", result: format!("ready after {}", duration(took)) }];
     // Whatever comes out, the platform is stopped in good order.
     let outcome = tokio::select! {
         outcome = steps::all(&platform, folder, &mut rows) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        interrupted = signals.asked() => Err(interrupted.into()),
         failed = platform.failed() => Err(failed),
     };
     let stage = Stage::begin("clean up");
-    platform.shutdown().await;
-    stage.done("pods, network and mounts are gone");
+    tokio::select! {
+        () = platform.shutdown() => stage.done("pods, network and mounts are gone"),
+        // Who asks twice does not want to wait.
+        interrupted = signals.asked() => return Err(interrupted.into()),
+    };
     outcome.map(|()| rows)
 }

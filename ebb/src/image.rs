@@ -46,11 +46,15 @@ pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
                         let digest = image.digest.get(..19).unwrap_or(&image.digest).to_string();
                         table.add_row([image.name, digest, size(image.size)]);
                     }
-                    println!("{table}");
+                    // As kubectl's tables: at the margin, three blanks between.
+                    for column in table.column_iter_mut() {
+                        column.set_padding((0, 3));
+                    }
+                    println!("{}", table.trim_fmt());
                 }
             }
         }
-        ImageCommand::Export { file, images } => crate::export::run(&file, &images.resolve()?).await?,
+        ImageCommand::Export { file, images } => crate::export::run(&file, &images.resolve()).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,12 +11,18 @@ mod platform;
 mod progress;
 mod registry;
 mod settings;
+mod signals;
 mod up;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use cluster::rootless::{self, Entered};
+use settings::Misuse;
+use signals::Interrupted;
+
+/// Bad arguments or settings, as in sysexits.h.
+const EX_USAGE: u8 = 64;
 
 /// Objects as trees of JSON are many small allocations, made on one thread and freed on another.
 #[global_allocator]
@@ -27,7 +33,13 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("container-helper") {
         cluster::container_helper();
     }
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => {
+            let _ = told.print();
+            return ExitCode::from(if told.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
     // The cluster's components are this program too; they log, and end, in their own way.
     if let Some(component) = cli.component() {
         return component();
@@ -42,7 +54,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    cli::logging(&cli);
+    if let Err(e) = cli::logging(&cli) {
+        eprintln!("error: {}", ebb_component::told(e.as_ref()));
+        return ExitCode::from(EX_USAGE);
+    }
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("error: another TLS provider is installed already");
         return ExitCode::FAILURE;
@@ -57,8 +72,10 @@ fn main() -> ExitCode {
     match runtime.block_on(cli::run(cli, door)) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
+            eprintln!("error: {}", ebb_component::told(e.as_ref()));
+            let interrupted = e.downcast_ref::<Interrupted>().map(|i| i.code);
+            let misused = e.downcast_ref::<Misuse>().map(|_| EX_USAGE);
+            interrupted.or(misused).map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }

@@ -3,18 +3,21 @@
 mod components;
 mod install;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use cluster::images::Store;
 use cluster::rootless::Door;
 use cluster::{Cluster, ClusterConfig};
 use ebb_api::manifests;
 use kube::Client;
 
+use crate::settings::Misuse;
+use crate::signals::Signals;
 use components::{Addresses, Components};
 
 /// The sidecar, static, as built by this build.
@@ -55,11 +58,37 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Starts everything, and waits until a Service can be applied and asked.
-    pub(crate) async fn start(options: Options) -> anyhow::Result<Self> {
+    /// Starts everything, and waits until a Service can be applied and asked. Whoever asks to end meanwhile finds nothing left behind:
+    /// half a platform cannot be stopped in good order, so it is made whole first.
+    pub(crate) async fn start_unless(options: Options, signals: &mut Signals) -> anyhow::Result<Self> {
+        let mut start = pin!(Self::start(options));
+        let asked = tokio::select! {
+            started = &mut start => return started,
+            asked = signals.asked() => asked,
+        };
+        let end = async {
+            if let Ok(platform) = start.await {
+                platform.shutdown().await;
+            }
+        };
+        // Who asks twice does not want to wait.
+        tokio::select! {
+            () = end => {}
+            _ = signals.asked() => {}
+        }
+        Err(asked.into())
+    }
+
+    async fn start(options: Options) -> anyhow::Result<Self> {
         let start = Instant::now();
         // First of all, so that a port that is taken is said at once.
-        let listeners = listen(options.gateway_port, options.door.as_ref())?;
+        let listeners = match listen(options.gateway_port, options.door.as_ref()) {
+            Ok(listeners) => listeners,
+            Err(_) if Cluster::runs_on(&options.data_dir) => {
+                return Err(named(cluster::Error::InUse(options.data_dir)));
+            }
+            Err(error) => return Err(error),
+        };
         let gateway = listeners.first().context("no listener for the gateway")?.local_addr()?.port();
         let mut config = ClusterConfig::new(options.data_dir.clone());
         config.api_port = options.api_port;
@@ -69,7 +98,7 @@ impl Platform {
         config.device_prefix = "ebb".into();
         config.node_name = "ebb".into();
         let components = Components::new()?;
-        let cluster = Cluster::start(config).await?;
+        let cluster = Cluster::start(config).await.map_err(named)?;
         tracing::info!(elapsed = ?start.elapsed(), "cluster is up");
         let ports =
             Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
@@ -165,15 +194,39 @@ async fn import_sidecar(cluster: &Cluster) -> anyhow::Result<String> {
     Ok(format!("ebb.local/queue-proxy@{digest}"))
 }
 
+/// Says which argument is meant, and what to do.
+fn named(error: cluster::Error) -> anyhow::Error {
+    match error {
+        cluster::Error::ApiPort { address, cause } => taken("--api-port", address, &cause),
+        cluster::Error::Registry { address, cause } => taken("--registry-port", address, &cause),
+        cluster::Error::InUse(dir) => anyhow!(
+            "a platform runs on {0} already: use it (export KUBECONFIG={0}/kubeconfig), stop it, or name another folder with --data-dir",
+            dir.display()
+        ),
+        cluster::Error::DataDir { path, cause } => Misuse(format!(
+            "--data-dir: cannot use {}: {cause}; name a folder that can be written",
+            path.display()
+        ))
+        .into(),
+        other => other.into(),
+    }
+}
+
+fn taken(flag: &str, address: SocketAddr, cause: &std::io::Error) -> anyhow::Error {
+    anyhow!(
+        "{flag} {}: cannot listen on {address}: {cause}; choose another, or 0 for any that is free",
+        address.port()
+    )
+}
+
 /// The gateway's listeners for users: IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
 fn listen(port: u16, door: Option<&Door>) -> anyhow::Result<Vec<TcpListener>> {
     let bind = |ip: IpAddr, port: u16| match door {
         Some(door) => door.listen((ip, port).into()),
         None => TcpListener::bind((ip, port)),
     };
-    let first = bind(Ipv4Addr::LOCALHOST.into(), port).with_context(|| {
-        format!("the gateway cannot listen on 127.0.0.1:{port}; choose another with --gateway-port")
-    })?;
+    let first = bind(Ipv4Addr::LOCALHOST.into(), port)
+        .map_err(|cause| taken("--gateway-port", (Ipv4Addr::LOCALHOST, port).into(), &cause))?;
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
     if door.is_some() {

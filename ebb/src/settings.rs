@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::DataDir;
 
+/// What the user has said cannot be done; the command ends as for bad arguments.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misuse(pub(crate) String);
+
 /// `platform.json` in the platform's folder: written when it is ready, removed when it stops.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Running {

@@ -141,10 +141,10 @@ impl Demo {
                 break;
             }
             if left != before {
-                stage.note(format!("{left} pods"));
+                stage.note(pods(left));
                 before = left;
             }
-            ensure!(start.elapsed() < PATIENCE, "{left} pods are left after {}", duration(PATIENCE));
+            ensure!(start.elapsed() < PATIENCE, "{} left after {}", pods(left), duration(PATIENCE));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let took = stage.done("no pod, no process");
@@ -166,7 +166,7 @@ impl Demo {
         }
         warm.sort();
         let warm = warm.get(warm.len() / 2).copied().unwrap_or_default();
-        stage.done(format!("{}, warm {}", duration(cold.took), duration(warm)));
+        stage.done(format!("the first answer after {}, warm ones {}", duration(cold.took), duration(warm)));
         let longest = parts.iter().map(|(_, ms)| *ms).fold(0.1, f64::max);
         for (name, ms) in &parts {
             let bar = "#".repeat((ms / longest * 40.0).round().clamp(0.0, 40.0) as usize);
@@ -199,7 +199,7 @@ impl Demo {
             let ready =
                 self.pods.list(&ListParams::default()).await?.iter().filter(|pod| is_ready(pod)).count();
             if ready != most {
-                stage.note(format!("{ready} pods are ready"));
+                stage.note(format!("{} ready", pods(ready)));
                 most = most.max(ready);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -249,6 +249,10 @@ impl Demo {
         stage.done("500 of 500 to the first revision");
         Ok(Row { step: "rollback", result: "500 of 500 to the first revision".into() })
     }
+}
+
+fn pods(count: usize) -> String {
+    if count == 1 { "1 pod".into() } else { format!("{count} pods") }
 }
 
 fn is_ready(pod: &Pod) -> bool {

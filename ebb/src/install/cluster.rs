@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use ebb_api::manifests::{INSTALLATION, VERSION};
+use ebb_component::told;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
+
+use crate::settings::Misuse;
 
 /// Which cluster.
 #[derive(Clone, Debug, Args)]
@@ -35,25 +38,29 @@ impl ClusterArgs {
     /// Connects, and sees that the API server answers.
     pub(crate) async fn connect(&self) -> anyhow::Result<Cluster> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let mend = "name a kubeconfig with --kubeconfig, and a context in it with --context";
         let config = match &self.kubeconfig {
-            Some(file) => {
-                let read = Kubeconfig::read_from(file)
-                    .with_context(|| format!("the kubeconfig {} cannot be used", file.display()))?;
-                Config::from_custom_kubeconfig(read, &options).await.context(mend)?
-            }
-            None => Config::from_kubeconfig(&options).await.context(mend)?,
+            Some(file) => match Kubeconfig::read_from(file) {
+                Ok(read) => Config::from_custom_kubeconfig(read, &options).await,
+                Err(error) => Err(error),
+            },
+            None => Config::from_kubeconfig(&options).await,
         };
+        let config = config.map_err(|error| {
+            // That of a file that cannot be parsed shows the place as well, over several lines.
+            let cause = told(&error).lines().next().unwrap_or_default().to_owned();
+            Misuse(format!(
+                "no cluster is known: {cause}; name a kubeconfig with --kubeconfig or KUBECONFIG, and a context in it with --context"
+            ))
+        })?;
         let url = config.cluster_url.to_string();
         let client = Client::try_from(config).with_context(|| format!("no connection to {url}"))?;
-        let version = client
-            .apiserver_version()
-            .await
-            .with_context(|| {
-                format!("the cluster at {url} does not answer as Kubernetes; is it the right one?")
-            })?
-            .git_version;
-        Ok(Cluster { client, url, version })
+        let version = client.apiserver_version().await.map_err(|error| {
+            anyhow!(
+                "the cluster at {url} does not answer as Kubernetes: {}; is it the right one, and does it run?",
+                told(&error)
+            )
+        })?;
+        Ok(Cluster { client, url, version: version.git_version })
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct InstallArgs {
     images: ImageNames,
     /// The domain of Services: `http://NAME.NAMESPACE.DOMAIN`. Can be changed later in the ConfigMap config-domain; without one, Services
     /// can be reached from inside the cluster only.
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = domain)]
     domain: Option<String>,
     /// Pods of each component [default: as many as there are, 1 at first].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -63,19 +63,18 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     ebb_api::duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration such as 90s or 5m"))
 }
 
+fn domain(text: &str) -> Result<String, String> {
+    let bad = ebb_api::names::dns1123_subdomain(text);
+    if bad.is_empty() { Ok(text.to_owned()) } else { Err(bad.join("; ")) }
+}
+
 /// Installs.
 pub(crate) async fn run(args: InstallArgs) -> anyhow::Result<ExitCode> {
     let mut options = Options {
         domain: args.domain.clone(),
-        place: Place::Cluster { images: args.images.resolve()?, replicas: args.replicas.unwrap_or(1) },
+        place: Place::Cluster { images: args.images.resolve(), replicas: args.replicas.unwrap_or(1) },
         ..Options::default()
     };
-    if let Some(domain) = &options.domain {
-        let bad = ebb_api::names::dns1123_subdomain(domain);
-        if !bad.is_empty() {
-            bail!("--domain {domain}: {}", bad.join("; "));
-        }
-    }
     if args.dry_run {
         return print(&manifests(&options), args.output);
     }

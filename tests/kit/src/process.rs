@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -76,18 +77,24 @@ impl Process {
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
         let out = child.stdout.take().context("ebb up has no standard output")?;
         self.child = Some(child);
-        let mut lines = BufReader::new(out).lines();
-        loop {
-            match lines.next() {
-                Some(Ok(line)) if line.starts_with("ready") => break,
-                Some(Ok(_)) => {}
-                Some(Err(e)) => bail!("reading what ebb up says: {e}"),
-                None => bail!("ebb up ended before it was ready:\n{}", self.log_tail(40)),
+        let (ready, is_ready) = mpsc::channel();
+        // To its end: whatever it prints later must not fill the pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                if line.starts_with("ready") {
+                    let _ = ready.send(Instant::now());
+                }
+            }
+        });
+        match is_ready.recv_timeout(PATIENCE) {
+            Ok(at) => self.ready_after = at - started,
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("ebb up ended before it was ready:\n{}", self.log_tail(40))
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("ebb up is not ready after {} s:\n{}", PATIENCE.as_secs(), self.log_tail(40))
             }
         }
-        self.ready_after = started.elapsed();
-        // Whatever it prints later must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
         let running: Value = serde_json::from_slice(&std::fs::read(self.data_dir().join("platform.json"))?)?;
         let port =
             |name: &str| running[name].as_u64().and_then(|p| u16::try_from(p).ok()).context(name.to_string());

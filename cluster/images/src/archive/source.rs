@@ -49,8 +49,11 @@ impl Source {
         let (reader, _) = decompress(file).at("read", path)?;
         let mut archive = tar::Archive::new(reader);
         for (number, entry) in archive.entries().at("read", path)?.enumerate() {
-            let mut entry =
-                entry.map_err(|e| source.invalid(format!("it is no tar archive, or is damaged: {e}")))?;
+            let mut entry = entry.map_err(|e| match number {
+                // What the library found there instead is of no use to anybody.
+                0 => source.invalid("it is no tar archive".to_owned()),
+                _ => source.invalid(format!("it is damaged: {e}")),
+            })?;
             if number >= MAX_MEMBERS {
                 return Err(source.invalid(format!("it has more than {MAX_MEMBERS} members")));
             }

@@ -123,7 +123,7 @@ fn choose(messages: &str, folder: &Path, wanted: Option<&str>) -> Result<PathBuf
             several.iter().find(|(name, _)| *name == here).map(|(_, path)| path.clone()).ok_or_else(|| {
                 let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
                 ImageError::Build(format!(
-                    "{} has the binaries {}; say which one is meant",
+                    "{} has the binaries {}; say by --bin which one is meant",
                     folder.display(),
                     names.join(", ")
                 ))

@@ -44,7 +44,7 @@ pub(super) async fn build(
     // `go build -o` of a package that is not main writes an archive.
     if !std::fs::read(&target).is_ok_and(|b| b.starts_with(b"\x7fELF")) {
         return Err(ImageError::Build(format!(
-            "package {package} of {} is no program; say which package is (such as ./cmd/NAME)",
+            "package {package} of {} is no program; say by --bin which package is (such as ./cmd/NAME)",
             folder.display()
         )));
     }

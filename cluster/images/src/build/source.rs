@@ -18,7 +18,7 @@ pub(super) enum Source {
     Folder(PathBuf),
 }
 
-const KINDS: &str = "an executable file, a Cargo project (Cargo.toml), a Go project (go.mod), or a folder with an entrypoint given can be built";
+const KINDS: &str = "an executable file, a Cargo project (Cargo.toml) or a Go project (go.mod) can be built";
 
 impl Source {
     pub(super) fn describe(&self) -> String {
