@@ -11,6 +11,8 @@ use crate::error::Error;
 use crate::plan::{Change, Note, Plan, Target};
 
 const FIELD_MANAGER: &str = "ebb-controller";
+/// The longest action that Kubernetes takes for an event.
+const ACTION: usize = 128;
 
 /// Writes to the API server.
 #[derive(Clone)]
@@ -122,8 +124,9 @@ impl Executor {
             let event = Event {
                 type_: if note.warning { EventType::Warning } else { EventType::Normal },
                 reason: note.reason.into(),
+                // The recorder counts what differs in its message alone as the same again: what was done tells them apart.
+                action: note.message.chars().take(ACTION).collect(),
                 note: Some(note.message),
-                action: "Reconcile".into(),
                 secondary: None,
             };
             if let Err(error) = self.recorder.publish(&event, reference).await {

@@ -134,6 +134,8 @@ fn pod(p: &Platform) -> Result<()> {
     for line in ["COLOUR=blue", "SECRET=hidden", "POD=one"] {
         ensure!(env.lines().any(|l| l == line), "{line} is missing in {env}");
     }
+    let own = p.kubectl(&["exec", "one", "-n", ns.name(), "--", "/proc/1/exe", "get", "127.0.0.1:8080"])?;
+    ensure!(own.contains(" 200 "), "what runs by exec reaches the container's own port: {own}");
     let described = p.kubectl(&["describe", "pod/one", "-n", ns.name()])?;
     ensure!(described.contains("Started") && described.contains("Scheduled"), "{described}");
     p.kubectl(&["delete", "pod/one", "-n", ns.name()])?;
@@ -183,9 +185,26 @@ fn service_names(p: &Platform) -> Result<()> {
     p.kubectl(&["expose", "deployment/web", "-n", ns.name(), "--port=80", "--target-port=8080"])?;
     p.kubectl(&["rollout", "status", "deployment/web", "-n", ns.name(), "--timeout=90s"])?;
     let ip = p.kubectl(&["get", "service/web", "-n", ns.name(), "-o", "jsonpath={.spec.clusterIP}"])?;
-    ns.wait("the ClusterIP answers", || {
-        Ok(testkit::http::get(format!("{ip}:80").parse()?, "web", "/").is_ok_and(|a| a.body == "found\n"))
-    })
+    let from_pod = |address: &str| {
+        p.kubectl(&[
+            "exec",
+            "-n",
+            ns.name(),
+            "deploy/web",
+            "--",
+            "/proc/1/exe",
+            "get",
+            &format!("{address}:80"),
+        ])
+    };
+    for address in [ip.as_str(), "web", "web.e2e-dns", "web.e2e-dns.svc.cluster.local"] {
+        ns.wait(&format!("{address} answers in a pod"), || {
+            Ok(from_pod(address).is_ok_and(|answer| answer.contains("found")))
+        })?;
+    }
+    let unknown = from_pod("nobody.e2e-dns");
+    ensure!(unknown.is_err(), "a name that nobody has answers: {unknown:?}");
+    Ok(())
 }
 
 fn custom_resources(p: &Platform) -> Result<()> {

@@ -189,6 +189,10 @@ fn bad_manifest_is_refused(p: &Platform) -> Result<()> {
     let manifest = service_manifest("bad", p.image(), &[("autoscaling.knative.dev/window", "1s")], &[]);
     let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&manifest.to_string()))?;
     ensure!(said.contains("autoscaling.knative.dev/window"), "no key in: {said}");
+    let mut manifest = service_manifest("bad", p.image(), &[], &[("A", "b")]);
+    manifest["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = true.into();
+    let said = p.kubectl_fails(&["apply", "-n", ns.name(), "-f", "-"], Some(&manifest.to_string()))?;
+    ensure!(said.contains("spec.template.spec.containers[0].env[0].value"), "no path in: {said}");
     ensure!(
         p.kubectl(&["get", "ksvc", "-n", ns.name(), "-o", "name"])?.is_empty(),
         "a refused Service exists"

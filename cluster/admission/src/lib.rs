@@ -267,7 +267,8 @@ impl Webhooks {
         match answer {
             Ok(answer) => answer.allowed(name).map(Outcome::Allowed),
             Err(reason) if hook.get("failurePolicy").and_then(Value::as_str) == Some("Ignore") => {
-                tracing::warn!(webhook = name, %reason, "webhook failed and its failurePolicy is Ignore: going on without it");
+                // What its owner said may be ignored is no warning, above all while a platform starts whose webhook comes last.
+                tracing::info!(webhook = name, %reason, "webhook failed and its failurePolicy is Ignore: going on without it");
                 Ok(Outcome::Ignored)
             }
             Err(reason) => Err(failed(hook, &reason)),

@@ -101,12 +101,19 @@ fn unquote(text: &str) -> Option<&str> {
     quoted('\'').or_else(|| quoted('"'))
 }
 
+/// Kubernetes wants dots escaped inside quotes as well.
+fn unescape(name: &str) -> String {
+    let mut characters = name.chars();
+    std::iter::from_fn(|| characters.next().and_then(|c| if c == '\\' { characters.next() } else { Some(c) }))
+        .collect()
+}
+
 fn bracket(text: &str) -> Option<Step> {
     if text == "*" {
         return Some(Step::All);
     }
     if let Some(name) = unquote(text) {
-        return Some(Step::Field(name.to_owned()));
+        return Some(Step::Field(unescape(name)));
     }
     if let Some(condition) = text.strip_prefix("?(").and_then(|rest| rest.strip_suffix(')')) {
         let path = |side: &str| side.trim().trim_start_matches('@').to_owned();
@@ -143,6 +150,7 @@ mod tests {
         assert_eq!(one(".status.conditions[-1].type").as_deref(), Some("Other"));
         assert_eq!(one(".metadata.annotations.a\\.b/c").as_deref(), Some("x"));
         assert_eq!(one(".metadata.annotations['a.b/c']").as_deref(), Some("x"));
+        assert_eq!(one(".metadata.annotations['a\\.b/c']").as_deref(), Some("x"));
         assert_eq!(select(&object, ".status.conditions[*].type").len(), 2);
         assert_eq!(one(".status.nothing.at.all"), None);
         assert_eq!(one(".status["), None);

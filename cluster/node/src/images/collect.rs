@@ -158,10 +158,9 @@ pub(crate) async fn round(
         }
         Ok(freed) => {
             warn!(
-                need,
-                freed,
-                ?names,
-                "the disk is too full, and unused images are not enough: free some of it"
+                "the disk of the data directory is more than {} % full, and removing unused images is not enough: free {:.1} GiB of it",
+                thresholds.high,
+                (need - freed) as f64 / f64::from(1 << 30)
             );
             return Some(freed);
         }
