@@ -1,6 +1,7 @@
 //! Accounts, and what each may do: no more than its code does.
 //!
-//! A component has one ClusterRole for what it reads and writes in users' namespaces, and one Role in the platform's own. Names are given
+//! A component has one ClusterRole for what it reads and writes in users' namespaces, and, where it needs more in the platform's own, one Role
+//! there. The live tests of `component` run every component with just these rights. Names are given
 //! wherever Kubernetes can check them (it cannot for `create`, which therefore stands alone).
 
 use serde_json::{Value, json};
@@ -9,8 +10,12 @@ use super::{COMPONENTS, CONFIG_WEBHOOK, MUTATING_WEBHOOK, Options, VALIDATING_WE
 use crate::meta::ebb::{MESH_POLICY, MESH_ROOT};
 
 const READ: &[&str] = &["get", "list", "watch"];
+/// Components know objects by their watches, and read none one by one.
+const FOLLOW: &[&str] = &["list", "watch"];
 const WRITE: &[&str] = &["create", "patch"];
 const OWN: &[&str] = &["create", "patch", "delete"];
+/// A Lease once it is there.
+const HOLD: &[&str] = &["get", "list", "watch", "update"];
 
 /// API group, resources, verbs.
 type Grant = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -30,44 +35,42 @@ const SERVING: &str = "serving.knative.dev";
 const NETWORKING: &str = "networking.internal.knative.dev";
 const AUTOSCALING: &str = "autoscaling.internal.knative.dev";
 const CACHING: &str = "caching.internal.knative.dev";
+const DISCOVERY: &str = "discovery.k8s.io";
 const COORDINATION: &str = "coordination.k8s.io";
 
 const TABLE: [Rights; 4] = [
     Rights {
         name: "activator",
-        everywhere: &[(SERVING, &["revisions"], READ), ("discovery.k8s.io", &["endpointslices"], READ)],
+        everywhere: &[(SERVING, &["revisions"], FOLLOW), (DISCOVERY, &["endpointslices"], FOLLOW)],
         everywhere_named: &[],
-        at_home: &[("", &["configmaps"], READ)],
+        at_home: &[],
         at_home_named: &[],
     },
     Rights {
         name: "autoscaler",
         everywhere: &[
-            (AUTOSCALING, &["podautoscalers", "metrics"], READ),
+            (AUTOSCALING, &["podautoscalers"], FOLLOW),
             (AUTOSCALING, &["podautoscalers/status"], &["patch"]),
             (AUTOSCALING, &["metrics"], WRITE),
             // To name a PodAutoscaler as an owner that waits for its dependents.
             (AUTOSCALING, &["podautoscalers/finalizers"], &["update"]),
-            (NETWORKING, &["serverlessservices"], READ),
+            (NETWORKING, &["serverlessservices"], FOLLOW),
             (NETWORKING, &["serverlessservices"], WRITE),
-            ("apps", &["deployments"], READ),
+            ("apps", &["deployments"], FOLLOW),
             ("apps", &["deployments/scale"], &["get", "patch"]),
-            ("", &["pods"], READ),
-            ("discovery.k8s.io", &["endpointslices"], READ),
-            ("events.k8s.io", &["events"], WRITE),
+            ("", &["pods"], FOLLOW),
+            (DISCOVERY, &["endpointslices"], &["list"]),
         ],
         everywhere_named: &[],
-        at_home: &[
-            ("", &["configmaps"], READ),
-            (COORDINATION, &["leases"], &["get", "list", "watch", "create", "update", "patch"]),
-        ],
-        at_home_named: &[],
+        at_home: &[("", &["configmaps"], READ), (COORDINATION, &["leases"], &["create"])],
+        at_home_named: &[(COORDINATION, &["leases"], HOLD, &["ebb-autoscaler"])],
     },
     Rights {
         name: "controller",
         everywhere: &[
-            (SERVING, &["services", "configurations", "revisions", "routes", "domainmappings"], READ),
-            (SERVING, &["configurations", "revisions", "routes"], OWN),
+            (SERVING, &["services", "configurations", "revisions", "routes", "domainmappings"], FOLLOW),
+            (SERVING, &["configurations", "routes"], WRITE),
+            (SERVING, &["revisions"], OWN),
             (
                 SERVING,
                 &[
@@ -90,77 +93,80 @@ const TABLE: [Rights; 4] = [
                 ],
                 &["update"],
             ),
-            (NETWORKING, &["ingresses", "serverlessservices", "clusterdomainclaims"], READ),
-            (NETWORKING, &["ingresses", "clusterdomainclaims"], OWN),
+            (NETWORKING, &["ingresses", "serverlessservices", "clusterdomainclaims"], FOLLOW),
+            (NETWORKING, &["ingresses"], WRITE),
+            (NETWORKING, &["clusterdomainclaims"], &["create"]),
             (NETWORKING, &["serverlessservices/status"], &["patch"]),
             (NETWORKING, &["serverlessservices/finalizers"], &["update"]),
-            (AUTOSCALING, &["podautoscalers"], READ),
-            (AUTOSCALING, &["podautoscalers"], OWN),
-            (CACHING, &["images"], READ),
-            (CACHING, &["images"], OWN),
-            ("apps", &["deployments"], READ),
-            ("apps", &["deployments"], OWN),
-            ("", &["pods", "services"], READ),
+            (AUTOSCALING, &["podautoscalers"], FOLLOW),
+            (AUTOSCALING, &["podautoscalers"], WRITE),
+            (CACHING, &["images"], FOLLOW),
+            (CACHING, &["images"], &["create"]),
+            ("apps", &["deployments"], FOLLOW),
+            ("apps", &["deployments"], WRITE),
+            ("", &["pods", "services", "namespaces"], FOLLOW),
             ("", &["services"], OWN),
-            ("discovery.k8s.io", &["endpointslices"], READ),
-            ("discovery.k8s.io", &["endpointslices"], OWN),
+            (DISCOVERY, &["endpointslices"], FOLLOW),
+            (DISCOVERY, &["endpointslices"], OWN),
             // On clusters that ask for it, to give a Service endpoints outside of its namespace.
-            ("discovery.k8s.io", &["endpointslices/restricted"], &["create"]),
+            (DISCOVERY, &["endpointslices/restricted"], &["create"]),
             // The mesh's roots, in each namespace with a revision.
             ("", &["configmaps"], &["create"]),
             // What keeps plaintext from apps, likewise.
             ("networking.k8s.io", &["networkpolicies"], &["create"]),
             // Credentials for the lookup of digests.
             ("", &["serviceaccounts", "secrets"], &["get"]),
-            ("", &["namespaces"], READ),
             ("authentication.k8s.io", &["tokenreviews"], &["create"]),
             ("events.k8s.io", &["events"], WRITE),
         ],
         everywhere_named: &[
-            ("", &["configmaps"], &["get", "list", "watch", "patch", "delete"], &[MESH_ROOT]),
+            ("", &["configmaps"], &["list", "watch", "patch"], &[MESH_ROOT]),
             (
                 "networking.k8s.io",
                 &["networkpolicies"],
-                &["get", "list", "watch", "patch", "delete"],
+                &["list", "watch", "patch", "delete"],
                 &[MESH_POLICY],
             ),
             (
                 "admissionregistration.k8s.io",
                 &["mutatingwebhookconfigurations"],
-                &["get", "patch"],
+                &["patch"],
                 &[MUTATING_WEBHOOK],
             ),
             (
                 "admissionregistration.k8s.io",
                 &["validatingwebhookconfigurations"],
-                &["get", "patch"],
+                &["patch"],
                 &[VALIDATING_WEBHOOK, CONFIG_WEBHOOK],
             ),
         ],
         at_home: &[
             ("", &["configmaps"], READ),
             ("", &["secrets"], &["create"]),
-            (COORDINATION, &["leases"], &["get", "list", "watch", "create", "update", "patch"]),
+            (COORDINATION, &["leases"], &["create"]),
         ],
-        at_home_named: &[(
-            "",
-            &["secrets"],
-            &["get", "list", "watch", "update", "patch"],
-            &["ebb-mesh-ca", "webhook-certs"],
-        )],
+        at_home_named: &[
+            (COORDINATION, &["leases"], HOLD, &["ebb-controller"]),
+            (
+                "",
+                &["secrets"],
+                &["get", "list", "watch", "update", "patch"],
+                &["ebb-mesh-ca", "webhook-certs"],
+            ),
+        ],
     },
     Rights {
         name: "gateway",
         everywhere: &[
-            (NETWORKING, &["ingresses"], READ),
+            (NETWORKING, &["ingresses"], FOLLOW),
             (NETWORKING, &["ingresses/status"], &["patch"]),
-            ("", &["services"], READ),
-            ("discovery.k8s.io", &["endpointslices"], READ),
+            ("", &["services"], FOLLOW),
+            (DISCOVERY, &["endpointslices"], FOLLOW),
             // Certificates of the hosts that Ingresses name.
-            ("", &["secrets"], READ),
+            ("", &["secrets"], FOLLOW),
         ],
         everywhere_named: &[],
-        at_home: &[("", &["configmaps"], READ)],
+        at_home: &[],
         at_home_named: &[],
     },
 ];
@@ -190,9 +196,13 @@ pub(super) fn rights(options: &Options) -> Vec<Value> {
         all.extend([
             role("ClusterRole", &everywhere, component.everywhere, component.everywhere_named),
             binding("ClusterRoleBinding", "ClusterRole", everywhere),
-            role("Role", &home, component.at_home, component.at_home_named),
-            binding("RoleBinding", "Role", home),
         ]);
+        if !(component.at_home.is_empty() && component.at_home_named.is_empty()) {
+            all.extend([
+                role("Role", &home, component.at_home, component.at_home_named),
+                binding("RoleBinding", "Role", home),
+            ]);
+        }
     }
     all.extend(users(options));
     all

@@ -49,7 +49,7 @@ async fn gateway_at(stage: &Stage, local_port: u16) -> Gateway {
     };
     let at = |port| SocketAddr::new(bind, port);
     let (http, tls) = (at(config.http_port), at(config.tls_port));
-    let client = stage.client().await;
+    let client = stage.account("gateway").await;
     let identity = identity(&authority(), "ebb-system", "gateway").await;
     let run = |stop| Box::pin(ebb_gateway::run(config, Listeners::default(), client, identity, stop)) as _;
     let running = Running::start::<Error>(run);

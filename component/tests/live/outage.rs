@@ -75,7 +75,7 @@ async fn an_activator_forwards_while_the_api_server_is_away() {
     let config = ebb_activator::Config { bind, mtls_port: free_port(), ports, ..Default::default() };
     let (address, own) =
         (SocketAddr::new(bind, config.mtls_port), identity(&authority, "ebb-system", "activator").await);
-    let of_activator = stage.client().await;
+    let of_activator = stage.account("activator").await;
     let run = |stop| Box::pin(ebb_activator::run(config, of_activator, own, stop)) as _;
     let running = Running::start::<ebb_activator::Error>(run);
 

@@ -37,7 +37,7 @@ fn autoscaler_config(last: u8, ports: (u16, u16)) -> ebb_autoscaler::Config {
 async fn autoscaler(stage: &Stage, authority: &Arc<Authority>, last: u8, ports: (u16, u16)) -> Replica {
     let config = autoscaler_config(last, ports);
     let address = config.bind;
-    let client = stage.client().await;
+    let client = stage.account("autoscaler").await;
     let identity = identity(authority, "ebb-system", "autoscaler").await;
     let run = |stop| Box::pin(ebb_autoscaler::run(config, client, identity, stop)) as _;
     Replica { address, running: Running::start::<ebb_autoscaler::Error>(run) }
@@ -68,7 +68,7 @@ impl Controllers {
             ..ebb_controller::Config::default()
         };
         (self.adjust)(&mut config);
-        let client = stage.client().await;
+        let client = stage.account("controller").await;
         Running::start::<ebb_controller::Error>(|stop| Box::pin(ebb_controller::run(config, client, stop)))
     }
 
@@ -155,7 +155,7 @@ async fn a_cold_start_does_not_wait_until_a_killed_autoscaler_is_replaced() {
     let ports = (free_port(), free_port());
     // With a runtime of its own, which dies with everything in it.
     let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let of_first = stage.client().await;
+    let of_first = stage.account("autoscaler").await;
     let first = autoscaler_config(2, ports);
     let own = identity(&authority, "ebb-system", "autoscaler").await;
     doomed.spawn(ebb_autoscaler::run(first, of_first, own, CancellationToken::new()));

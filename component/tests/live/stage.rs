@@ -1,25 +1,32 @@
 //! An API server at an address that stays, and how to reach it.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::Pin;
 use std::sync::{Arc, Once};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use cluster_apiserver::{ApiServer, Config, MASTERS};
-use ebb_api::manifests::{Options, Place};
+use ebb_api::manifests::{COMPONENTS, Options, Place, manifests};
 use ebb_http::{Acceptor, Body, Peer, ServerConfig, handler_fn, headers};
 use ebb_mesh::Identity;
 use ebb_mesh::ca::{Authority, MaterialPem};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::client::ClientBuilder;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tower::layer::layer_fn;
 
 pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
 
@@ -31,6 +38,56 @@ pub(crate) struct Stage {
     address: SocketAddr,
     server: Option<ApiServer>,
     kubeconfig: String,
+    /// Of the components' accounts.
+    tokens: HashMap<&'static str, String>,
+    /// What they asked for and may not.
+    forbidden: Forbidden,
+}
+
+type Forbidden = Arc<Mutex<BTreeSet<String>>>;
+
+/// A component needs no right that the manifests do not give it.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let forbidden = self.forbidden.lock();
+        if !std::thread::panicking() {
+            assert!(forbidden.is_empty(), "a component has not the right to {forbidden:#?}");
+        }
+    }
+}
+
+/// Notes what is forbidden.
+#[derive(Clone)]
+struct Noted<S> {
+    inner: S,
+    account: &'static str,
+    forbidden: Forbidden,
+}
+
+impl<S, B, R> tower::Service<Request<B>> for Noted<S>
+where
+    S: tower::Service<Request<B>, Response = Response<R>, Future: Send + 'static>,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let what = format!("{}: {} {}", self.account, request.method(), request.uri().path());
+        let forbidden = self.forbidden.clone();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            if answer.status() == StatusCode::FORBIDDEN {
+                forbidden.lock().insert(what);
+            }
+            Ok(answer)
+        })
+    }
 }
 
 pub(crate) fn free_port() -> u16 {
@@ -57,15 +114,16 @@ impl Stage {
         });
         let dir = tempfile::tempdir().expect("a folder");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let mut stage = Self { dir, address, server: None, kubeconfig: String::new() };
+        let (tokens, forbidden) = (HashMap::new(), Forbidden::default());
+        let mut stage = Self { dir, address, server: None, kubeconfig: String::new(), tokens, forbidden };
         stage.start().await;
         stage.kubeconfig = stage.server.as_ref().expect("it runs").admin_kubeconfig();
         stage
     }
 
-    /// With the platform's own objects.
+    /// With the platform's own objects, and the rights that components have on a cluster.
     pub(crate) async fn installed() -> Self {
-        let stage = Self::new().await;
+        let mut stage = Self::new().await;
         let options = Options {
             domain: Some("localhost".into()),
             place: Place::Embedded {
@@ -77,6 +135,19 @@ impl Stage {
         };
         let client = stage.server.as_ref().expect("it runs").client("admin", &[MASTERS]);
         ebb_controller::install::install(&client, &options).await.expect("the platform's objects");
+        let of_cluster = manifests(&Options::default());
+        for object in
+            of_cluster.iter().filter(|stage| stage.name == "access").flat_map(|stage| &stage.objects)
+        {
+            ebb_controller::install::apply(&client, object, true).await.expect("accounts and rights");
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(client, "ebb-system");
+        for account in COMPONENTS {
+            let request = TokenRequest::default();
+            let made = accounts.create_token_request(account, &PostParams::default(), &request).await;
+            let token = made.expect("a token").status.expect("a token").token;
+            stage.tokens.insert(account, token);
+        }
         stage
     }
 
@@ -93,12 +164,25 @@ impl Stage {
         }
     }
 
-    /// A client over TCP and TLS, as a component on a cluster has it.
-    pub(crate) async fn client(&self) -> Client {
+    async fn config(&self) -> kube::Config {
         let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig).expect("it parses");
         let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("usable");
-        Client::try_from(config).expect("a client")
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("usable")
+    }
+
+    /// An administrator's client, over TCP and TLS.
+    pub(crate) async fn client(&self) -> Client {
+        Client::try_from(self.config().await).expect("a client")
+    }
+
+    /// A client as a component on a cluster has it, with just the rights of its account.
+    pub(crate) async fn account(&self, account: &'static str) -> Client {
+        let mut config = self.config().await;
+        let token = self.tokens.get(account).expect("a component").clone();
+        config.auth_info = AuthInfo { token: Some(token.into()), ..AuthInfo::default() };
+        let forbidden = self.forbidden.clone();
+        let noted = layer_fn(|inner| Noted { inner, account, forbidden: forbidden.clone() });
+        ClientBuilder::try_from(config).expect("a client").with_layer(&noted).build()
     }
 }
 
