@@ -18,6 +18,7 @@ use crate::logs::Logs;
 use crate::network::{Network, NetworkConfig, PodNetwork};
 use crate::objects::Objects;
 use crate::pod::container::Live;
+use crate::pod::shared::Shared;
 use crate::runtime::{Exit, Runtime, RuntimeError, Streams};
 use crate::spec::Process;
 
@@ -61,6 +62,8 @@ pub(crate) struct PodView {
     pub(crate) live: Mutex<HashMap<String, Arc<Live>>>,
     /// The number of each container's latest run, by name.
     pub(crate) attempts: Mutex<HashMap<String, i32>>,
+    /// The processes that its containers share, if they do.
+    pub(crate) processes: Shared,
 }
 
 /// Who waits for the end of which process.

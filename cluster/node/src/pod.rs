@@ -6,6 +6,7 @@ mod decide;
 mod dns;
 pub(crate) mod env;
 mod probe;
+pub(crate) mod shared;
 mod state;
 mod status;
 mod stop;

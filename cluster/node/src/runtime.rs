@@ -38,7 +38,7 @@ pub use privilege::Privilege;
 pub use protocol::{Exit, Overlay, Timings};
 
 use crate::cgroup::Hierarchies;
-use crate::spec;
+use crate::spec::{self, Processes};
 use client::Helper;
 use protocol::{Bundle, Handed, HelperConfig, Request, write_body};
 use spawner::Spawner;
@@ -249,13 +249,17 @@ impl Runtime {
         let namespace = |path: &Option<PathBuf>| path.as_deref().map(open).transpose();
         let (net, ipc, uts) =
             (namespace(&container.net)?, namespace(&container.ipc)?, namespace(&container.uts)?);
-        let host_pid = container.host_pid;
+        let processes = container.processes.clone();
         let (mut handed, mut fds) = hand_over(&Bundle { container, overlay }, streams)?;
         (handed.net, handed.ipc, handed.uts) = (net.is_some(), ipc.is_some(), uts.is_some());
         fds.extend([net, ipc, uts].into_iter().flatten());
-        let helper = self.inner.next.fetch_add(1, Ordering::Relaxed) % self.inner.helpers.len();
+        let helper = match &processes {
+            // Only the helper of the other one knows it so that it cannot be mistaken.
+            Processes::Of(other) => self.owner(other)?.helper,
+            _ => self.next(),
+        };
         self.own(&id, helper, true);
-        let request = Request::Start { id: id.clone(), host_pid, handed };
+        let request = Request::Start { id: id.clone(), processes, handed };
         let result = self.inner.helpers[helper].call(request, fds).await;
         let mut owners = self.inner.owners.lock();
         match &result {
@@ -267,6 +271,18 @@ impl Runtime {
             Err(_) => drop(owners.remove(&id)),
         }
         result
+    }
+
+    /// Makes a process whose process namespace containers can share ([`Processes::Of`]): it does nothing but wait for processes that nobody else
+    /// waits for. It lives until [`Runtime::remove`].
+    pub async fn hold_processes(&self, id: &str) -> Result<(), RuntimeError> {
+        let helper = self.next();
+        self.own(id, helper, true);
+        let result = self.inner.helpers[helper].call(Request::Hold { id: id.to_owned() }, Vec::new()).await;
+        if result.is_err() {
+            self.inner.owners.lock().remove(id);
+        }
+        result.map(drop)
     }
 
     /// Starts a process in a running container. Its exit arrives under `id`.
@@ -339,6 +355,10 @@ impl Runtime {
     pub fn stats(&self, id: &str) -> Option<crate::cgroup::Usage> {
         let cgroup = self.owner(id).ok()?.cgroup?;
         self.inner.hierarchies.usage(&cgroup)
+    }
+
+    fn next(&self) -> usize {
+        self.inner.next.fetch_add(1, Ordering::Relaxed) % self.inner.helpers.len()
     }
 
     fn own(&self, id: &str, helper: usize, container: bool) {

@@ -168,6 +168,18 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
+/// The processes that a container sees beside its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Processes {
+    /// None: its first process is number 1.
+    #[default]
+    Own,
+    /// The machine's.
+    Machine,
+    /// Those of another container of this runtime, by its id, or of a pod (`Runtime::hold_processes`). They all end with the first one's.
+    Of(String),
+}
+
 /// Limits, in the units of cgroup version 1; the runtime converts them for version 2.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -194,8 +206,8 @@ pub struct Container {
     pub ipc: Option<PathBuf>,
     /// The pod's uts namespace; None for the machine's.
     pub uts: Option<PathBuf>,
-    /// Whether the machine's processes are visible.
-    pub host_pid: bool,
+    /// Which processes are visible.
+    pub processes: Processes,
     /// Files and folders.
     pub binds: Vec<Bind>,
     /// All devices, nothing masked.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::Case;
-use crate::world::{IMAGE, World, merge, pod};
+use crate::world::{IMAGE, PATIENCE, World, merge, pod};
 
 pub(crate) const CASES: &[Case] = &[
     ("init_containers_and_sidecars", init_containers),
@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("sub_paths_stay_in_their_volume", sub_paths_inside),
     ("active_deadline", deadline),
     ("affinity_between_pods", affinity),
-    ("shared_processes_are_refused", shared_processes),
+    ("shared_processes", shared_processes),
 ];
 
 const NEVER: &str = "Never";
@@ -289,16 +289,54 @@ fn affinity(world: &World) {
 }
 
 fn shared_processes(world: &World) {
-    world.pod("shared", json!({}), json!({"shareProcessNamespace": true}));
-    world.until(
-        "pod/shared",
-        "{.status.containerStatuses[0].state.waiting.reason}",
-        "CreateContainerConfigError",
-    );
-    let described = world.kubectl(&["describe", "pod", "shared"]);
+    let orphans = "sh -c 'sleep 0.1 & sleep 1000 &'; sleep 1000";
+    let others = [
+        container("c", script(orphans)),
+        container(
+            "app",
+            json!({"command": ["sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.05; done"]}),
+        ),
+    ];
+    world.ready_pod("shared", json!({}), json!({"shareProcessNamespace": true, "containers": others}));
+    let sh = |text: &str| world.run(&["exec", "shared", "-c", "c", "--", "sh", "-c", text], None);
+    let (_, names, _) = sh("cat /proc/1/comm; cat /proc/[0-9]*/comm");
     assert!(
-        described.contains("shareProcessNamespace") && described.contains("cannot share their processes"),
-        "{described}"
+        names.starts_with("pause\n") && names.lines().filter(|name| *name == "sh").count() >= 3,
+        "{names}"
     );
-    world.delete("pod/shared");
+    // The first process shows nothing of the machine.
+    let (code, listed, err) = sh("cat /proc/1/cmdline; ls /proc/1/root/");
+    assert!(
+        code != 0 && listed.trim_matches('\0').is_empty() && err.contains("Permission denied"),
+        "{listed}{err}"
+    );
+    // Whoever is left behind is waited for: no process is a zombie for long.
+    let zombies = "n=0; while cat /proc/[0-9]*/stat | { z=0; while read p c s r; do [ $s = Z ] && z=1; done; [ $z = 1 ]; }; do n=$((n+1)); [ $n = 100 ] && exit 1; sleep 0.05; done";
+    assert_eq!(sh(zombies).0, 0, "zombies stay");
+    // One container ends and comes again, and the others stay.
+    let signal = "for p in /proc/[0-9]*; do read l < $p/cmdline; case $l in *\"exit 3' US\"R1*) kill -10 ${p#/proc/};; esac; done";
+    sh(signal);
+    world.until("pod/shared", "{.status.containerStatuses[?(@.name==\"app\")].restartCount}", "1");
+    let ended = &world.get("pod/shared")["status"]["containerStatuses"];
+    let restarts = |name: &str| {
+        let found = ended.as_array().unwrap().iter().find(|status| status["name"] == name);
+        found.unwrap()["restartCount"].clone()
+    };
+    assert_eq!(restarts("c"), 0);
+    world.ready("shared");
+    let pids = || world.helpers().iter().filter(|helper| holds(**helper)).count();
+    assert!(pids() > 0);
+    world.kubectl(&["delete", "pod/shared", "--timeout=60s"]);
+    let begun = std::time::Instant::now();
+    while pids() > 0 {
+        assert!(begun.elapsed() < PATIENCE, "what held the processes is left");
+    }
+}
+
+/// Whether a helper has a child that holds processes for a pod.
+fn holds(helper: nix::unistd::Pid) -> bool {
+    let children =
+        std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap_or_default();
+    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    children.split_whitespace().any(|pid| name(pid) == "pause\n")
 }

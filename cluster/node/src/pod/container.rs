@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::logs::Logs;
 use crate::logs::attached::Attached;
 use crate::logs::writer::{self, Source};
 use crate::runtime::{Overlay, RuntimeError, StartContainer, Streams, seccomp};
-use crate::spec::{self, Limits, User};
+use crate::spec::{self, Limits, Processes, User};
 use crate::users::{self, Accounts};
 
 /// A running container as others see it.
@@ -65,6 +65,8 @@ pub(crate) struct Run {
     pub(crate) network: Arc<crate::network::PodNetwork>,
     pub(crate) pod_dir: PathBuf,
     pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// The container whose processes it wants to see.
+    pub(crate) target: Option<String>,
 }
 
 /// A refusal: the reason in the status, and the message.
@@ -220,11 +222,6 @@ impl Run {
         let facts = facts(context, self.network.address);
         let pod_spec = self.pod.spec.clone().unwrap_or_default();
         let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
-        if pod_spec.share_process_namespace == Some(true) {
-            return Err(config(
-                "shareProcessNamespace: containers of a pod cannot share their processes on this node; leave it out, or use hostPID".to_owned(),
-            ));
-        }
         let links = match pod_spec.enable_service_links {
             Some(false) => env::service_links(context.objects.kubernetes().as_deref()),
             _ => env::service_links(context.objects.services(&namespace).iter().map(AsRef::as_ref)),
@@ -252,7 +249,7 @@ impl Run {
             net: self.network.net_path(),
             ipc: (pod_spec.host_ipc != Some(true)).then(|| self.network.ipc_path()),
             uts: self.network.uts_path(),
-            host_pid: pod_spec.host_pid == Some(true),
+            processes: self.processes(&pod_spec).await?,
             binds,
             privileged,
             unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
@@ -268,6 +265,25 @@ impl Run {
         let overlay = Overlay { lower, upper: folder.join("upper"), work: folder.join("work") };
         let stop_signal = self.image.stop_signal.as_deref().and_then(signal_number).unwrap_or(15);
         Ok(Prepared { spec, overlay, folder, termination, stop_signal })
+    }
+
+    /// Which processes the container sees: those of the container that it is to look into, its pod's, the machine's, or its own.
+    async fn processes(&self, pod: &PodSpec) -> Result<Processes, Refusal> {
+        if let Some(target) = &self.target {
+            let live = self.view.live.lock().get(target).map(|live| live.id.clone());
+            return live.map(Processes::Of).ok_or_else(|| {
+                let message = format!("unable to find target container {target:?}: it is not running");
+                ("CreateContainerConfigError", message)
+            });
+        }
+        match (pod.host_pid, pod.share_process_namespace) {
+            (Some(true), _) => Ok(Processes::Machine),
+            (_, Some(true)) => {
+                let held = self.view.processes.held(&self.context).await;
+                held.map(Processes::Of).map_err(|error| ("RunContainerError", error.to_string()))
+            }
+            _ => Ok(Processes::Own),
+        }
     }
 
     fn process(&self, user: User, variables: &BTreeMap<String, String>) -> Result<spec::Process, Refusal> {

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::container::{self, Live};
 use super::decide::{Action, decide};
+use super::shared::Shared;
 use super::state::{Event, PodState};
 use super::volumes::{self, Tokens};
 use super::{begin, dns, probe, status, stop, volume_dir};
@@ -86,6 +87,7 @@ impl Worker {
             network: Mutex::new(None),
             live: Mutex::default(),
             attempts: Mutex::default(),
+            processes: Shared::default(),
         });
         context.pods.insert((namespace.clone(), name.clone()), Arc::clone(&view));
         let previous = pod.status.clone().unwrap_or_default();
@@ -213,6 +215,8 @@ impl Worker {
                 }
             }
             Action::RemoveSandbox => {
+                let (view, runtime) = (Arc::clone(&self.view), self.context.runtime.clone());
+                tokio::spawn(async move { view.processes.release(&runtime).await });
                 let network = self.network.lock().take();
                 self.view.network.lock().take();
                 if let Some(network) = network {
@@ -339,21 +343,6 @@ impl Worker {
             return;
         };
         let Some(image) = self.images.lock().get(&index).cloned() else { return };
-        if let Some(target) = self.state.target_of(index) {
-            let message = format!(
-                "targetContainerName {target:?}: containers of a pod cannot share their processes on this node; leave it out to share the \
-                 pod's network"
-            );
-            self.context.events.warning(
-                &self.state.pod,
-                Some(&spec.name),
-                "Failed",
-                format!("Error: {message}"),
-            );
-            let _ =
-                self.events.send(Event::StartFailed(index, "CreateContainerConfigError".to_owned(), message));
-            return;
-        }
         let run = container::Run {
             context: Arc::clone(&self.context),
             view: Arc::clone(&self.view),
@@ -365,6 +354,7 @@ impl Worker {
             network,
             pod_dir: self.pod_dir.clone(),
             events: self.events.clone(),
+            target: self.state.target_of(index).map(str::to_owned),
         };
         tokio::spawn(run.run());
     }
@@ -395,9 +385,13 @@ impl Worker {
                     context.events.warning(&pod, Some(name), "FailedPreStopHook", message);
                 }
             }
+            let first = pod
+                .spec
+                .as_ref()
+                .is_none_or(|spec| spec.host_pid != Some(true) && spec.share_process_namespace != Some(true));
             // The first process of a pid namespace never sees a signal that it has no handler for. Once its preStop hook has said that
             // it may go, waiting out the grace (five minutes for a Knative revision) would help nobody.
-            let deaf = drained && stop::ignores(live.pid, live.stop_signal);
+            let deaf = drained && first && stop::ignores(live.pid, live.stop_signal);
             let signal = if deaf { nix::libc::SIGKILL } else { live.stop_signal };
             if let Err(error) = context.runtime.signal(&live.id, signal).await {
                 debug!(container = live.id, %error, "the container ended by itself");

@@ -22,12 +22,13 @@ use nix::sys::signal::Signal;
 use self::children::{Child, Children, Of};
 use self::pool::Pool;
 use super::cgroups::Cgroups;
-use super::parked::{self, Setup, Spawned};
+use super::parked::{self, Setup, Space, Spawned};
 use super::privilege::Privilege;
 use super::protocol::{Answer, Envelope, Failure, Handed, HelperConfig, Message, Report, Request, Timings};
 use super::seccomp::Profiles;
 use super::{seqpacket, sys};
 use crate::cgroup::Hierarchies;
+use crate::spec::Processes;
 
 /// Runs the helper until the node is gone.
 pub(super) fn run(socket: OwnedFd, config: &HelperConfig) -> i32 {
@@ -172,7 +173,11 @@ impl Helper {
     fn perform(&mut self, envelope: Envelope, fds: Vec<OwnedFd>) {
         let seq = envelope.seq;
         let done = match envelope.request {
-            Request::Start { id, host_pid, handed } => match self.start(seq, id, host_pid, handed, fds) {
+            Request::Start { id, processes, handed } => match self.start(seq, id, processes, handed, fds) {
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
+            Request::Hold { id } => match self.hold(seq, id) {
                 Ok(()) => return,
                 Err(message) => Err(message),
             },
@@ -199,14 +204,15 @@ impl Helper {
         &mut self,
         seq: u64,
         id: String,
-        host_pid: bool,
+        processes: Processes,
         handed: Handed,
         fds: Vec<OwnedFd>,
     ) -> Result<(), String> {
         let begun = Instant::now();
+        let space = self.space(&processes)?;
         let mut timings = Timings { parked: true, ..Timings::default() };
         let claimed = loop {
-            let Some(spawned) = self.pool.take(host_pid) else { break None };
+            let Some(spawned) = self.pool.take(&space) else { break None };
             match spawned.claim(handed, &fds) {
                 Ok(()) => break Some(spawned),
                 // Killed while it waited: it is cleared away and the next one taken.
@@ -217,7 +223,7 @@ impl Helper {
             Some(spawned) => spawned,
             None => {
                 timings.parked = false;
-                let spawned = self.pool.make(&self.setup, host_pid)?;
+                let spawned = self.pool.make(&self.setup, &space)?;
                 spawned
                     .claim(handed, &fds)
                     .map_err(|error| format!("cannot hand over a container: {error}"))?;
@@ -225,7 +231,36 @@ impl Helper {
             }
         };
         let of = Of::Container { id: id.clone() };
+        let host_pid = processes == Processes::Machine;
         self.starting.push(Starting { timings, ..Starting::new(seq, id, spawned, of, host_pid, begun) });
+        Ok(())
+    }
+
+    fn space(&self, processes: &Processes) -> Result<Space, String> {
+        Ok(match processes {
+            Processes::Own => Space::Own,
+            Processes::Machine => Space::Machine,
+            Processes::Of(other) => {
+                let known = self
+                    .containers
+                    .get(other)
+                    .ok_or("the container to see the processes of is not running")?;
+                if known.host_pid {
+                    return Ok(Space::Machine);
+                }
+                let first = self.children.pidfd(known.pid).map(|pidfd| pidfd.try_clone());
+                let first = first.ok_or("the container to see the processes of has ended")?;
+                Space::Of(first.map_err(|error| format!("cannot duplicate a descriptor: {error}"))?)
+            }
+        })
+    }
+
+    fn hold(&mut self, seq: u64, id: String) -> Result<(), String> {
+        let begun = Instant::now();
+        let spawned =
+            parked::hold(&self.setup).map_err(|error| format!("cannot make a process to share: {error}"))?;
+        let of = Of::Container { id: id.clone() };
+        self.starting.push(Starting::new(seq, id, spawned, of, false, begun));
         Ok(())
     }
 

@@ -275,6 +275,16 @@ impl Stage {
     }
 }
 
+/// A root folder with nothing in it, in the calling process's mount namespace.
+pub(super) fn nothing(base: &Path) -> Result<OwnedFd> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(at("cut off the mounts"))?;
+    let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("pause"), base, Some("tmpfs"), strict, Some("mode=755,size=0k"))
+        .map_err(at("mount a tmpfs"))?;
+    Ok(fs::File::open(base).map_err(at("open a tmpfs"))?.into())
+}
+
 /// Makes `root` the root of the calling process's mount namespace, and lets go of everything else in it.
 pub(super) fn enter(root: &OwnedFd, read_only: bool) -> Result<()> {
     fchdir(root).map_err(at("enter the root filesystem"))?;

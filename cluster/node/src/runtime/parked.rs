@@ -24,7 +24,7 @@ use super::protocol::{Bundle, Failure, Handed, Received, Report, read_body};
 use super::seccomp::Profiles;
 use super::sys::{self, Fork};
 use super::{process, seqpacket, terminal};
-use crate::spec::{Container, Process};
+use crate::spec::{Container, Process, Seccomp, User};
 
 /// What all such processes of a helper need to know.
 #[derive(Debug)]
@@ -56,41 +56,106 @@ impl Spawned {
     }
 }
 
-/// Makes a process that waits.
-pub(super) fn park(setup: &Setup, cgroup: Option<String>, host_pid: bool) -> io::Result<Spawned> {
-    let (channel, theirs) = seqpacket::pair()?;
-    let mut flags = CloneFlags::CLONE_NEWNS;
-    flags.set(CloneFlags::CLONE_NEWPID, !host_pid);
-    match sys::fork(flags)? {
-        Fork::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel, cgroup }),
-        Fork::Child => child(theirs, |channel| {
-            sys::close_from(CHANNEL + 1)
-                .map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
-            sys::rename(c"parked");
-            let prepared = prepare(setup, cgroup.as_deref());
-            let mut buffer = [0; 1024];
-            let (length, fds) = seqpacket::receive(channel.as_fd(), &mut buffer)
-                .map_err(|error| Failure::new(format!("cannot receive: {error}")))?;
-            let handed = serde_json::from_slice::<Handed>(&buffer[..length]).ok();
-            let Some(received) = handed.and_then(|handed| handed.sort(fds)) else {
-                // The helper has ended without needing this process.
-                sys::exit(0);
-            };
-            become_container(setup, &prepared?, cgroup.as_deref(), received, channel)
-        }),
-    }
+/// Which processes a new one sees.
+#[derive(Debug)]
+pub(super) enum Space {
+    /// Only those that come from it.
+    Own,
+    /// The machine's.
+    Machine,
+    /// Those that this one sees.
+    Of(OwnedFd),
 }
 
+/// Makes a process that waits.
+pub(super) fn park(setup: &Setup, cgroup: Option<String>, space: &Space) -> io::Result<Spawned> {
+    let group = cgroup.clone();
+    let life = |channel: &OwnedFd| {
+        sys::close_from(CHANNEL + 1)
+            .map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
+        sys::rename(c"parked");
+        let prepared = prepare(setup, group.as_deref());
+        let mut buffer = [0; 1024];
+        let (length, fds) = seqpacket::receive(channel.as_fd(), &mut buffer)
+            .map_err(|error| Failure::new(format!("cannot receive: {error}")))?;
+        let handed = serde_json::from_slice::<Handed>(&buffer[..length]).ok();
+        let Some(received) = handed.and_then(|handed| handed.sort(fds)) else {
+            // The helper has ended without needing this process.
+            sys::exit(0);
+        };
+        become_container(setup, &prepared?, group.as_deref(), received, channel)
+    };
+    let spawned = match space {
+        Space::Own => spawn(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID, life),
+        Space::Machine => spawn(CloneFlags::CLONE_NEWNS, life),
+        Space::Of(first) => spawn_among(Some(first), CloneFlags::CLONE_NEWNS, life),
+    };
+    spawned.map(|spawned| Spawned { cgroup, ..spawned })
+}
+
+/// Makes a process that containers share their processes with: the first of its namespace. It has no files and no rights, and waits for those that
+/// nobody else waits for.
+pub(super) fn hold(setup: &Setup) -> io::Result<Spawned> {
+    let life = |channel: &OwnedFd| {
+        sys::close_from(CHANNEL + 1)
+            .map_err(|error| Failure::new(format!("cannot close descriptors: {error}")))?;
+        sys::rename(c"pause");
+        sys::forget_arguments();
+        let nobody = Process {
+            user: User { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
+            no_new_privileges: true,
+            seccomp: Seccomp::RuntimeDefault,
+            oom_score_adj: Some(-998),
+            ..Process::default()
+        };
+        process::set_oom_score(&nobody);
+        mounts::enter(&mounts::nothing(&setup.stage)?, true)?;
+        process::become_user(&nobody, setup.privilege, &setup.profiles)?;
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        let ready = serde_json::to_vec(&Report::Ready { mount_us: 0, create_us: 0 }).unwrap_or_default();
+        seqpacket::send(channel.as_fd(), &ready, &[])
+            .map_err(|error| Failure::new(format!("the helper is gone: {error}")))?;
+        // Its end says that all is done.
+        let _ = sys::close_from(CHANNEL);
+        process::reap_for_ever()
+    };
+    spawn(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID, life)
+}
+
+/// As whom a process runs that has nothing to do with users.
+const NOBODY: u32 = 65535;
+
 /// Makes a process in a running container, which becomes what is described.
-///
-/// Only children are born into a pid namespace that a process enters, and not every process may return from one: so a
-/// process in between enters it, and its child is made a child of the helper (CLONE_PARENT).
 pub(super) fn exec(
     setup: &Setup,
     container: &OwnedFd,
     host_pid: bool,
     cgroup: Option<String>,
     received: Received,
+) -> io::Result<Spawned> {
+    let life = |channel: &OwnedFd| become_exec(setup, container, cgroup.as_deref(), received, channel);
+    spawn_among((!host_pid).then_some(container), CloneFlags::empty(), life)
+}
+
+fn spawn(
+    flags: CloneFlags,
+    life: impl FnOnce(&OwnedFd) -> Result<std::convert::Infallible, Failure>,
+) -> io::Result<Spawned> {
+    let (channel, theirs) = seqpacket::pair()?;
+    match sys::fork(flags)? {
+        Fork::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel, cgroup: None }),
+        Fork::Child => child(theirs, life),
+    }
+}
+
+/// [`spawn`] in the pid namespace of another process.
+///
+/// Only children are born into a pid namespace that a process enters, and not every process may return from one: so a
+/// process in between enters it, and its child is made a child of the helper (CLONE_PARENT).
+fn spawn_among(
+    other: Option<&OwnedFd>,
+    flags: CloneFlags,
+    life: impl FnOnce(&OwnedFd) -> Result<std::convert::Infallible, Failure>,
 ) -> io::Result<Spawned> {
     let (channel, theirs) = seqpacket::pair()?;
     let (births, midwife) = seqpacket::pair()?;
@@ -114,14 +179,12 @@ pub(super) fn exec(
             // Until it is the container's program, processes of the container may not look into it: what it runs is the
             // machine's.
             let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-            let entered = match host_pid {
-                true => Ok(()),
-                false => setns(container, CloneFlags::CLONE_NEWPID).map_err(io::Error::from),
+            let entered = match other {
+                None => Ok(()),
+                Some(other) => setns(other, CloneFlags::CLONE_NEWPID).map_err(io::Error::from),
             };
-            let told = match entered.and_then(|()| sys::fork(CloneFlags::CLONE_PARENT)) {
-                Ok(Fork::Child) => child(theirs, |channel| {
-                    become_exec(setup, container, cgroup.as_deref(), received, channel)
-                }),
+            let told = match entered.and_then(|()| sys::fork(flags | CloneFlags::CLONE_PARENT)) {
+                Ok(Fork::Child) => child(theirs, life),
                 Ok(Fork::Parent(pid, pidfd)) => (Ok(pid.as_raw()), Some(pidfd)),
                 Err(error) => (Err(error.raw_os_error().unwrap_or_default()), None),
             };

@@ -124,6 +124,17 @@ pub(super) fn set_oom_score(process: &Process) {
     }
 }
 
+/// Waits for children that others have left to this process, and for nothing else.
+pub(super) fn reap_for_ever() -> ! {
+    let mut ended = nix::sys::signal::SigSet::empty();
+    ended.add(nix::sys::signal::Signal::SIGCHLD);
+    let _ = ended.thread_block();
+    loop {
+        while matches!(nix::sys::wait::wait(), Ok(_) | Err(Errno::EINTR)) {}
+        let _ = ended.wait();
+    }
+}
+
 /// Becomes the program. Returns only why not.
 pub(super) fn run(process: &Process) -> Failure {
     let environment = process.environment();

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchies;
-use crate::spec;
+use crate::spec::{self, Processes};
 
 /// The settings of a helper, its second argument.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,7 +42,9 @@ pub(crate) struct Envelope {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Start a container from a [`Bundle`].
-    Start { id: String, host_pid: bool, handed: Handed },
+    Start { id: String, processes: Processes, handed: Handed },
+    /// Make a process that containers can share their processes with.
+    Hold { id: String },
     /// Run a [`spec::Process`] in a running container.
     Exec { container: String, id: String, handed: Handed },
     /// Send a signal to a container's first process, or to an exec'd one.

@@ -154,6 +154,24 @@ pub(super) fn default_signal(number: i32) {
     }
 }
 
+/// Blots out the arguments that ps shows of this process, which are those of the one that it is a copy of.
+pub(super) fn forget_arguments() {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // proc(5): fields 48 and 49; what follows the name begins with field 3.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(45);
+    let mut number = || fields.next().and_then(|field| field.parse::<usize>().ok()).unwrap_or(0);
+    let (start, end) = (number(), number());
+    if start == 0 || end <= start {
+        return;
+    }
+    // SAFETY: the kernel says that this process's arguments are there, on its own writable stack. Nobody reads them any more: the helper has a
+    // single thread, and has parsed them; no Rust reference leads into them.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(start), 0, end - start);
+    }
+}
+
 /// The name that ps shows.
 pub(super) fn rename(name: &CStr) {
     let _ = rustix::thread::set_name(name);

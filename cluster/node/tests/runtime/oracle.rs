@@ -138,7 +138,7 @@ impl Drop for Oracle {
 /// The OCI runtime specification of a container.
 fn config(container: &Container, rootfs: &Path, cgroup: &str) -> Value {
     let mut namespaces = vec![json!({ "type": "mount" })];
-    if !container.host_pid {
+    if container.processes == spec::Processes::Own {
         namespaces.push(json!({ "type": "pid" }));
     }
     for (kind, path) in [("network", &container.net), ("ipc", &container.ipc), ("uts", &container.uts)] {

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use cluster_node::runtime::{Overlay, Privilege, Runtime, RuntimeConfig, StartContainer, Streams};
-use cluster_node::spec::{Container, Process, User};
+use cluster_node::spec::{Container, Process, Processes, User};
 use nix::sched::{CloneFlags, unshare};
 
 /// The argument that makes this program go on in a user namespace.
@@ -99,6 +99,16 @@ async fn inside(folder: &std::path::Path) {
     reader.read_to_string(&mut said).unwrap();
     // The only user there is, but without what root may do.
     assert!(said.contains("Uid:\t0\t0\t0\t0") && said.contains("CapBnd:\t0000000000000000"), "{said}");
+    // Several that see each other, which takes a process that holds the namespace.
+    runtime.hold_processes("h").await.unwrap();
+    let mut among = container(&["cat", "/proc/1/comm"]);
+    among.processes = Processes::Of("h".to_owned());
+    let (mut reader, among) = start("f", among);
+    runtime.start_container(among).await.unwrap();
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "pause\n");
+    runtime.remove("h").await.unwrap();
     let (_reader, sleep) = start("c", container(&["sleep"]));
     runtime.start_container(sleep).await.unwrap();
     let (mut reader, echo) = start("d", container(&["echo", "exec'd"]));

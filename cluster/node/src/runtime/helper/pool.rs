@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::runtime::parked::{Setup, Spawned, park};
+use crate::runtime::parked::{Setup, Space, Spawned, park};
 use crate::runtime::protocol::HelperConfig;
 
 /// How long after the last start the pool is filled.
@@ -34,18 +34,17 @@ impl Pool {
         }
     }
 
-    /// One that waits; none for a container that sees the machine's processes.
-    pub(super) fn take(&mut self, host_pid: bool) -> Option<Spawned> {
-        let taken = if host_pid { None } else { self.parked.pop_front() };
+    /// One that waits; none for a container that sees other processes than its own.
+    pub(super) fn take(&mut self, space: &Space) -> Option<Spawned> {
+        let taken = if matches!(space, Space::Own) { self.parked.pop_front() } else { None };
         self.fill_at = Instant::now() + if self.parked.is_empty() { EMPTY } else { QUIET };
         taken
     }
 
-    pub(super) fn make(&mut self, setup: &Setup, host_pid: bool) -> Result<Spawned, String> {
+    pub(super) fn make(&mut self, setup: &Setup, space: &Space) -> Result<Spawned, String> {
         self.made += 1;
         let cgroup = self.cgroup.as_ref().map(|cgroup| format!("{cgroup}-{}", self.made));
-        park(setup, cgroup, host_pid)
-            .map_err(|error| format!("cannot make a process for a container: {error}"))
+        park(setup, cgroup, space).map_err(|error| format!("cannot make a process for a container: {error}"))
     }
 
     /// How long until there is something to fill; None if it is full.
@@ -58,7 +57,7 @@ impl Pool {
         if self.parked.len() >= self.wanted || now < self.fill_at {
             return;
         }
-        match self.make(setup, false) {
+        match self.make(setup, &Space::Own) {
             Ok(spawned) => self.parked.push_back(spawned),
             // Not enough processes or memory: a start that comes now will say so.
             Err(_) => self.fill_at = now + Duration::from_secs(1),
