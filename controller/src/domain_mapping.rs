@@ -171,3 +171,6 @@ fn ingress(mapping: &DomainMapping, configs: &Configs) -> Ingress {
         status: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

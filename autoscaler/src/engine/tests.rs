@@ -192,6 +192,25 @@ fn up_then_idle_then_zero_then_woken() {
 }
 
 #[test]
+fn a_serverless_service_that_is_not_ready_is_told_in_its_words() {
+    let mut world = World::new(json!({}), 0, 1);
+    assert_eq!(world.condition("SKSReady").0, True);
+    let sks = Sks {
+        // As it is wanted, so that nothing is written.
+        num_activators: 4,
+        observed: true,
+        private_service_name: "r-private".to_owned(),
+        not_ready: Some("Resource r of type Service is not owned by SKS".to_owned()),
+        ..Sks::default()
+    };
+    world.event(Event::Sks(world.key.clone(), Some(sks)));
+    world.run(1);
+    assert_eq!(world.condition("SKSReady"), (Unknown, "NotReady".to_owned()));
+    let told = world.status.condition("SKSReady").and_then(|condition| condition.message.clone());
+    assert_eq!(told.as_deref(), Some("Resource r of type Service is not owned by SKS"));
+}
+
+#[test]
 fn a_storm_on_a_cold_revision_is_scaled_for_at_once() {
     let mut world = World::new(json!({}), 10, 1);
     world.run(100);

@@ -261,6 +261,28 @@ fn a_class_that_nothing_serves_is_a_failure_with_its_reason() {
 }
 
 #[test]
+fn without_an_image_of_the_sidecar_nothing_is_made() {
+    let scene = Scene::settled();
+    let observed = Observed {
+        revision: &scene.revision,
+        configuration: None,
+        routes: &[],
+        digests: &scene.digests,
+        deployment: None,
+        pods: &[],
+        pod_autoscaler: None,
+        mesh_root: None,
+        network_policy: None,
+        images: &[],
+    };
+    let mut configs = configs();
+    configs.deployment.queue_sidecar_image.clear();
+    let plan = plan(&observed, &configs, &platform(), at(1));
+    assert_eq!(condition(&plan, "ResourcesAvailable"), pair("False", "ConfigMissing"));
+    assert!(!summary(&plan).iter().any(|change| change.starts_with("create")), "{:?}", summary(&plan));
+}
+
+#[test]
 fn foreign_children_are_left_alone() {
     let mut scene = Scene::settled();
     scene.deployment.as_mut().expect("a Deployment").metadata.owner_references = None;

@@ -122,6 +122,18 @@ fn splits(ingress: &Ingress, host: &str) -> Vec<(String, i32)> {
 }
 
 #[test]
+fn what_is_said_of_certificates() {
+    let mut scene = Scene::new(latest());
+    let said = |scene: &Scene| condition(&scene.run(), "CertificateProvisioned");
+    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
+    scene.configs.network.external_domain_tls = true;
+    assert_eq!(said(&scene), pair("False", "NotSupported"));
+    // Nobody comes from outside: there is nothing to be had.
+    scene.route.metadata.labels.get_or_insert_default().insert(VISIBILITY.into(), CLUSTER_LOCAL.into());
+    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
+}
+
+#[test]
 fn all_to_the_latest() {
     let mut scene = Scene::new(latest());
     let plan = scene.run();

@@ -51,18 +51,20 @@ fn addresses(plan: &Plan) -> Vec<String> {
 #[test]
 fn where_the_public_service_leads() {
     let (pod, activator) = (("10.0.0.9", true), ("10.0.0.4", true));
-    for (mode, pods, activators, want, populated) in [
-        ("Proxy", vec![], vec![activator], vec!["10.0.0.4"], "Unknown"),
-        ("Proxy", vec![pod], vec![activator], vec!["10.0.0.4"], "True"),
-        ("Serve", vec![pod], vec![activator], vec!["10.0.0.9"], "True"),
-        ("Serve", vec![], vec![activator], vec!["10.0.0.4"], "Unknown"),
-        ("Serve", vec![("10.0.0.9", false)], vec![activator], vec!["10.0.0.4"], "Unknown"),
-        ("Proxy", vec![pod], vec![], vec!["10.0.0.9"], "True"),
-        ("Proxy", vec![], vec![], vec![], "Unknown"),
+    let (there, removed) = (("True", ""), ("False", "ActivatorEndpointsRemoved"));
+    for (mode, pods, activators, want, populated, in_path) in [
+        ("Proxy", vec![], vec![activator], vec!["10.0.0.4"], "Unknown", there),
+        ("Proxy", vec![pod], vec![activator], vec!["10.0.0.4"], "True", there),
+        ("Serve", vec![pod], vec![activator], vec!["10.0.0.9"], "True", removed),
+        ("Serve", vec![], vec![activator], vec!["10.0.0.4"], "Unknown", there),
+        ("Serve", vec![("10.0.0.9", false)], vec![activator], vec!["10.0.0.4"], "Unknown", there),
+        ("Proxy", vec![pod], vec![], vec!["10.0.0.9"], "True", there),
+        ("Proxy", vec![], vec![], vec![], "Unknown", there),
     ] {
         let plan = run(&sks(mode, 0), &pods, &activators);
         assert_eq!(addresses(&plan), want, "{mode} {pods:?} {activators:?}");
         assert_eq!(condition(&plan, "EndpointsPopulated").0, populated);
+        assert_eq!(condition(&plan, "ActivatorEndpointsPopulated"), pair(in_path.0, in_path.1));
     }
 }
 
