@@ -18,7 +18,9 @@ fn main() {
 }
 
 fn build_sidecar() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+    // Asked when it runs, not when it was compiled: a build folder may serve several checkouts.
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let root = manifest.parent().map(Path::to_path_buf).unwrap_or_default();
     for input in ["queue-proxy", "http", "mesh", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
