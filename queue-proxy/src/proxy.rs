@@ -12,7 +12,7 @@ use ebb_http::headers::{
 use ebb_http::{
     Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Protocol, Timed, Via, balance, timing,
 };
-use ebb_mesh::{Backoff, Policy};
+use ebb_mesh::{Backoff, PeerPolicy, Policy};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -32,6 +32,8 @@ pub struct Proxy {
     app: Arc<Backend>,
     prober: Arc<Prober>,
     policy: Policy,
+    /// Whose word counts that a request was reported already.
+    activator: Option<Arc<str>>,
     log: Option<Arc<RequestLog>>,
     total: Duration,
     idle: Option<Duration>,
@@ -90,12 +92,15 @@ fn kind_of(headers: &HeaderMap) -> Kind {
 impl Proxy {
     /// Serves `app` as `config` says.
     pub fn new(config: &Config, state: Arc<State>, app: Arc<Backend>, prober: Arc<Prober>) -> Self {
+        let activator =
+            PeerPolicy::component(&config.trust_domain, &config.system_namespace, "activator").ok();
         let first_byte = [config.start_timeout, config.idle_timeout, Some(config.timeout)];
         Self {
             state,
             app,
             prober,
             policy: Policy { mode: config.mode, allow: Vec::new() },
+            activator: activator.map(|activator| activator.to_shared()),
             log: RequestLog::new(config).map(Arc::new),
             total: config.timeout,
             idle: config.idle_timeout,
@@ -191,7 +196,8 @@ impl Proxy {
 
     async fn forward(&self, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
         let began = Instant::now();
-        let proxied = request.headers().get(&K_PROXY_REQUEST).is_some_and(|v| v == PROXIED_BY_ACTIVATOR);
+        let proxied = request.headers().get(&K_PROXY_REQUEST).is_some_and(|v| v == PROXIED_BY_ACTIVATOR)
+            && peer.identity == self.activator;
         let timed = timing::wanted(request.headers());
         let mut done = Some(Done {
             _permit: None,

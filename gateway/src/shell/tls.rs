@@ -57,7 +57,11 @@ pub(crate) fn certified(secret: &Secret) -> Result<Arc<CertifiedKey>, String> {
         .map_err(|error| format!("tls.key is not PEM: {error}"))?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
         .map_err(|error| format!("tls.key is of a kind that is not supported: {error}"))?;
-    Ok(Arc::new(CertifiedKey::new(chain, key)))
+    let certified = CertifiedKey::new(chain, key);
+    certified
+        .keys_match()
+        .map_err(|error| format!("tls.key is not the key of the first certificate in tls.crt: {error}"))?;
+    Ok(Arc::new(certified))
 }
 
 /// An acceptor over the certificates of the moment. A host without one fails the handshake.
@@ -89,5 +93,31 @@ impl Acceptor for EdgeAcceptor {
             server_name: state.server_name().map(Arc::from),
         };
         Ok((Box::new(tls), shake))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    #[test]
+    fn certificate_and_key_belong_together() {
+        let made =
+            || rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).expect("a certificate");
+        let (one, other) = (made(), made());
+        let read = |cert: &str, key: &str| {
+            let data = [("tls.crt", cert), ("tls.key", key)];
+            let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.as_bytes().to_vec())));
+            certified(&Secret { data: Some(data.into()), ..Secret::default() }).map(|_| ())
+        };
+        assert_eq!(read(&one.cert.pem(), &one.signing_key.serialize_pem()), Ok(()));
+        let error = read(&one.cert.pem(), &other.signing_key.serialize_pem()).expect_err("of another");
+        assert!(error.starts_with("tls.key is not the key of"), "{error}");
+        assert_eq!(
+            read("", &one.signing_key.serialize_pem()),
+            Err("tls.crt holds no certificate".to_owned())
+        );
     }
 }
