@@ -24,6 +24,9 @@ const EX_USAGE: u8 = 64;
 /// As a shell tells of a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
+/// The condition of readiness that there is a mesh identity.
+const IDENTITY: &str = "identity";
+
 /// Why a component ended.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
@@ -60,13 +63,13 @@ impl Started {
     ///
     /// # Errors
     /// When the authority's answer cannot be used.
-    pub async fn identity(&self, config: IdentityConfig) -> Result<Option<Identity>, ebb_mesh::Error> {
+    async fn identity(&self, config: IdentityConfig) -> Result<Option<Identity>, ebb_mesh::Error> {
         let authority = config.ca_address.clone();
         info!(authority, "waiting for a mesh identity");
         let obtained = self.shutdown.run_until_cancelled(Identity::obtain(config)).await.transpose()?;
         if let Some(identity) = &obtained {
             info!(id = %identity.id(), "mesh identity obtained");
-            self.admin.health().met("identity");
+            self.admin.health().met(IDENTITY);
         }
         Ok(obtained)
     }
@@ -133,6 +136,32 @@ impl Process {
                 ExitCode::FAILURE
             }
         }
+    }
+
+    /// As [`Process::run`], for a component that begins with a mesh identity. It is ready once it has that and `conditions` are met.
+    pub fn run_in_mesh<C: Debug, F, E>(
+        self,
+        parse: impl FnOnce(&Env<'_>) -> Result<C, BadVariable>,
+        at: impl FnOnce(&C) -> (IpAddr, Ports),
+        conditions: &[&'static str],
+        serve: impl FnOnce(C, Started, Identity) -> F,
+    ) -> ExitCode
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Failure>,
+    {
+        let conditions: Vec<_> = conditions.iter().copied().chain([IDENTITY]).collect();
+        self.run(
+            |env| Ok((parse(env)?, env.mesh())),
+            |(config, _)| {
+                let (bind, ports) = at(config);
+                (bind, ports, Health::new(&conditions))
+            },
+            |(config, mesh), started| async move {
+                let Some(identity) = started.identity(mesh).await? else { return Ok(()) };
+                serve(config, started, identity).await.map_err(Into::into)
+            },
+        )
     }
 
     /// Watches for signals, and over the time that ending takes.

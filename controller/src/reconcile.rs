@@ -224,23 +224,24 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
             after.into_iter().for_each(|o| w.namespace_changed(before.map(|b| &**b), o));
         },
     );
-    let policies = watcher::Config::default().fields(&format!("metadata.name={MESH_POLICY}"));
+    let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let api = Api::all(client.clone());
     follow(
         tasks,
         world,
-        Api::all(client.clone()),
-        policies,
+        api,
+        named(MESH_POLICY),
         |w| &w.network_policies,
         |w, before, after| {
             after.or(before).into_iter().for_each(|o| w.network_policy_changed(o, after.is_none()));
         },
     );
-    let roots = watcher::Config::default().fields(&format!("metadata.name={MESH_ROOT}"));
+    let api = Api::all(client.clone());
     follow(
         tasks,
         world,
-        Api::all(client.clone()),
-        roots,
+        api,
+        named(MESH_ROOT),
         |w| &w.mesh_roots,
         |w, before, after| {
             after.or(before).into_iter().for_each(|map| w.mesh_root_changed(map, after.is_none()));

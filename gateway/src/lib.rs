@@ -27,14 +27,8 @@ const WATCHES: &str = "watches";
 /// The gateway as a process of its own: settings from the environment, until a signal.
 pub fn main() -> std::process::ExitCode {
     let process = ebb_component::Process { name: "gateway", linger: LINGER, drain: DRAIN };
-    process.run(
-        |env| Ok((Config::from_env(env)?, env.mesh())),
-        |(config, _)| (config.bind, config.ports, ebb_component::Health::new(&["identity", WATCHES])),
-        |(config, mesh), started| async move {
-            let Some(identity) = started.identity(mesh).await? else { return Ok(()) };
-            serve(config, Listeners::default(), started.admin, started.client, identity, started.shutdown)
-                .await?;
-            Ok(())
-        },
-    )
+    let serve = |config, started: ebb_component::Started, identity| {
+        serve(config, Listeners::default(), started.admin, started.client, identity, started.shutdown)
+    };
+    process.run_in_mesh(Config::from_env, |config| (config.bind, config.ports), &[WATCHES], serve)
 }
