@@ -4,10 +4,12 @@
 //! are asked one after the other, in the order of their configurations' names, each seeing what those before it changed; those with
 //! `reinvocationPolicy: IfNeeded` are asked once more if a later one changed the object. Validating webhooks are asked all at once.
 //!
-//! `matchPolicy: Equivalent` is treated as `Exact`: there is one version of each built-in resource, and conversion of custom ones is
-//! `None`, so that a rule has to name the version that is used.
+//! `matchPolicy: Equivalent` is treated as `Exact`: a rule has to name the version that is used.
+//!
+//! The webhooks that [convert](Webhooks::convert) custom objects between versions are called in the same way.
 
 mod client;
+mod conversion;
 mod matching;
 mod response;
 mod review;
@@ -24,6 +26,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
 use client::{Clients, Target};
+pub use conversion::REVIEWS;
 pub use matching::names;
 use response::Answer;
 
@@ -141,7 +144,7 @@ pub trait Resolver: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<SocketAddr, String>>;
 }
 
-/// Asks webhooks. Connections are kept between requests.
+/// Calls webhooks. Connections are kept between requests.
 pub struct Webhooks {
     clients: Clients,
 }

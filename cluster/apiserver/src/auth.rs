@@ -17,6 +17,7 @@ use token::Tokens;
 /// The group that may do anything.
 pub const MASTERS: &str = "system:masters";
 
+const IMPERSONATE: &str = "impersonate-";
 const AS_USER: &str = "impersonate-user";
 const AS_GROUP: &str = "impersonate-group";
 const AS_UID: &str = "impersonate-uid";
@@ -108,8 +109,15 @@ impl Authenticator {
     /// The sender, or whom it may act as.
     pub(crate) fn authenticate(&self, server: &Server, request: &Request<Body>) -> Result<User, ApiError> {
         let user = self.sender(server, request)?;
-        if request.headers().contains_key(AS_USER) {
-            return impersonate(server, &user, request.headers());
+        let headers = request.headers();
+        if headers.contains_key(AS_USER) {
+            return impersonate(server, &user, headers);
+        }
+        // Heeded in part, such a request would be done as somebody whom the client did not mean.
+        if headers.keys().any(|name| name.as_str().starts_with(IMPERSONATE)) {
+            return Err(ApiError::failure(
+                "requested groups, uid or extra of a user to act as without naming the user",
+            ));
         }
         Ok(user)
     }

@@ -1,8 +1,10 @@
 //! Between the version an object is stored in and the version a client speaks.
 //!
-//! Versions of a CRD differ in nothing but `apiVersion` (conversion strategy None). The real conversions are those of events,
-//! which live in core and are shown in events.k8s.io under other field names, and of autoscalers, which `autoscaling/v1` shows with
-//! the one metric that it knows, the others kept in annotations.
+//! Versions of a CRD differ in nothing but `apiVersion`, unless its definition names a [`webhook`]. The conversions done here are those of
+//! events, which live in core and are shown in events.k8s.io under other field names, and of autoscalers, which `autoscaling/v1` shows
+//! with the one metric that it knows, the others kept in annotations.
+
+pub(crate) mod webhook;
 
 use std::borrow::Cow;
 
@@ -20,15 +22,22 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
     ("count", "deprecatedCount"),
 ];
 
-/// Does a stored object differ from what this version shows?
-pub(crate) fn is_needed(resource: &Resource) -> bool {
-    if resource.group.is_empty() {
-        return false;
+/// Does a stored object differ from what this version shows? Custom objects may be older than the version that is stored now.
+pub(crate) fn is_needed(resource: &Resource, object: &Value) -> bool {
+    match object["apiVersion"].as_str() {
+        Some(version) if !resource.builtin => !is_version(resource, version),
+        _ => !is_stored_version(resource),
     }
-    match resource.storage_version.split_once('/') {
-        Some((group, version)) => group != resource.group || version != resource.version,
-        None => true,
-    }
+}
+
+/// Is it the version in which new objects are stored?
+fn is_stored_version(resource: &Resource) -> bool {
+    is_version(resource, &resource.storage_version)
+}
+
+fn is_version(resource: &Resource, api_version: &str) -> bool {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    group == resource.group && version == resource.version
 }
 
 fn is_event(resource: &Resource) -> bool {
@@ -37,7 +46,7 @@ fn is_event(resource: &Resource) -> bool {
 
 /// As this version shows it.
 pub(crate) fn from_storage<'a>(resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
-    if !is_needed(resource) && object["apiVersion"].is_string() {
+    if !is_needed(resource, object) && object["apiVersion"].is_string() {
         return Cow::Borrowed(object);
     }
     let mut object = object.clone();
@@ -56,7 +65,7 @@ pub(crate) fn from_storage<'a>(resource: &Resource, object: &'a Value) -> Cow<'a
 
 /// As it is stored.
 pub(crate) fn to_storage(resource: &Resource, mut object: Value) -> Value {
-    if is_needed(resource) {
+    if !is_stored_version(resource) {
         if is_event(resource) {
             rename(&mut object, |core, new| (new, core));
         } else if is_first_autoscaler(resource) {
@@ -169,6 +178,23 @@ mod tests {
         let shown = from_storage(resource, &stored).into_owned();
         assert_eq!((&shown["spec"][CPU], &shown["spec"]["metrics"]), (&json!(80), &Value::Null));
         assert_eq!(to_storage(resource, shown), stored);
+    }
+
+    #[test]
+    fn what_was_stored_in_another_version_is_shown_in_this() {
+        let definition = json!({"spec": {"group": "g.io", "versions": [
+            {"name": "v1", "served": true, "schema": {"openAPIV3Schema": {"type": "object"}}},
+            {"name": "v2", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+            "status": {"acceptedNames": {"kind": "Cup", "plural": "cups"}, "conditions": [{"type": "NamesAccepted", "status": "True"}]}});
+        let resources = crate::registry::crd::resources(&definition, &crate::registry::Snapshot::default());
+        let shown = |version: &str, stored: &str| {
+            let resource = resources.iter().find(|resource| resource.version == version).unwrap();
+            from_storage(resource, &json!({"apiVersion": stored}))["apiVersion"].as_str().unwrap().to_owned()
+        };
+        for (version, stored) in [("v1", "g.io/v1"), ("v1", "g.io/v2"), ("v2", "g.io/v1"), ("v2", "g.io/v2")]
+        {
+            assert_eq!(shown(version, stored), format!("g.io/{version}"), "stored as {stored}");
+        }
     }
 
     #[test]

@@ -30,7 +30,12 @@ fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
 }
 
 /// Answers `/api`, `/apis` and what is right below.
-pub(crate) fn handle(snapshot: &Snapshot, parts: &[&str], headers: &HeaderMap) -> Result<Reply, ApiError> {
+pub(crate) fn handle(
+    snapshot: &Snapshot,
+    parts: &[&str],
+    headers: &HeaderMap,
+    address: &str,
+) -> Result<Reply, ApiError> {
     let is_root = parts.len() == 1;
     if is_root && let Some(version) = aggregated(headers) {
         let core = parts[0] == "api";
@@ -40,7 +45,7 @@ pub(crate) fn handle(snapshot: &Snapshot, parts: &[&str], headers: &HeaderMap) -
         ["api"] => json!({
             "kind": "APIVersions",
             "versions": ["v1"],
-            "serverAddressByClientCIDRs": [],
+            "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
         }),
         ["apis"] => {
             let groups: Vec<Value> = snapshot
@@ -133,6 +138,8 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
 fn storage_hash(resource: &Resource) -> String {
     let (group, version) =
         resource.storage_version.split_once('/').unwrap_or(("", &resource.storage_version));
+    // Upstream never told its hash that definitions are of v1 now.
+    let version = if resource.kind == "CustomResourceDefinition" { "v1beta1" } else { version };
     let digest = Sha256::digest(format!("{group}/{version}/{}", resource.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }

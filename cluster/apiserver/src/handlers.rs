@@ -189,9 +189,9 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
         _ => return Err(ApiError::no_such_path()),
     }
     let reply = match verb {
-        "get" => read::get(&ctx)?,
-        "list" => read::list(&ctx)?,
-        "watch" => watch::watch(&ctx)?,
+        "get" => read::get(&ctx).await?,
+        "list" => read::list(&ctx).await?,
+        "watch" => watch::watch(&ctx).await?,
         _ => {
             let nowhere = ctx.resource.namespaced && ctx.namespace.is_empty();
             if verb == "create" && (nowhere || ctx.name.is_some() || !ctx.sub.is_empty()) {

@@ -93,12 +93,12 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data directory cannot be used.
-    #[error("cannot use the data directory {path}: {source} (check that it exists and belongs to you)")]
+    #[error("cannot use the data directory {path}: {cause} (check that it exists and belongs to you)")]
     DataDir {
         /// The directory or file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The store cannot be opened.
     #[error(transparent)]
@@ -109,12 +109,12 @@ pub enum Error {
     )]
     Pki(String),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source} (is another server running there? choose another port)")]
+    #[error("cannot listen on {address}: {cause} (is another server running there? choose another port)")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The first objects could not be made.
     #[error("cannot set up the first objects: {0}")]
@@ -135,7 +135,7 @@ impl ApiServer {
     /// # Errors
     /// See [`Error`]; each says what to do.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let data_dir = |source| Error::DataDir { path: config.data_dir.clone(), source };
+        let data_dir = |cause| Error::DataDir { path: config.data_dir.clone(), cause };
         std::fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
         let folder = config.data_dir.clone();
         let sync = config.sync;
@@ -146,7 +146,7 @@ impl ApiServer {
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for opened in &config.opened {
-            let failed = |source| Error::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source };
+            let failed = |cause| Error::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), cause };
             let listener = opened.try_clone().map_err(failed)?;
             listener.set_nonblocking(true).map_err(failed)?;
             let listener = TcpListener::from_std(listener).map_err(failed)?;
@@ -154,7 +154,7 @@ impl ApiServer {
             listeners.push(listener);
         }
         for &address in &config.listen {
-            let failed = |source| Error::Listen { address, source };
+            let failed = |cause| Error::Listen { address, cause };
             let listener = TcpListener::bind(address).await.map_err(failed)?;
             addresses.push(listener.local_addr().map_err(failed)?);
             listeners.push(listener);
@@ -171,6 +171,11 @@ impl ApiServer {
             auth: Authenticator { tokens },
             kubelet: ArcSwapOption::empty(),
             git_version: config.git_version.clone(),
+            address: config
+                .advertise
+                .or_else(|| addresses.first().copied())
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
             shutdown: CancellationToken::new(),
         });
         bootstrap::run(&server, &config).await?;
@@ -218,7 +223,7 @@ impl ApiServer {
     /// # Errors
     /// If the address cannot be listened on, or the certificate does not load.
     pub async fn listen(&self, address: SocketAddr) -> Result<SocketAddr, Error> {
-        let failed = |source| Error::Listen { address, source };
+        let failed = |cause| Error::Listen { address, cause };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
         let tls = self.pki.server_config()?;

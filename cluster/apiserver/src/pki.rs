@@ -35,7 +35,7 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::DataDir { path: path.to_owned(), source }),
+        Err(cause) => Err(Error::DataDir { path: path.to_owned(), cause }),
     }
 }
 
@@ -43,7 +43,7 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let failed = |source| Error::DataDir { path: path.to_owned(), source };
+    let failed = |cause| Error::DataDir { path: path.to_owned(), cause };
     let temporary = path.with_extension("tmp");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -86,8 +86,7 @@ fn named(name: &str, organization: Option<&str>) -> DistinguishedName {
 impl Pki {
     /// Reads what is there and makes what is not; the server's certificate is made anew at each start.
     pub(crate) fn open(folder: &Path, names: &[String]) -> Result<Self, Error> {
-        std::fs::create_dir_all(folder)
-            .map_err(|source| Error::DataDir { path: folder.to_owned(), source })?;
+        std::fs::create_dir_all(folder).map_err(|cause| Error::DataDir { path: folder.to_owned(), cause })?;
         let ca_key = key(&folder.join("ca.key"))?;
         let ca_path = folder.join("ca.crt");
         let ca_pem = match read(&ca_path)? {

@@ -76,6 +76,8 @@ pub(crate) struct Resource {
     pub storage: Arc<str>,
     /// The apiVersion under which objects are stored.
     pub storage_version: String,
+    /// `spec.conversion` of a definition whose versions a webhook converts.
+    pub conversion: Option<Value>,
     /// Is it one of Kubernetes' own?
     pub builtin: bool,
     /// Is it only ever created, never stored (reviews)?

@@ -1,5 +1,7 @@
 //! What a path means, and reading bodies.
 
+pub(crate) mod duplicates;
+
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,6 +13,9 @@ use crate::registry::{Resource, Snapshot};
 
 /// The largest body read: as upstream's limit on a write.
 const MAX_BODY: usize = 3 << 20;
+
+/// So much of a body that is no object is shown.
+const SHOWN_BODY: usize = 1024;
 
 /// A path below `/api/v1` or `/apis/GROUP/VERSION`.
 #[derive(Clone, Debug)]
@@ -107,6 +112,17 @@ pub(crate) fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, A
             "application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
+}
+
+/// What a JSON body that is no object is told.
+pub(crate) fn no_object(kind: &str, value: &Value, body: &[u8]) -> String {
+    let got = cluster_schema::decode::kind(value);
+    let wanted = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    format!(
+        "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: json: cannot unmarshal {got} \
+         into Go value of type {wanted} ({})",
+        hex::encode(&body[..body.len().min(SHOWN_BODY)])
+    )
 }
 
 /// Decodes YAML (or JSON, which is YAML too).

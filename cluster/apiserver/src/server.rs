@@ -28,6 +28,8 @@ pub(crate) struct Server {
     pub(crate) hooks: Hooks,
     pub(crate) kubelet: ArcSwapOption<axum::Router>,
     pub(crate) git_version: String,
+    /// Where clients reach this server, as discovery tells them.
+    pub(crate) address: String,
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }
 
@@ -89,9 +91,13 @@ impl Server {
             _ => {
                 crate::authorize::non_resource(self, &user, request.method(), &path)?;
                 match parts.as_slice() {
-                    ["apis", group, ..] => crate::discovery::handle(&snapshot, &parts, request.headers())
-                        .map_err(|error| nowhere(&snapshot, group, error)),
-                    ["api" | "apis", ..] => crate::discovery::handle(&snapshot, &parts, request.headers()),
+                    ["apis", group, ..] => {
+                        crate::discovery::handle(&snapshot, &parts, request.headers(), &self.address)
+                            .map_err(|error| nowhere(&snapshot, group, error))
+                    }
+                    ["api" | "apis", ..] => {
+                        crate::discovery::handle(&snapshot, &parts, request.headers(), &self.address)
+                    }
                     ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                     ["openapi", "v3", rest @ ..] => {
                         crate::openapi::handle(&snapshot, rest, request.headers())

@@ -127,7 +127,7 @@ impl Addresses {
             if before.as_str().is_some_and(|ip| !ip.is_empty()) && given.is_some() && before != after {
                 return Err(invalid(FieldError::invalid(
                     "spec.clusterIPs[0]",
-                    after,
+                    &json!([after]),
                     "may not change once set",
                 )));
             }
@@ -202,8 +202,10 @@ impl Addresses {
             given => {
                 let field = "spec.clusterIPs";
                 let bad = |detail: String| FieldError::invalid(field, &json!([given]), detail);
-                let ip: Ipv4Addr =
-                    given.parse().map_err(|_| bad("must be an IPv4 address or \"None\"".to_owned()))?;
+                let ip: Ipv4Addr = given.parse().map_err(|_| {
+                    let rule = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+                    FieldError::invalid("spec.clusterIPs[0]", &json!(given), rule)
+                })?;
                 if !self.range.contains(&ip) {
                     return Err(bad(format!(
                         "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",

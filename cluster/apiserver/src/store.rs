@@ -93,6 +93,14 @@ pub(crate) struct Object {
     pub json: Bytes,
 }
 
+impl Object {
+    /// A state of an object.
+    pub(crate) fn new(key: Key, revision: u64, value: Value) -> Self {
+        let json = to_bytes(&value);
+        Self { key, revision, value, json }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -132,7 +140,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    fn of(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
+    pub(crate) fn of(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
         let (frame, lean, partial) = Default::default();
         Self { change, object, previous, slim: false, frame, lean, partial }
     }
@@ -305,8 +313,7 @@ impl Store {
             _ => {}
         }
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
-        let json = to_bytes(&value);
-        let object = Arc::new(Object { key: key.clone(), revision, value, json });
+        let object = Arc::new(Object::new(key.clone(), revision, value));
         table.objects.insert(path.clone(), object.clone());
         let change = if previous.is_some() { Change::Modified } else { Change::Added };
         table.history.push(Arc::new(Event::of(change, object.clone(), previous)));
@@ -329,8 +336,7 @@ impl Store {
         table.objects.remove(&path);
         let mut value = previous.value.clone();
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
-        let json = to_bytes(&value);
-        let object = Arc::new(Object { key: key.clone(), revision, value, json });
+        let object = Arc::new(Object::new(key.clone(), revision, value));
         table.history.push(Arc::new(Event::of(Change::Deleted, object.clone(), Some(previous))));
         table.changed.send_replace(revision);
         state.revision = revision;

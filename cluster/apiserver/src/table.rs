@@ -23,8 +23,11 @@ pub(crate) struct Column {
     wide: bool,
 }
 
+fn definition(name: &str, kind: &str, format: &str, description: &str, priority: i64) -> Value {
+    json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
+}
+
 fn definitions(resource: &Resource) -> Value {
-    let definition = |name: &str, kind: &str, format: &str, description: &str, priority: i64| json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority});
     let mut columns = Vec::new();
     match &resource.columns {
         Columns::Builtin => {
@@ -98,12 +101,7 @@ pub(crate) fn table(
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
-            let mut row = json!({"cells": cells(resource, object, now)});
-            match include {
-                Include::Metadata => row["object"] = partial(accept, object),
-                Include::Object => row["object"] = object.as_ref().clone(),
-                Include::Nothing => row["object"] = Value::Null,
-            }
+            let mut row = row(accept, include, object, cells(resource, object, now));
             if let Some(conditions) = printers::conditions(resource, object) {
                 row["conditions"] = conditions;
             }
@@ -112,6 +110,30 @@ pub(crate) fn table(
         .collect();
     let columns = if header { definitions(resource) } else { json!([]) };
     json!({"kind": "Table", "apiVersion": accept.meta_version(), "metadata": metadata, "columnDefinitions": columns, "rows": rows})
+}
+
+fn row(accept: Accept, include: Include, object: &Value, cells: Vec<Value>) -> Value {
+    let object = match include {
+        Include::Metadata => partial(accept, object),
+        Include::Object => object.clone(),
+        Include::Nothing => Value::Null,
+    };
+    json!({"cells": cells, "object": object})
+}
+
+/// The table of a scale.
+pub(crate) fn scale(accept: Accept, include: Include, scale: &Value) -> Value {
+    let columns = [("Name", "string"), ("Desired", "integer"), ("Available", "integer"), ("Age", "string")];
+    let columns = columns.map(|(name, kind)| {
+        let format = if name == "Name" { "name" } else { "" };
+        definition(name, kind, format, name, 0)
+    });
+    let number = |side: &str| Value::from(scale[side]["replicas"].as_i64().unwrap_or(0));
+    let age = text::age_of(&scale["metadata"]["creationTimestamp"], Timestamp::now());
+    let cells = vec![scale["metadata"]["name"].clone(), number("spec"), number("status"), age];
+    let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+    json!({"kind": "Table", "apiVersion": accept.meta_version(), "metadata": metadata, "columnDefinitions": columns,
+        "rows": [row(accept, include, scale, cells)]})
 }
 
 /// The table in a bookmark: one row without cells.

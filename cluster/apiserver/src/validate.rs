@@ -35,6 +35,7 @@ fn too_long(field: &str, most: usize) -> FieldError {
         field: field.to_owned(),
         reason: cluster_schema::Reason::TooLong,
         bad_value: None,
+        shown: None,
         detail: format!("may not be more than {most} bytes"),
     }
 }
@@ -158,12 +159,17 @@ pub(crate) fn metadata(resource: &Resource, object: &Value) -> Vec<FieldError> {
         }
     }
     let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (index, owner) in owners.iter().enumerate() {
+    for owner in owners {
         for field in ["apiVersion", "kind", "name", "uid"] {
-            // A field that is not there at all is the schema's to name.
-            if owner[field].as_str() == Some("") {
-                let path = format!("metadata.ownerReferences[{index}].{field}");
-                errors.push(FieldError::invalid(path, &"".into(), "must not be empty"));
+            // As upstream: what is not there is empty, and the place in the list is not told.
+            if owner[field].as_str().unwrap_or_default().is_empty() {
+                let detail =
+                    if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
+                errors.push(FieldError::invalid(
+                    format!("metadata.ownerReferences.{field}"),
+                    &"".into(),
+                    detail,
+                ));
             }
         }
     }
@@ -204,6 +210,11 @@ pub(crate) fn metadata_update(_resource: &Resource, new: &Value, old: &Value) ->
 /// Checks against the schema.
 pub(crate) fn schema(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = resource.schema().validate(new, old);
+    // What is missing there is told with the rest of the metadata.
+    errors.retain(|error| {
+        error.reason != cluster_schema::Reason::Required
+            || !error.field.starts_with("metadata.ownerReferences[")
+    });
     if resource.builtin && resource.kind == "CustomResourceDefinition" {
         // What a schema may hold is better said by compiling it, below.
         errors.retain(|error| !error.field.contains(".openAPIV3Schema."));
@@ -216,13 +227,7 @@ pub(crate) fn object(ctx: &Ctx, new: &Value, old: Option<&Value>) -> Vec<FieldEr
     let mut errors = Vec::new();
     let resource = &ctx.resource;
     if !resource.builtin {
-        if old.is_some() && meta::text(new, "resourceVersion").is_empty() && ctx.content_type_is_object() {
-            errors.push(FieldError::invalid(
-                "metadata.resourceVersion",
-                &0.into(),
-                "must be specified for an update",
-            ));
-        }
+        errors.extend(resource.scale.as_ref().and_then(|paths| scale_leads_nowhere(&paths.spec, new)));
         return errors;
     }
     match resource.kind.as_str() {
@@ -239,11 +244,23 @@ pub(crate) fn object(ctx: &Ctx, new: &Value, old: Option<&Value>) -> Vec<FieldEr
     errors
 }
 
-impl Ctx {
-    /// Is the body a whole object (an update), and not a patch?
-    fn content_type_is_object(&self) -> bool {
-        !self.content_type.as_deref().unwrap_or_default().contains("patch")
+/// The scale's path must lead through objects, as far as it leads.
+fn scale_leads_nowhere(path: &str, object: &Value) -> Option<FieldError> {
+    let mut value = object;
+    for part in path.split('.') {
+        match value {
+            Value::Object(map) => value = map.get(part)?,
+            other => {
+                let (text, ty) =
+                    (cluster_schema::decode::go_text(other), cluster_schema::decode::go_type_of(other));
+                let detail = format!(
+                    ".{path} accessor error: {text} is of the type {ty}, expected map[string]interface{{}}"
+                );
+                return Some(FieldError::invalid(format!(".{path}"), &0.into(), detail));
+            }
+        }
     }
+    None
 }
 
 /// Of a pod's spec, only a few fields may change.
@@ -279,6 +296,89 @@ fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Versions as Go prints them: what is the same in all of them stands elsewhere in its structures.
+fn printed(versions: &[Value]) -> String {
+    let flag = |version: &Value, field: &str| Value::from(version[field] == true);
+    let own = |version: &Value, field: &str| match versions.iter().all(|other| other[field] == version[field])
+    {
+        true => Value::Null,
+        false => version[field].clone(),
+    };
+    let versions: Vec<String> = versions
+        .iter()
+        .map(|version| {
+            cluster_schema::go_struct(&[
+                ("Name", version["name"].clone()),
+                ("Served", flag(version, "served")),
+                ("Storage", flag(version, "storage")),
+                ("Deprecated", flag(version, "deprecated")),
+                ("DeprecationWarning", version["deprecationWarning"].clone()),
+                ("Schema", own(version, "schema")),
+                ("Subresources", own(version, "subresources")),
+                ("AdditionalPrinterColumns", own(version, "additionalPrinterColumns")),
+                ("SelectableFields", own(version, "selectableFields")),
+            ])
+        })
+        .collect();
+    format!("[{}]", versions.join(","))
+}
+
+/// How versions of a definition are converted. Upstream names the fields as it has them inside.
+fn conversion(conversion: &Value, preserves: bool, errors: &mut Vec<FieldError>) {
+    const CLIENT: &str = "spec.conversion.webhookClientConfig";
+    const VERSIONS: &str = "spec.conversion.conversionReviewVersions";
+    let (strategy, webhook) = (&conversion["strategy"], &conversion["webhook"]);
+    let client = &webhook["clientConfig"];
+    let versions = webhook["conversionReviewVersions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match strategy.as_str().unwrap_or_default() {
+        "None" => {
+            let detail = "should not be set when strategy is not set to Webhook";
+            if client.is_object() {
+                errors.push(FieldError::forbidden(CLIENT, detail));
+            }
+            if !versions.is_empty() {
+                errors.push(FieldError::forbidden(VERSIONS, detail));
+            }
+        }
+        "Webhook" => {
+            if preserves {
+                let detail = "must be None if spec.preserveUnknownFields is true";
+                errors.push(FieldError::invalid("spec.conversion.strategy", strategy, detail));
+            }
+            match (client.is_object(), client["url"].as_str(), client["service"].is_object()) {
+                (false, ..) => {
+                    errors.push(FieldError::required(CLIENT, "required when strategy is set to Webhook"))
+                }
+                (true, None, false) | (true, Some(_), true) => {
+                    errors.push(FieldError::required(CLIENT, "exactly one of url or service is required"));
+                }
+                (true, Some(url), false) if !url.starts_with("https://") => {
+                    let detail =
+                        "'https' is the only allowed URL scheme; desired format: https://host[/path]";
+                    errors.push(FieldError::invalid(
+                        format!("{CLIENT}.url"),
+                        &url.split("://").next().into(),
+                        detail,
+                    ));
+                }
+                _ => {}
+            }
+            let known =
+                |version: &Value| version.as_str().is_some_and(|v| cluster_admission::REVIEWS.contains(&v));
+            if versions.is_empty() {
+                errors.push(FieldError::required(VERSIONS, ""));
+            } else if !versions.iter().any(known) {
+                let detail =
+                    format!("must include at least one of {}", cluster_admission::REVIEWS.join(", "));
+                errors.push(FieldError::invalid(VERSIONS, &versions.into(), detail));
+            }
+        }
+        _ => {
+            errors.push(FieldError::not_supported("spec.conversion.strategy", strategy, &["None", "Webhook"]))
+        }
+    }
+}
+
 /// A CustomResourceDefinition must name itself rightly, store one version, and have structural schemas.
 fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let spec = &new["spec"];
@@ -291,8 +391,8 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
             "must be spec.names.plural+\".\"+spec.group",
         ));
     }
-    if spec["conversion"]["strategy"] == "Webhook" {
-        errors.push(FieldError::not_supported("spec.conversion.strategy", &"Webhook".into(), &["None"]));
+    if spec["conversion"].is_object() {
+        conversion(&spec["conversion"], spec["preserveUnknownFields"] == true, errors);
     }
     if !matches!(spec["scope"].as_str(), Some("Cluster" | "Namespaced")) {
         errors.push(FieldError::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
@@ -300,19 +400,19 @@ fn definition(new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let stored = versions.iter().filter(|version| version["storage"] == true).count();
     if stored != 1 {
-        errors.push(FieldError::invalid(
-            "spec.versions",
-            &spec["versions"],
-            "must have exactly one version marked as storage version",
-        ));
+        let detail = "must have exactly one version marked as storage version";
+        errors
+            .push(FieldError::invalid("spec.versions", &spec["versions"], detail).showing(printed(versions)));
+    }
+    if stored == 0 {
+        let detail = "must have at least one stored version";
+        errors.push(FieldError::invalid("status.storedVersions", &Value::Null, detail));
     }
     let mut seen = std::collections::HashSet::new();
     if !versions.iter().all(|version| seen.insert(text(&version["name"]))) {
-        errors.push(FieldError::invalid(
-            "spec.versions",
-            &spec["versions"],
-            "must contain unique version names",
-        ));
+        let detail = "must contain unique version names";
+        errors
+            .push(FieldError::invalid("spec.versions", &spec["versions"], detail).showing(printed(versions)));
     }
     let old_versions =
         old.and_then(|old| old["spec"]["versions"].as_array()).map(Vec::as_slice).unwrap_or_default();
@@ -398,6 +498,14 @@ mod tests {
             {"name": "v1", "served": true, "storage": false}]}});
         definition(&bad, None, &mut found);
         let fields: Vec<_> = found.iter().map(|error| error.field.as_str()).collect();
-        assert_eq!(fields, ["metadata.name", "spec.versions", "spec.versions[0].schema.openAPIV3Schema"]);
+        assert_eq!(
+            fields,
+            [
+                "metadata.name",
+                "spec.versions",
+                "status.storedVersions",
+                "spec.versions[0].schema.openAPIV3Schema"
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Admission webhooks: which configurations there are, and what a request tells them.
+//! Webhooks: which configurations there are, and what a request tells them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ pub(crate) use cluster_admission::Operation;
 
 use crate::error::ApiError;
 use crate::handlers::Ctx;
-use crate::meta;
 use crate::store::{Object, Store};
+use crate::{convert, meta};
 
 const MUTATING: &str = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
 const VALIDATING: &str = "admissionregistration.k8s.io/validatingwebhookconfigurations";
@@ -128,6 +128,31 @@ impl Hooks {
         let warnings = self.webhooks.validate(&configurations, &attributes, object).await.map_err(denied)?;
         warnings.into_iter().for_each(|warning| ctx.warn(warning));
         Ok(())
+    }
+
+    /// Asks validating webhooks about a deletion.
+    pub(crate) async fn validate_deletion(
+        &self,
+        ctx: &Ctx,
+        old: &Arc<Object>,
+        dry_run: bool,
+    ) -> Result<(), ApiError> {
+        if self.concerned(VALIDATING, ctx, Operation::Delete).is_none() {
+            return Ok(());
+        }
+        let old = ctx.shown(old.clone()).await?;
+        let old = convert::from_storage(&ctx.resource, &old.value);
+        self.validate(ctx, Operation::Delete, Some(&old), None, dry_run).await
+    }
+
+    /// Converts objects of one kind to `wanted`, by `spec.conversion` of their definition.
+    pub(crate) async fn convert(
+        &self,
+        conversion: &Value,
+        wanted: &str,
+        objects: Vec<Value>,
+    ) -> Result<Vec<Value>, ApiError> {
+        self.webhooks.convert(conversion, wanted, objects).await.map_err(ApiError::failure)
     }
 
     fn attributes(

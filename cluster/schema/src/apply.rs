@@ -137,6 +137,13 @@ pub fn apply(
     let object = prune(schema, merged, &managers, &last);
 
     let diff = typed::compare(schema.root(), &before, &object);
+    if live.is_some()
+        && diff.is_empty()
+        && let Some(entry) = managers.get_mut(&key)
+    {
+        // As upstream: who takes part in what is there already, changes nothing at no time.
+        entry.time = original.get(&key).map(|held| held.time.clone()).unwrap_or_default();
+    }
     let (conflicts, taken) = yield_fields(&mut managers, &key, &diff);
     if !force && !conflicts.is_empty() {
         let allowed = if manager.name == KUBECTL { last_applied(schema, live) } else { FieldSet::default() };

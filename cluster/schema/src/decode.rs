@@ -3,9 +3,12 @@
 //! Kubernetes decodes its own types before it validates them, so that a text in place of a number is a bad request (400) that
 //! names the Go field, not an invalid object (422). Clients and people look for these words.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::node::{Field, Node, Sub, Ty};
+use crate::validate::formats::Format;
 
 /// The first value that does not fit its field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +21,15 @@ pub struct Mismatch {
     pub found: &'static str,
     /// What the field takes, as a Go type.
     pub expected: String,
+    /// What a text that is no base64 is told instead.
+    pub corrupt: Option<String>,
 }
 
 impl std::fmt::Display for Mismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(corrupt) = &self.corrupt {
+            return f.write_str(corrupt);
+        }
         write!(
             f,
             "json: cannot unmarshal {} into Go struct field {}.{} of type {}",
@@ -94,7 +102,16 @@ fn walk(node: &Node, value: &Value, owner: &str, path: &mut String) -> Option<Mi
             path: path.clone(),
             found: kind(value),
             expected: go_type(node),
+            corrupt: None,
         });
+    }
+    if let Value::String(text) = value
+        && node.checks.as_ref().is_some_and(|checks| checks.format() == Some(Format::Byte))
+        && STANDARD.decode(text).is_err()
+    {
+        let corrupt = Some(format!("illegal base64 data at input byte {}", broken_at(text)));
+        let (owner, path) = (owner.to_owned(), path.clone());
+        return Some(Mismatch { owner, path, found: "string", expected: "[]uint8".to_owned(), corrupt });
     }
     let owner = node.type_name.as_deref().and_then(|name| name.rsplit('.').next()).unwrap_or(owner);
     match value {
@@ -118,6 +135,12 @@ fn walk(node: &Node, value: &Value, owner: &str, path: &mut String) -> Option<Mi
         }
         _ => None,
     }
+}
+
+/// Where a text ceases to be base64: at the first letter that is none of its, or at its end.
+pub fn broken_at(text: &str) -> usize {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+    text.bytes().position(|byte| !letter(byte)).unwrap_or(text.len())
 }
 
 /// Removes empty lists and maps, as encoding Go's structs with `omitempty` does; what a type requires stays.
@@ -207,7 +230,7 @@ pub(crate) fn go_syntax(value: &Value) -> String {
 }
 
 /// A value's Go type.
-pub(crate) fn go_type_of(value: &Value) -> &'static str {
+pub fn go_type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "<nil>",
         Value::Bool(_) => "bool",
@@ -244,6 +267,8 @@ mod tests {
         let expected = "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container";
         assert_eq!(containers.as_deref(), Some(expected));
         assert_eq!(found("", "Pod", &json!({"spec": {"containers": [{"name": "x", "args": null}]}})), None);
+        let secret = found("", "Secret", &json!({"data": {"good": "Yg==", "a": "not base64!"}}));
+        assert_eq!(secret.as_deref(), Some("illegal base64 data at input byte 3"));
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct FieldError {
     pub reason: Reason,
     /// The value as it was sent, where printing it helps.
     pub bad_value: Option<Value>,
+    /// What is printed in the value's place, where Kubernetes prints a structure of its own (see [`go_struct`]).
+    pub shown: Option<String>,
     /// The rule, in a sentence; may be empty.
     pub detail: String,
 }
@@ -77,7 +79,13 @@ pub struct FieldError {
 impl FieldError {
     /// A missing value.
     pub fn required(field: impl Into<String>, detail: impl Into<String>) -> FieldError {
-        FieldError { field: field.into(), reason: Reason::Required, bad_value: None, detail: detail.into() }
+        FieldError {
+            field: field.into(),
+            reason: Reason::Required,
+            bad_value: None,
+            shown: None,
+            detail: detail.into(),
+        }
     }
 
     /// A value that breaks a rule.
@@ -86,13 +94,20 @@ impl FieldError {
             field: field.into(),
             reason: Reason::Invalid,
             bad_value: Some(value.clone()),
+            shown: None,
             detail: detail.into(),
         }
     }
 
     /// A value that may not be set or changed.
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> FieldError {
-        FieldError { field: field.into(), reason: Reason::Forbidden, bad_value: None, detail: detail.into() }
+        FieldError {
+            field: field.into(),
+            reason: Reason::Forbidden,
+            bad_value: None,
+            shown: None,
+            detail: detail.into(),
+        }
     }
 
     /// A value that occurs twice.
@@ -101,6 +116,7 @@ impl FieldError {
             field: field.into(),
             reason: Reason::Duplicate,
             bad_value: Some(value.clone()),
+            shown: None,
             detail: String::new(),
         }
     }
@@ -116,8 +132,15 @@ impl FieldError {
             field: field.into(),
             reason: Reason::NotSupported,
             bad_value: Some(value.clone()),
+            shown: None,
             detail: format!("supported values: {}", list.join(", ")),
         }
+    }
+
+    /// The same, printed with this in the value's place.
+    #[must_use]
+    pub fn showing(self, shown: String) -> FieldError {
+        FieldError { shown: Some(shown), ..self }
     }
 
     /// The text without the field, as it stands in `StatusCause.message`.
@@ -127,7 +150,10 @@ impl FieldError {
             matches!(self.reason, Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal);
         if !hide && let Some(value) = &self.bad_value {
             s.push_str(": ");
-            s.push_str(&value.to_string());
+            match &self.shown {
+                Some(shown) => s.push_str(shown),
+                None => s.push_str(&value.to_string()),
+            }
         }
         if !self.detail.is_empty() {
             s.push_str(": ");
@@ -145,6 +171,13 @@ impl fmt::Display for FieldError {
 }
 
 impl std::error::Error for FieldError {}
+
+/// A structure as Go prints it in an error: the fields in its own order, and without the letters that matter to HTML.
+pub fn go_struct(fields: &[(&str, Value)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    let text = format!("{{{}}}", fields.join(","));
+    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+}
 
 /// Path of a field under `base`: `base.name`, or `base[name]` where the name is a map's key.
 pub(crate) fn child(base: &str, name: &str) -> String {

@@ -27,7 +27,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use parking_lot::RwLock;
 use serde_json::Value;
 
-pub use error::{FieldError, Reason};
+pub use error::{FieldError, Reason, go_struct};
 
 use node::{Sub, Target};
 
@@ -143,8 +143,15 @@ impl Schema {
         let crd = self.0.origin == Origin::Crd;
         let options = validate::Options { unique_lists: crd, ratchet: old.is_some(), nulls: !crd };
         let mut errors = validate::validate(&self.0.root, obj, old, &options);
-        if !crd && errors.is_empty() {
-            builtin::checks::object(&self.0.root, obj, old, &mut errors);
+        if !crd && errors.iter().all(|error| error.reason == Reason::Required) {
+            // What is missing is to Kubernetes' own checks what is empty, and they say more of it than that it is not there.
+            let mut found = Vec::new();
+            builtin::checks::object(&self.0.root, obj, old, &mut found);
+            let below = |outer: &str, inner: &str| {
+                inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            errors.retain(|error| !found.iter().any(|other| below(&error.field, &other.field)));
+            errors.append(&mut found);
         }
         errors
     }

@@ -401,7 +401,7 @@ fn bad_crds_are_refused() {
     };
     assert!(
         rule("self ==")[0]
-            .contains("x-kubernetes-validations[0].rule: Invalid value: \"self ==\": compilation failed")
+            .contains("x-kubernetes-validations[0].rule: Invalid value: {\"Rule\":\"self ==\",")
     );
     assert!(rule("slef == 'x'")[0].contains("undeclared reference to 'slef'"));
     let fields = |rule: &str| {
@@ -414,6 +414,32 @@ fn bad_crds_are_refused() {
     assert!(fields("self.l.all(e, e.y == 'x')")[0].contains("undefined field 'y'"));
     assert!(fields("self.l[0].y == 'x'")[0].contains("undefined field 'y'"));
     assert!(rule("")[0].contains("Required value"));
+    assert!(rule("self == 'x' &&\n  self > 'y' && self.z")[0].ends_with(
+        "compilation failed: ERROR: <input>:2:21: type 'string' does not support field selection\n |   self > 'y' && self.z\n | ....................^"
+    ));
+    for (wrong, words) in [
+        ("self > 1", "found no matching overload for '_>_' applied to '(string, int)'"),
+        ("self + 1 == 'x'", "found no matching overload for '_+_' applied to '(string, int)'"),
+        ("self && true", "found no matching overload for '_&&_' applied to '(string, bool)'"),
+        ("size(self)", "cel expression must evaluate to a bool"),
+        ("self.all(c, c == 'x')", "expression of type 'string' cannot be range of a comprehension"),
+        ("self.starts('x')", "undeclared reference to 'starts'"),
+        ("self in 5", "found no matching overload for '@in' applied to '(string, int)'"),
+    ] {
+        assert!(rule(wrong)[0].contains(words), "{wrong}: {}", rule(wrong)[0]);
+    }
+    let empty = |rule: &str| {
+        refused(
+            json!({"type": "object", "properties": {"a": {"type": "object", "x-kubernetes-validations": [{"rule": rule}]}}}),
+        )
+    };
+    assert!(empty("self.nothere > 1")[0].contains("<input>:1:5: undefined field 'nothere'"));
+    let told = refused(json!({"type": "object", "properties": {"a": {"type": "integer",
+        "x-kubernetes-validations": [{"rule": "self > 1", "messageExpression": "self"}]}}}));
+    assert!(
+        told[0].contains("x-kubernetes-validations[0].messageExpression")
+            && told[0].contains("must evaluate to a string")
+    );
     assert!(
         refused(json!({"type": "object", "properties": {"a": {"$ref": "#/x"}}}))
             .iter()
@@ -424,6 +450,34 @@ fn bad_crds_are_refused() {
         deep = json!({"type": "object", "properties": {"a": deep}});
     }
     assert!(refused(deep)[0].contains("64 levels"));
+}
+
+#[test]
+fn rules_that_are_right_compile() {
+    let schema = json!({"type": "object", "properties": {
+        "n": {"type": "integer"}, "d": {"type": "number"}, "s": {"type": "string", "nullable": true}, "q": {"x-kubernetes-int-or-string": true},
+        "t": {"type": "string", "format": "date-time"}, "w": {"type": "string", "format": "duration"}, "m": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "l": {"type": "array", "items": {"type": "object", "properties": {"k": {"type": "string"}, "v": {"type": "integer"}}}},
+        "metadata": {"type": "object"}}});
+    for rule in [
+        "self.n > self.d",
+        "self.n == 1 || self.s == null",
+        "self.q == 5 || self.q == '5%'",
+        "self.t > timestamp('2026-01-01T00:00:00Z') && self.t + duration('1h') > self.t",
+        "self.w <= duration('5m') && self.w.getSeconds() < 300",
+        "self.m.all(k, self.m[k] > 0 && k.startsWith('x')) && 'a' in self.m",
+        "self.l.map(e, e.v).sum() < 10 && self.l.filter(e, e.v > 1).size() == 1",
+        "self.l.exists_one(e, e.k == self.metadata.name) && self.metadata.name.matches('^a')",
+        "(has(self.n) ? self.n : 5) > size(self.l) && self.kind == 'X'",
+        "quantity('1Gi').isGreaterThan(quantity('1Mi')) && url('https://a').getHost() == 'a' && math.greatest(self.n, 3) > 2",
+        "!has(oldSelf.s) || oldSelf.s == self.s && [1, 2].exists(i, i == self.n) && type(self.s) == string",
+        "self.l == oldSelf.l && self.s.lowerAscii().trim().contains('x') && int(self.s) + self.n > 2",
+    ] {
+        let mut schema = schema.clone();
+        schema["x-kubernetes-validations"] =
+            json!([{"rule": rule, "messageExpression": "'n is ' + string(self.n)"}]);
+        assert!(Schema::from_crd(&schema).is_ok(), "{rule}: {:?}", Schema::from_crd(&schema).err());
+    }
 }
 
 #[test]

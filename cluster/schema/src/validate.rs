@@ -83,6 +83,7 @@ fn type_error(path: &str, ty: Ty, value: &Value) -> FieldError {
         field: path.to_owned(),
         reason: Reason::TypeInvalid,
         bad_value: Some(Value::String(got.into())),
+        shown: None,
         detail: format!("{path} in body must be of type {}: {got:?}", ty.name()),
     }
 }

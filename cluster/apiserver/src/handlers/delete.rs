@@ -18,7 +18,6 @@ use crate::query::{ListOptions, Query, dry_run_error};
 use crate::registry::{Resource, crd};
 use crate::reply::{self, Reply};
 use crate::store::{Conflict, Expect, Object};
-use crate::webhooks::Operation;
 use crate::{admit, convert, meta, request};
 
 /// Attempts when others write too.
@@ -103,6 +102,7 @@ pub(crate) async fn delete(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
             Ok(reply::value(StatusCode::OK, ctx.accept, &status))
         }
         Deleted::Marked(object) => {
+            let object = ctx.shown(object).await?;
             Ok(reply::stored(StatusCode::OK, ctx.accept, &ctx.resource, ctx.include, &object))
         }
     }
@@ -117,6 +117,10 @@ pub(crate) async fn collection(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError
         return Err(ApiError::method_not_allowed());
     }
     let (revision, objects) = super::read::select(ctx, &selection);
+    let objects = match selection.fields.is_empty() {
+        true => objects,
+        false => super::read::settled(ctx, &selection, objects).await?,
+    };
     let mut deleted = Vec::with_capacity(objects.len());
     for object in objects {
         match delete_object(ctx, &object.key.name, &options).await {
@@ -125,6 +129,7 @@ pub(crate) async fn collection(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError
             Err(error) => return Err(error),
         }
     }
+    let deleted = convert::webhook::shown(&ctx.server, &ctx.resource, deleted).await?;
     let metadata = json!({"resourceVersion": revision.to_string()});
     Ok(reply::list(ctx.accept, &ctx.resource, ctx.include, &deleted, &metadata))
 }
@@ -149,8 +154,7 @@ pub(crate) async fn delete_object(ctx: &Ctx, name: &str, options: &Options) -> R
         check(resource, options, &old)?;
         admit::delete(ctx, &old)?;
         if attempt == 0 {
-            let before = convert::from_storage(resource, &old.value);
-            ctx.server.hooks.validate(ctx, Operation::Delete, Some(&before), None, options.dry_run).await?;
+            ctx.server.hooks.validate_deletion(ctx, &old, options.dry_run).await?;
         }
         let (new, grace_left) = marked(resource, &old.value, options, Timestamp::now());
         if options.dry_run {

@@ -67,11 +67,11 @@ pub(crate) async fn patch(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
         )));
     }
     for _ in 0..ATTEMPTS {
-        let old = super::read::find(ctx)?;
+        let old = super::read::find_shown(ctx).await?;
         let new = patched(ctx, kind, &old, &patch, &options)?;
         match update_object(ctx, &old, new, &options, Track::Update).await? {
             Outcome::Raced => {}
-            done => return done.reply(ctx, StatusCode::OK),
+            done => return done.reply(ctx, StatusCode::OK).await,
         }
     }
     Err(ApiError::modified(ctx.subject()))
@@ -109,7 +109,7 @@ fn patched(
     if kind == Kind::Strategic
         && let Some(mismatch) = ctx.resource.schema().mismatch(&new)
     {
-        let detail = format!("unrecognized type: {}", mismatch.expected);
+        let detail = mismatch.corrupt.unwrap_or_else(|| format!("unrecognized type: {}", mismatch.expected));
         let patch = go_text(patch);
         return Err(ApiError::invalid("", "", "", &[FieldError::invalid("patch", &patch.into(), detail)]));
     }
@@ -178,7 +178,10 @@ async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<R
         api_version: &api_version,
     };
     for _ in 0..ATTEMPTS {
-        let old = ctx.server.store.get(&ctx.resource.storage, &ctx.namespace, ctx.object_name());
+        let old = match ctx.server.store.get(&ctx.resource.storage, &ctx.namespace, ctx.object_name()) {
+            Some(old) => Some(ctx.shown(old).await?),
+            None => None,
+        };
         let before = old.as_ref().map(|object| convert::from_storage(&ctx.resource, &object.value));
         let merged =
             apply(ctx.resource.schema(), before.as_deref(), &applied, &manager, options.force, &meta::now())
@@ -212,7 +215,7 @@ async fn apply_patch(ctx: &Ctx, body: &[u8], options: &WriteOptions) -> Result<R
         };
         match outcome {
             Outcome::Raced => {}
-            done => return done.reply(ctx, code),
+            done => return done.reply(ctx, code).await,
         }
     }
     Err(ApiError::modified(ctx.subject()))

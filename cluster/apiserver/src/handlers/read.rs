@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Ctx;
+use crate::accept::Shape;
 use crate::convert;
 use crate::error::ApiError;
 use crate::query::{ListOptions, Match};
@@ -16,9 +17,12 @@ use crate::reply::{self, Reply};
 use crate::store::Object;
 
 /// One object.
-pub(crate) fn get(ctx: &Ctx) -> Result<Reply, ApiError> {
+pub(crate) async fn get(ctx: &Ctx) -> Result<Reply, ApiError> {
     ctx.query.revision(true)?;
-    let object = find(ctx)?;
+    let object = match ctx.accept.shape {
+        Shape::Partial => find(ctx)?,
+        _ => find_shown(ctx).await?,
+    };
     Ok(reply::stored(StatusCode::OK, ctx.accept, &ctx.resource, ctx.include, &object))
 }
 
@@ -28,6 +32,11 @@ pub(crate) fn find(ctx: &Ctx) -> Result<Arc<Object>, ApiError> {
         .store
         .get(&ctx.resource.storage, &ctx.namespace, ctx.object_name())
         .ok_or_else(|| ApiError::not_found(ctx.subject()))
+}
+
+/// The same, in the version of the request.
+pub(crate) async fn find_shown(ctx: &Ctx) -> Result<Arc<Object>, ApiError> {
+    ctx.shown(find(ctx)?).await
 }
 
 /// Where a list goes on: after `key`, as of `revision`.
@@ -141,7 +150,7 @@ fn broken(token: &str) -> String {
     }
 }
 
-/// The objects that a list or watch selects, and the revision at which they were so.
+/// The objects that a list or watch selects, and the revision at which they were so. As they are stored: see [`settled`].
 pub(crate) fn select(ctx: &Ctx, options: &ListOptions) -> (u64, Vec<Arc<Object>>) {
     let namespace = ctx.resource.namespaced.then_some(ctx.namespace.as_str()).filter(|n| !n.is_empty());
     if let (Some(name), true) = (options.fields.name(), namespace.is_some() || !ctx.resource.namespaced) {
@@ -159,16 +168,35 @@ pub(crate) fn select(ctx: &Ctx, options: &ListOptions) -> (u64, Vec<Arc<Object>>
     (revision, objects)
 }
 
-/// Does the request select this stored object?
+/// Of selected objects those that are selected in the version of the request, and in that version, where a webhook must be asked.
+pub(crate) async fn settled(
+    ctx: &Ctx,
+    options: &ListOptions,
+    objects: Vec<Arc<Object>>,
+) -> Result<Vec<Arc<Object>>, ApiError> {
+    if ctx.resource.conversion.is_none() || (ctx.accept.shape == Shape::Partial && options.fields.is_empty())
+    {
+        return Ok(objects);
+    }
+    let mut objects = convert::webhook::shown(&ctx.server, &ctx.resource, objects).await?;
+    objects.retain(|object| selects(&ctx.resource, options, &object.value));
+    Ok(objects)
+}
+
+/// Does the request select this stored object? Where only a webhook knows, it may.
 pub(crate) fn selects(resource: &Resource, options: &ListOptions, object: &Value) -> bool {
     if options.fields.is_empty() {
         return options.labels.matches(object);
+    }
+    if resource.conversion.is_some() && convert::is_needed(resource, object) {
+        let named = options.fields.name().is_none_or(|name| name == crate::meta::name(object));
+        return named && options.labels.matches(object);
     }
     options.selects(&convert::from_storage(resource, object))
 }
 
 /// A list.
-pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
+pub(crate) async fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
     let options = ListOptions::from_query(&ctx.query)?;
     check_fields(&ctx.resource, &options)?;
     let current = ctx.server.store.revision();
@@ -190,6 +218,10 @@ pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
         }
     }
     let (mut revision, mut objects) = select(ctx, &options);
+    if !options.fields.is_empty() {
+        // How many there are, and so the page, is known only then.
+        objects = settled(ctx, &options, objects).await?;
+    }
     if let Some(token) = &options.continue_token {
         if options.revision.is_some_and(|revision| revision > 0) {
             return Err(ApiError::bad_request(
@@ -226,6 +258,7 @@ pub(crate) fn list(ctx: &Ctx) -> Result<Reply, ApiError> {
             metadata["continue"] = Continue { revision, after }.encode().into();
         }
     }
+    let objects = settled(ctx, &options, objects).await?;
     Ok(reply::list(ctx.accept, &ctx.resource, ctx.include, &objects, &metadata))
 }
 

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::write::{Outcome, Track, update_object};
 use super::{Ctx, patch, read};
+use crate::accept::Shape;
 use crate::error::ApiError;
 use crate::registry::ScalePaths;
 use crate::reply::{self, Reply};
 use crate::store::Object;
-use crate::{convert, meta, request};
+use crate::{convert, meta, request, table};
 
 /// Attempts when others write too.
 const ATTEMPTS: usize = 8;
@@ -77,14 +78,20 @@ fn scale_of(paths: &ScalePaths, object: &Value) -> Value {
 }
 
 fn answer(ctx: &Ctx, paths: &ScalePaths, object: &Value) -> Reply {
-    reply::value(StatusCode::OK, ctx.accept, &scale_of(paths, object))
+    let scale = scale_of(paths, object);
+    let shown = match ctx.accept.shape {
+        Shape::Table => table::scale(ctx.accept, ctx.include, &scale),
+        Shape::Partial => reply::partial(ctx.accept, &scale),
+        Shape::Plain => scale,
+    };
+    reply::value(StatusCode::OK, ctx.accept, &shown)
 }
 
 /// GET, PUT and PATCH of the scale.
 pub(crate) async fn handle(ctx: &Ctx, verb: &str, request: Request<Body>) -> Result<Reply, ApiError> {
     let paths = ctx.resource.scale.clone().ok_or_else(ApiError::no_such_path)?;
     if verb == "get" {
-        let object = read::find(ctx)?;
+        let object = read::find_shown(ctx).await?;
         return Ok(answer(ctx, &paths, &convert::from_storage(&ctx.resource, &object.value)));
     }
     if !matches!(verb, "update" | "patch") {
@@ -93,7 +100,7 @@ pub(crate) async fn handle(ctx: &Ctx, verb: &str, request: Request<Body>) -> Res
     let options = ctx.write_options(if verb == "patch" { "PatchOptions" } else { "UpdateOptions" })?;
     let body = request::read(request.into_body()).await?;
     for _ in 0..ATTEMPTS {
-        let old = read::find(ctx)?;
+        let old = read::find_shown(ctx).await?;
         let wanted = wanted(ctx, &paths, verb, &old, &body)?;
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
@@ -116,6 +123,7 @@ pub(crate) async fn handle(ctx: &Ctx, verb: &str, request: Request<Body>) -> Res
         let tracking = if ctx.resource.builtin { Track::Update } else { Track::Applied };
         match update_object(&inner, &old, new, &options, tracking).await? {
             Outcome::Stored(object) => {
+                let object = ctx.shown(object).await?;
                 return Ok(answer(ctx, &paths, &convert::from_storage(&ctx.resource, &object.value)));
             }
             Outcome::Dry(object) => return Ok(answer(ctx, &paths, &object)),

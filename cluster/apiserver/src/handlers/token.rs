@@ -52,10 +52,12 @@ pub(crate) fn create(ctx: &Ctx, body: &[u8]) -> Result<Reply, ApiError> {
         ctx.server.auth.tokens.sign(&claims, Timestamp::now()).map_err(ApiError::internal)?;
     request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["kind"] = "TokenRequest".into();
-    request["metadata"] =
-        json!({"name": account.key.name, "namespace": ctx.namespace, "creationTimestamp": meta::now()});
+    request["metadata"] = json!({"name": account.key.name, "namespace": ctx.namespace, "uid": meta::uid(&account.value),
+        "creationTimestamp": meta::now()});
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = seconds.into();
+    super::write::track_token(ctx, &mut request)?;
+    request["spec"]["boundObjectRef"] = request["spec"]["boundObjectRef"].take();
     request["status"] = json!({"token": token, "expirationTimestamp": meta::rfc3339(expires)});
     Ok(reply::value(StatusCode::CREATED, ctx.accept, &request))
 }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::stream;
@@ -22,6 +23,7 @@ use crate::error::ApiError;
 use crate::query::ListOptions;
 use crate::registry::Resource;
 use crate::reply::{Include, Reply, partial};
+use crate::server::Server;
 use crate::store::{self, Change, Event, Object};
 use crate::{convert, lean, table};
 
@@ -31,9 +33,11 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 /// How long a watch lives if the client does not say: as upstream, half an hour or more.
 const LIFETIME: Duration = Duration::from_secs(2400);
+/// Longer than anybody waits; the end of a longer one could not be reckoned.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 struct Encoder {
-    resource: std::sync::Arc<Resource>,
+    resource: Arc<Resource>,
     accept: Accept,
     include: Include,
     /// The definition of a table's columns is sent with the first event only.
@@ -43,7 +47,7 @@ struct Encoder {
 impl Encoder {
     /// The bytes of an event that is to this client what it is to all.
     fn same(&mut self, event: &Event) -> Bytes {
-        match self.shared() {
+        match self.shared(&event.object.value) {
             Some(Shape::Plain) if self.accept.lean => event.lean(),
             Some(Shape::Partial) => event.partial(),
             Some(_) => event.frame(),
@@ -52,7 +56,7 @@ impl Encoder {
     }
 
     fn event(&mut self, change: Change, object: &Value) -> Bytes {
-        match self.shared() {
+        match self.shared(object) {
             Some(Shape::Plain) if self.accept.lean => return store::frame(change, &lean::object(object)),
             Some(Shape::Partial) => return store::frame(change, &lean::partial(object)),
             _ => {}
@@ -82,19 +86,19 @@ impl Encoder {
     }
 
     /// The shape of the bytes that all such clients share, if it is one of those that are kept.
-    fn shared(&self) -> Option<Shape> {
+    fn shared(&self, object: &Value) -> Option<Shape> {
         let Accept { shape, yaml, beta, lean } = self.accept;
         let kept = match shape {
             Shape::Plain => self.accept.is_json(),
             Shape::Partial => lean && !yaml && !beta,
             Shape::Table => false,
         };
-        (kept && !convert::is_needed(&self.resource)).then_some(shape)
+        (kept && !convert::is_needed(&self.resource, object)).then_some(shape)
     }
 
     /// An object that was there before.
     fn added(&mut self, object: &Object) -> Bytes {
-        if self.shared() == Some(Shape::Plain) && !self.accept.lean {
+        if self.shared(&object.value) == Some(Shape::Plain) && !self.accept.lean {
             return store::frame(Change::Added, &object.json);
         }
         self.event(Change::Added, &object.value)
@@ -148,8 +152,19 @@ fn seen(options: &ListOptions, resource: &Resource, event: &Event) -> Option<Cha
     }
 }
 
+/// The event with its object in the version of the client, where a webhook makes that; what was before stays as it is stored.
+async fn converted(server: &Server, resource: &Resource, event: Arc<Event>) -> Result<Arc<Event>, ApiError> {
+    if !convert::is_needed(resource, &event.object.value) {
+        return Ok(event);
+    }
+    let whole = Object::new(event.object.key.clone(), event.object.revision, event.value().into_owned());
+    let shown = convert::webhook::shown(server, resource, vec![Arc::new(whole)]).await?;
+    let object = shown.into_iter().next().unwrap_or_else(|| event.object.clone());
+    Ok(Arc::new(Event::of(event.change, object, event.previous.clone())))
+}
+
 /// Streams events until the client goes, the time is up, or the server stops.
-pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
+pub(crate) async fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
     let mut options = ListOptions::from_query(&ctx.query)?;
     if let Some(name) = &ctx.name {
         let selector = format!("metadata.name={name}");
@@ -168,7 +183,11 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
         (false, Some(from)) => (from, Vec::new()),
         (false, None) => (store.revision(), Vec::new()),
     };
-    let lifetime = options.timeout_seconds.map_or(LIFETIME, Duration::from_secs);
+    let objects = read::settled(ctx, &options, objects).await?;
+    let by_webhook = ctx.resource.conversion.is_some()
+        && (ctx.accept.shape != Shape::Partial || !options.fields.is_empty());
+    let server = ctx.server.clone();
+    let lifetime = options.timeout_seconds.map_or(LIFETIME, |asked| Duration::from_secs(asked).min(LONGEST));
     let mut encoder = Encoder {
         resource: ctx.resource.clone(),
         accept: ctx.accept,
@@ -218,6 +237,16 @@ pub(crate) fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
                 if !namespace.is_empty() && event.object.key.namespace != namespace {
                     continue;
                 }
+                let event = match by_webhook {
+                    false => event,
+                    true => match converted(&server, &encoder.resource, event).await {
+                        Ok(event) => event,
+                        Err(error) => {
+                            yield line("ERROR", &error.status());
+                            return;
+                        }
+                    },
+                };
                 let Some(change) = seen(&options, &encoder.resource, &event) else { continue };
                 yield if change == event.change {
                     encoder.same(&event)

@@ -143,6 +143,7 @@ pub(crate) fn resources() -> Vec<Resource> {
                     storage_group,
                     if row.group == "autoscaling" { "v2" } else { row.version },
                 ),
+                conversion: None,
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
                 columns: Columns::Builtin,

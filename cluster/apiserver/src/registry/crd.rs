@@ -62,6 +62,7 @@ pub(crate) fn resources(definition: &Value, before: &Snapshot) -> Vec<Arc<Resour
                 subresources: &[],
                 storage: Arc::from(format!("{group}/{plural}")),
                 storage_version: storage_version.clone(),
+                conversion: Some(&spec["conversion"]).filter(|it| it["strategy"] == "Webhook").cloned(),
                 builtin: false,
                 virtual_only: false,
                 columns: Columns::Crd(columns(&version["additionalPrinterColumns"])),
@@ -150,6 +151,10 @@ pub(crate) fn default(definition: &mut Value) {
     }
     if !spec["conversion"].is_object() {
         spec["conversion"] = json!({"strategy": "None"});
+    }
+    let service = spec["conversion"].pointer_mut("/webhook/clientConfig/service");
+    if let Some(service) = service.and_then(Value::as_object_mut) {
+        service.entry("port").or_insert_with(|| 443.into());
     }
 }
 

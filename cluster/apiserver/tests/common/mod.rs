@@ -4,6 +4,7 @@ use cluster_apiserver::{ApiServer, Config, MASTERS};
 
 /// A server of its own for one test.
 pub(crate) struct Fixture {
+    #[allow(dead_code)]
     pub(crate) folder: tempfile::TempDir,
     pub(crate) server: ApiServer,
 }

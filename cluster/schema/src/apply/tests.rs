@@ -121,7 +121,9 @@ fn conflicts_with_updaters_name_version_and_time() {
 fn equal_values_are_owned_together() {
     let live = apply_as("a", None, &object(json!({"replicas": 2})));
     let out = apply_as("b", Some(&live), &object(json!({"replicas": 2})));
-    assert_eq!(managers(&out), ["a", "b"]);
+    // Who changed nothing did so at no time, which comes before all times.
+    assert_eq!(managers(&out), ["b", "a"]);
+    assert_eq!(out["metadata"]["managedFields"][0].get("time"), None);
     let error = apply(&deployment(), Some(&out), &object(json!({"replicas": 5})), &applier("a"), false, T2)
         .unwrap_err();
     assert!(error.to_string().contains("conflict with \"b\""));

@@ -62,6 +62,7 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
             let shown = serde_json::json!({"APIGroup": reference("apiGroup"), "Kind": reference("kind"), "Name": reference("name")});
             errors.push(FieldError::invalid("roleRef", &shown, "cannot change roleRef"));
         }
+        "api.rbac.v1.Role" | "api.rbac.v1.ClusterRole" => others::rules(obj, errors),
         "api.networking.v1.Ingress" => others::ingress(obj, errors),
         "api.networking.v1.NetworkPolicy" => others::network_policy(obj, errors),
         "api.policy.v1.PodDisruptionBudget" => others::budget(obj, errors),
@@ -258,6 +259,7 @@ fn not_found(path: String, value: &Value) -> FieldError {
         field: path,
         reason: Reason::NotFound,
         bad_value: Some(value.clone()),
+        shown: None,
         detail: String::new(),
     }
 }

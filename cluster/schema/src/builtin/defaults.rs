@@ -275,6 +275,7 @@ fn stateful_set(o: &mut Map<String, Value>) {
         set(status(o), count, 0);
     }
     let spec = spec(o);
+    set(spec, "serviceName", "");
     fill(spec, "podManagementPolicy", "OrderedReady");
     with(spec, "updateStrategy", |o| {
         if text(o, "type").is_empty() {

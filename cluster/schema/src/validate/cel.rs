@@ -4,6 +4,7 @@
 //! double and a `date-time` a timestamp whatever its JSON looks like.
 
 mod check;
+mod functions;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -15,8 +16,9 @@ use kube_cel::cel::{Context, ExecutionError, Program, Value as Cel};
 use serde_json::Value;
 
 use super::{correlated, formats, within, within_field};
-use crate::error::{FieldError, Reason, child};
+use crate::error::{FieldError, Reason, child, go_struct};
 use crate::node::{Field, Node, Sub, Ty};
+use check::{Mistake, Type};
 
 /// Functions are registered once; each evaluation is a small scope on top.
 pub(crate) static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| {
@@ -91,16 +93,17 @@ impl Rule {
             errors.push(FieldError::required(child(path, "rule"), "rule is not specified"));
             return None;
         };
-        let program = compile(source, &child(path, "rule"), &rule["rule"], errors)?;
-        let message_program = match text("messageExpression") {
-            Some(expression) => Some(compile(
-                expression,
-                &child(path, "messageExpression"),
-                &rule["messageExpression"],
-                errors,
-            )?),
-            None => None,
+        let optional_old_self = rule.get("optionalOldSelf").and_then(Value::as_bool).unwrap_or(false);
+        let refused = |field: &str, detail: String| {
+            FieldError::invalid(child(path, field), rule, detail).showing(printed(rule))
         };
+        let mut compile = |field: &str, source: &str, wanted: Wanted| {
+            compiled(source, node, optional_old_self, wanted).map_err(|e| errors.push(refused(field, e))).ok()
+        };
+        let program = compile("rule", source, Wanted::Bool);
+        let message_program =
+            text("messageExpression").map(|source| compile("messageExpression", source, Wanted::Text));
+        let (program, message_program) = (program?, message_program.map_or(Some(None), |it| it.map(Some))?);
         let reason = match text("reason") {
             None | Some("FieldValueInvalid") => Reason::Invalid,
             Some("FieldValueForbidden") => Reason::Forbidden,
@@ -120,13 +123,6 @@ impl Rule {
                 return None;
             }
         };
-        for expression in [Some(&program), message_program.as_ref()].into_iter().flatten() {
-            if let Err(e) = check::rule(expression.expression(), node) {
-                let detail = format!("compilation failed: ERROR: {e}");
-                errors.push(FieldError::invalid(child(path, "rule"), &rule["rule"], detail));
-                return None;
-            }
-        }
         let transition = program.references().has_variable("oldSelf");
         Some(Rule {
             text: source.to_owned(),
@@ -136,19 +132,65 @@ impl Rule {
             message_program,
             reason,
             field_path: text("fieldPath").unwrap_or_default().to_owned(),
-            optional_old_self: rule.get("optionalOldSelf").and_then(Value::as_bool).unwrap_or(false),
+            optional_old_self,
         })
     }
 }
 
-fn compile(source: &str, path: &str, value: &Value, errors: &mut Vec<FieldError>) -> Option<Program> {
-    match Program::compile(source) {
-        Ok(program) => Some(program),
-        Err(e) => {
-            errors.push(FieldError::invalid(path, value, format!("compilation failed: {e}")));
-            None
-        }
+/// What an expression must give.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Bool,
+    Text,
+}
+
+/// Compiles and checks an expression on `node`.
+///
+/// # Errors
+/// What is wrong with it, as CEL's compiler and Kubernetes say it.
+fn compiled(source: &str, node: &Node, optional_old_self: bool, wanted: Wanted) -> Result<Program, String> {
+    let whose = if matches!(wanted, Wanted::Text) { "messageExpression " } else { "" };
+    let program = Program::compile(source).map_err(|e| format!("{whose}compilation failed: {e}"))?;
+    let result = check::expression(program.expression(), node, optional_old_self)
+        .map_err(|mistake| format!("{whose}compilation failed: ERROR: {}", at(source, &mistake)))?;
+    match (wanted, result) {
+        (Wanted::Bool, Type::Bool | Type::Dyn) | (Wanted::Text, Type::String | Type::Dyn) => Ok(program),
+        (Wanted::Bool, _) => Err("cel expression must evaluate to a bool".to_owned()),
+        (Wanted::Text, _) => Err("messageExpression must evaluate to a string".to_owned()),
     }
+}
+
+/// A mistake with its place in the source, and that line of it with a mark; where the place is in doubt, without.
+fn at(source: &str, mistake: &Mistake) -> String {
+    let mut found = source.match_indices(&mistake.near).map(|(offset, _)| offset);
+    let (Some(offset), None) = (found.next(), found.next()) else {
+        return format!("<input>: {}", mistake.text);
+    };
+    // A call is where its arguments begin.
+    let offset = if mistake.near.ends_with('(') { offset + mistake.near.len() - 1 } else { offset };
+    let before: Vec<&str> = source[..offset].split('\n').collect();
+    let column = before.last().map_or(0, |line| line.chars().count());
+    let line = source.lines().nth(before.len() - 1).unwrap_or_default();
+    format!(
+        "<input>:{}:{}: {}\n | {line}\n | {}^",
+        before.len(),
+        column + 1,
+        mistake.text,
+        ".".repeat(column)
+    )
+}
+
+/// A rule as Go prints it.
+fn printed(rule: &Value) -> String {
+    let text = |field: &str| Value::from(rule[field].as_str().unwrap_or_default());
+    go_struct(&[
+        ("Rule", text("rule")),
+        ("Message", text("message")),
+        ("MessageExpression", text("messageExpression")),
+        ("Reason", rule["reason"].clone()),
+        ("FieldPath", text("fieldPath")),
+        ("OptionalOldSelf", rule["optionalOldSelf"].clone()),
+    ])
 }
 
 /// Runs all rules at and below `node`.
@@ -258,7 +300,7 @@ fn judge(rule: &Rule, scope: &Context<'_>, value: &Value, path: &str, errors: &m
         (Reason::Required | Reason::Forbidden, _) | (_, Value::Array(_) | Value::Object(_)) => None,
         _ => Some(value.clone()),
     };
-    errors.push(FieldError { field, reason: rule.reason, bad_value, detail });
+    errors.push(FieldError { field, reason: rule.reason, bad_value, shown: None, detail });
 }
 
 /// Kubernetes prints the type, not the value, of what is no scalar.

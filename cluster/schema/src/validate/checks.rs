@@ -131,6 +131,7 @@ impl Checks {
                 field: path.clone(),
                 reason: Reason::NotSupported,
                 bad_value: Some(value.clone()),
+                shown: None,
                 detail: format!("supported values: {}", supported.join(", ")),
             });
         }
@@ -163,6 +164,7 @@ impl Checks {
                     field: path.to_owned(),
                     reason: Reason::TooLong,
                     bad_value: None,
+                    shown: None,
                     detail: format!("may not be more than {max} bytes"),
                 });
             }
@@ -281,6 +283,7 @@ fn too_many(path: &str, len: u64, max: u64) -> FieldError {
         field: path.to_owned(),
         reason: Reason::TooMany,
         bad_value: Some(len.into()),
+        shown: None,
         detail: format!("must have at most {max} items"),
     }
 }

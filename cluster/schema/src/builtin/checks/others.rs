@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 
 use regex::Regex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{LABEL_RULE, list, one_of, regex};
-use crate::error::FieldError;
+use crate::error::{FieldError, go_struct};
 use crate::quantity::to_f64;
 
 const SUBDOMAIN_RULE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start \
@@ -98,13 +98,14 @@ pub(super) fn network_policy(obj: &Value, errors: &mut Vec<FieldError>) {
 pub(super) fn budget(obj: &Value, errors: &mut Vec<FieldError>) {
     let spec = &obj["spec"];
     if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-        let shown = json!({"MinAvailable": spec["minAvailable"], "Selector": spec["selector"], "MaxUnavailable": spec["maxUnavailable"],
-            "UnhealthyPodEvictionPolicy": spec["unhealthyPodEvictionPolicy"]});
-        errors.push(FieldError::invalid(
-            "spec",
-            &shown,
-            "minAvailable and maxUnavailable cannot be both set",
-        ));
+        let shown = go_struct(&[
+            ("MinAvailable", spec["minAvailable"].clone()),
+            ("Selector", spec["selector"].clone()),
+            ("MaxUnavailable", spec["maxUnavailable"].clone()),
+            ("UnhealthyPodEvictionPolicy", spec["unhealthyPodEvictionPolicy"].clone()),
+        ]);
+        let detail = "minAvailable and maxUnavailable cannot be both set";
+        errors.push(FieldError::invalid("spec", spec, detail).showing(shown));
     }
 }
 
@@ -207,6 +208,15 @@ pub(super) fn quota(obj: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
+pub(super) fn rules(obj: &Value, errors: &mut Vec<FieldError>) {
+    for (i, rule) in list(obj, "rules").iter().enumerate() {
+        if list(rule, "verbs").is_empty() {
+            let detail = "verbs must contain at least one value";
+            errors.push(FieldError::required(format!("rules[{i}].verbs"), detail));
+        }
+    }
+}
+
 pub(super) fn limit_range(obj: &Value, errors: &mut Vec<FieldError>) {
     for (i, limit) in list(&obj["spec"], "limits").iter().enumerate() {
         let path = format!("spec.limits[{i}]");
@@ -227,7 +237,8 @@ pub(super) fn limit_range(obj: &Value, errors: &mut Vec<FieldError>) {
             };
             check("min", least, "max", "max");
             check("defaultRequest", &limit["defaultRequest"][resource], "defaultRequest", "default request");
-            check("default", &limit["default"][resource], "default", "default");
+            // As upstream, which shows the least here and the default itself above.
+            check("default", least, "default", "default");
         }
     }
 }

@@ -6,7 +6,23 @@ use serde_json::Value;
 
 use super::others::{dns_label, label_keys, subdomain};
 use super::{label, list, not_found, not_negative, one_of, port_name, port_number};
-use crate::error::FieldError;
+use crate::error::{FieldError, go_struct};
+
+/// The fields of a container's security context in the order of the Go structure.
+const SECURITY: [(&str, &str); 12] = [
+    ("Capabilities", "capabilities"),
+    ("Privileged", "privileged"),
+    ("SELinuxOptions", "seLinuxOptions"),
+    ("WindowsOptions", "windowsOptions"),
+    ("RunAsUser", "runAsUser"),
+    ("RunAsGroup", "runAsGroup"),
+    ("RunAsNonRoot", "runAsNonRoot"),
+    ("ReadOnlyRootFilesystem", "readOnlyRootFilesystem"),
+    ("AllowPrivilegeEscalation", "allowPrivilegeEscalation"),
+    ("ProcMount", "procMount"),
+    ("SeccompProfile", "seccompProfile"),
+    ("AppArmorProfile", "appArmorProfile"),
+];
 
 /// Checks a `PodSpec`, which must have gone through defaulting.
 pub(super) fn spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
@@ -216,7 +232,8 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>, errors: &mu
     let security = &container["securityContext"];
     if security["privileged"] == true && security["allowPrivilegeEscalation"] == false {
         let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        errors.push(FieldError::invalid(format!("{path}.securityContext"), security, detail));
+        let shown = go_struct(&SECURITY.map(|(go, field)| (go, security[field].clone())));
+        errors.push(FieldError::invalid(format!("{path}.securityContext"), security, detail).showing(shown));
     }
     resources(&container["resources"], &format!("{path}.resources"), errors);
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::others::{label_keys, subdomain};
 use super::{label, list, one_of, port_name, port_number};
-use crate::error::FieldError;
+use crate::error::{FieldError, go_struct};
 
 const IP_RULE: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
@@ -64,9 +64,15 @@ pub(super) fn object(obj: &Value, errors: &mut Vec<FieldError>) {
         }
         if !numbers.insert((port["port"].as_i64(), port["protocol"].as_str())) {
             // As Go prints the part of a port that must be one of a kind.
-            let shown = serde_json::json!({"Name": "", "Protocol": port["protocol"], "AppProtocol": null, "Port": port["port"],
-                "TargetPort": 0, "NodePort": 0});
-            errors.push(FieldError::duplicate(&path, &shown));
+            let shown = go_struct(&[
+                ("Name", "".into()),
+                ("Protocol", port["protocol"].clone()),
+                ("AppProtocol", Value::Null),
+                ("Port", port["port"].clone()),
+                ("TargetPort", 0.into()),
+                ("NodePort", 0.into()),
+            ]);
+            errors.push(FieldError::duplicate(&path, port).showing(shown));
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{list, not_negative, one_of, pod};
-use crate::error::FieldError;
+use crate::error::{FieldError, go_struct};
 
 /// Deployment, ReplicaSet, DaemonSet, StatefulSet.
 pub(super) fn app(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
@@ -16,13 +16,14 @@ pub(super) fn app(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>
         && selector["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty);
     if selector.is_null() {
         errors.push(FieldError::required("spec.selector", ""));
-    } else if empty {
+    }
+    if selector.is_object() && empty {
         errors.push(FieldError::invalid(
             "spec.selector",
             selector,
             "empty selector is invalid for deployment",
         ));
-    } else if !selects(selector, &spec["template"]["metadata"]["labels"]) {
+    } else if selector.is_null() || !selects(selector, &spec["template"]["metadata"]["labels"]) {
         errors.push(FieldError::invalid(
             "spec.template.metadata.labels",
             &spec["template"]["metadata"]["labels"],
@@ -34,8 +35,12 @@ pub(super) fn app(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>
     }
     let strategy = &spec["strategy"];
     if strategy["type"].as_str().is_some_and(|kind| !matches!(kind, "Recreate" | "RollingUpdate")) {
-        let shown = serde_json::json!({"Type": strategy["type"], "RollingUpdate": strategy["rollingUpdate"]});
-        errors.push(FieldError::not_supported("spec.strategy", &shown, &["Recreate", "RollingUpdate"]));
+        let shown = go_struct(&[
+            ("Type", strategy["type"].clone()),
+            ("RollingUpdate", strategy["rollingUpdate"].clone()),
+        ]);
+        let supported = ["Recreate", "RollingUpdate"];
+        errors.push(FieldError::not_supported("spec.strategy", strategy, &supported).showing(shown));
     }
     for field in ["maxSurge", "maxUnavailable"] {
         let value = &strategy["rollingUpdate"][field];
