@@ -46,7 +46,7 @@ pub struct Config {
 pub enum Error {
     /// The API server refused or could not be reached; the work is tried again with backoff.
     #[error("the API server refused a controller's request: {0}")]
-    Api(#[from] kube::Error),
+    Api(kube::Error),
     /// An object lacks what the API server always sets.
     #[error("{kind} {key} has no {field}: the API server should have set it")]
     Incomplete {
@@ -60,6 +60,13 @@ pub enum Error {
     /// Work that is not finished and is tried again with backoff.
     #[error("{0}")]
     Unfinished(String),
+}
+
+// No source: the message tells it already.
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(error)
+    }
 }
 
 impl Error {

@@ -127,8 +127,13 @@ pub(crate) fn availability(
     if min_ready_seconds <= 0 {
         return Ok(());
     }
-    let at = since.unwrap_or(now) + Duration::from_secs(min_ready_seconds.unsigned_abs().into());
-    if at <= now { Ok(()) } else { Err(Some(until(at, now))) }
+    // A time so late that nothing can be added to it is none that comes.
+    let at = since.unwrap_or(now).checked_add(Duration::from_secs(min_ready_seconds.unsigned_abs().into()));
+    match at {
+        Ok(at) if at <= now => Ok(()),
+        Ok(at) => Err(Some(until(at, now))),
+        Err(_) => Err(None),
+    }
 }
 
 /// A pod made from a template, owned by `owner`; the API server completes the name.

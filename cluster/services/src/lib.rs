@@ -51,13 +51,13 @@ pub struct Config {
 pub enum Error {
     /// The DNS server's address is not to be had.
     #[error(
-        "the cluster's DNS server cannot listen on {address}: {source}; is the address local, and port 53 free and allowed?"
+        "the cluster's DNS server cannot listen on {address}: {cause}; is the address local, and port 53 free and allowed?"
     )]
     DnsListen {
         /// The address from the configuration.
         address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -70,7 +70,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     let index = Arc::new(Index::default());
     if let Some(address) = config.dns {
         let listen =
-            dns::Sockets::bind(address).await.map_err(|source| Error::DnsListen { address, source })?;
+            dns::Sockets::bind(address).await.map_err(|cause| Error::DnsListen { address, cause })?;
         let upstreams = config.upstreams.clone().unwrap_or_else(|| dns::host_upstreams(address.ip()));
         let zone = dns::Zone::new(&config.cluster_domain, config.reverse_zones.clone());
         let server = Arc::new(dns::Server::new(Arc::clone(&index), zone, upstreams));

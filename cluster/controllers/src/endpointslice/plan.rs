@@ -8,6 +8,7 @@ use k8s_openapi::{
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
+    jiff::Timestamp,
 };
 
 use crate::meta;
@@ -16,6 +17,8 @@ const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGER: &str = "endpointslice.kubernetes.io/managed-by";
 const OURS: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// When that changed which a slice was last written for: what the delay of the network's programming is reckoned from.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Endpoints of one slice at most, as in Kubernetes.
 const FULL: usize = 100;
 
@@ -97,6 +100,9 @@ pub(crate) fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointS
         let declared: Vec<EndpointPort> = declared_ports(service);
         plan.create.push(new_slice(service, declared, Vec::new()));
     }
+    for slice in &mut plan.create {
+        note_trigger(slice, &[], meta::created(service), pods);
+    }
     for (slice, _, endpoints) in rooms {
         if endpoints.is_empty() && !empty {
             plan.delete.push(Arc::clone(slice));
@@ -108,10 +114,31 @@ pub(crate) fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointS
             let mut changed = slice.as_ref().clone();
             changed.metadata.labels = Some(labels);
             changed.endpoints = endpoints;
+            note_trigger(&mut changed, &slice.endpoints, None, pods);
             plan.update.push(changed);
         }
     }
     plan
+}
+
+/// Notes when the first of what a slice is written for happened: the Service made, or a pod of a new or changed endpoint ready or unready.
+fn note_trigger(slice: &mut EndpointSlice, before: &[Endpoint], made: Option<Timestamp>, pods: &[Arc<Pod>]) {
+    let changed = slice.endpoints.iter().filter(|endpoint| !before.contains(endpoint));
+    let uids: Vec<&str> =
+        changed.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.as_deref()).collect();
+    let turned = pods.iter().filter(|pod| uids.contains(&meta::uid(pod.as_ref()))).filter_map(|pod| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        Some(conditions.iter().find(|held| held.type_ == "Ready")?.last_transition_time.as_ref()?.0)
+    });
+    let first = turned.chain(made).min();
+    let annotations = slice.metadata.annotations.get_or_insert_default();
+    match first {
+        Some(time) => drop(annotations.insert(TRIGGER.to_owned(), time.to_string())),
+        None => drop(annotations.remove(TRIGGER)),
+    }
+    if annotations.is_empty() {
+        slice.metadata.annotations = None;
+    }
 }
 
 fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
@@ -321,6 +348,29 @@ mod tests {
         pods.push(pod(200, 9090, true));
         let other_port = plan(&service, &pods, &slices);
         assert_eq!(other_port.create[0].ports.as_ref().unwrap()[0].port, Some(9090));
+    }
+
+    #[test]
+    fn a_slice_tells_what_it_was_written_for() {
+        let at = |time: &str| json!([{"type": "Ready", "status": "True", "lastTransitionTime": time}]);
+        let ready = |number: usize, time: &str| -> Arc<Pod> {
+            let mut value = serde_json::to_value(pod(number, 8080, true).as_ref()).unwrap();
+            value["status"]["conditions"] = at(time);
+            Arc::new(serde_json::from_value(value).unwrap())
+        };
+        let told = |slice: &EndpointSlice| {
+            slice.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER).cloned())
+        };
+        let mut service = service(json!({}));
+        service.metadata.creation_timestamp = serde_json::from_value(json!("2026-01-01T00:00:05Z")).unwrap();
+        let pods = vec![ready(1, "2026-01-01T00:00:03Z"), ready(2, "2026-01-01T00:00:04Z")];
+        let first = named(plan(&service, &pods, &[]).create.remove(0), "a");
+        assert_eq!(told(&first).as_deref(), Some("2026-01-01T00:00:03Z"), "the first of them");
+        let more = [pods, vec![ready(3, "2026-01-01T00:00:09Z")]].concat();
+        let second = plan(&service, &more, std::slice::from_ref(&first)).update.remove(0);
+        assert_eq!(told(&second).as_deref(), Some("2026-01-01T00:00:09Z"), "only what changed");
+        let fewer = plan(&service, &more[..2], &[named(second, "a")]).update.remove(0);
+        assert_eq!(told(&fewer), None, "what went tells no time");
     }
 
     #[test]
