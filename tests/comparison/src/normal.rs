@@ -1,7 +1,8 @@
 //! Takes out of an output what must differ between two servers: times, uids, versions, random names, addresses.
 //!
 //! Each thing becomes a word in angle brackets. Uids keep their identity: the first of an output is `<uid 1>`, and so on, so that
-//! an owner reference to the wrong object still shows.
+//! an owner reference to the wrong object still shows. Causes that kubectl prints one below the other are sorted: a real server finds
+//! many of them by walking over a map of Go, in another order each time.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -73,11 +74,26 @@ pub(crate) fn normal(text: &str) -> String {
     for rule in RULES.iter() {
         text = rule.pattern.replace_all(&text, rule.with).into_owned();
     }
-    COLUMNS
-        .replace_all(&text, |found: &Captures<'_>| {
-            found.get(1).map_or_else(String::new, |last| format!("{}  ", last.as_str()))
-        })
-        .into_owned()
+    let text = COLUMNS.replace_all(&text, |found: &Captures<'_>| {
+        found.get(1).map_or_else(String::new, |last| format!("{}  ", last.as_str()))
+    });
+    causes_sorted(&text)
+}
+
+/// Each run of causes in order: lines that start with `* `, with those that belong to them.
+fn causes_sorted(text: &str) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for line in text.split_inclusive('\n') {
+        match parts.last_mut() {
+            // A line of a CEL rule, and the mark below it.
+            Some(cause) if cause.starts_with("* ") && line.starts_with(" | ") => cause.push_str(line),
+            _ => parts.push(line.to_owned()),
+        }
+    }
+    for run in parts.chunk_by_mut(|a, b| a.starts_with("* ") && b.starts_with("* ")) {
+        run.sort_unstable();
+    }
+    parts.concat()
 }
 
 #[cfg(test)]
@@ -98,6 +114,12 @@ mod tests {
         ] {
             assert_eq!(normal(text), expected);
         }
+    }
+
+    #[test]
+    fn causes_come_in_one_order() {
+        let text = "is invalid:\n* b: x\n | x\n | ^\n* a: y\n[exit 1]\n* d\n* c\n";
+        assert_eq!(normal(text), "is invalid:\n* a: y\n* b: x\n | x\n | ^\n[exit 1]\n* c\n* d\n");
     }
 
     #[test]
