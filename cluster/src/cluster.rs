@@ -383,7 +383,7 @@ fn api_config(config: &ClusterConfig, plan: &NetworkPlan) -> Result<cluster_apis
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, config.api_port));
     api.listen = vec![local, on_node];
     if let Some(door) = &config.door {
-        let failed = |source| cluster_apiserver::Error::Listen { address: local, source };
+        let failed = |cause| cluster_apiserver::Error::Listen { address: local, cause };
         api.opened = vec![Arc::new(door.listen(local).map_err(failed)?)];
         api.listen = vec![on_node];
     }

@@ -90,8 +90,8 @@ pub enum Error {
 impl From<cluster_apiserver::Error> for Error {
     fn from(error: cluster_apiserver::Error) -> Self {
         match error {
-            cluster_apiserver::Error::DataDir { path, source } => Self::DataDir { path, cause: source },
-            cluster_apiserver::Error::Listen { address, source } => Self::ApiPort { address, cause: source },
+            cluster_apiserver::Error::DataDir { path, cause } => Self::DataDir { path, cause },
+            cluster_apiserver::Error::Listen { address, cause } => Self::ApiPort { address, cause },
             other => Self::ApiServer(other),
         }
     }
@@ -100,5 +100,33 @@ impl From<cluster_apiserver::Error> for Error {
 impl From<cluster_node::Error> for Error {
     fn from(error: cluster_node::Error) -> Self {
         Self::Node(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::other("no such luck");
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let errors = [
+            Error::DataDir { path: "/x".into(), cause: cause() },
+            Error::Registry { address, cause: cause() },
+            cluster_apiserver::Error::DataDir { path: "/x".into(), cause: cause() }.into(),
+            cluster_apiserver::Error::Listen { address, cause: cause() }.into(),
+            cluster_services::Error::DnsListen { address, cause: cause() }.into(),
+        ];
+        for error in errors {
+            let (mut told, mut next) = (error.to_string(), error.source());
+            while let Some(source) = next {
+                told.push_str(&source.to_string());
+                next = source.source();
+            }
+            assert_eq!(told.matches("no such luck").count(), 1, "{told}");
+        }
     }
 }

@@ -347,7 +347,7 @@ fn conversion(conversion: &Value, preserves: bool, errors: &mut Vec<FieldError>)
             }
             match (client.is_object(), client["url"].as_str(), client["service"].is_object()) {
                 (false, ..) => {
-                    errors.push(FieldError::required(CLIENT, "required when strategy is set to Webhook"))
+                    errors.push(FieldError::required(CLIENT, "required when strategy is set to Webhook"));
                 }
                 (true, None, false) | (true, Some(_), true) => {
                     errors.push(FieldError::required(CLIENT, "exactly one of url or service is required"));
@@ -374,7 +374,11 @@ fn conversion(conversion: &Value, preserves: bool, errors: &mut Vec<FieldError>)
             }
         }
         _ => {
-            errors.push(FieldError::not_supported("spec.conversion.strategy", strategy, &["None", "Webhook"]))
+            errors.push(FieldError::not_supported(
+                "spec.conversion.strategy",
+                strategy,
+                &["None", "Webhook"],
+            ));
         }
     }
 }
