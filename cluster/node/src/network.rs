@@ -7,6 +7,7 @@
 
 mod ipam;
 mod netlink;
+mod sysctl;
 
 use std::fs::File;
 use std::io;
@@ -28,6 +29,8 @@ use tracing::{debug, warn};
 
 use ipam::Ipam;
 use netlink::Netlink;
+
+pub use sysctl::Sysctl;
 
 /// How long a port of a pod may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -110,17 +113,31 @@ pub enum NetworkError {
     /// The pod's packet rules cannot be loaded; without them it may not run.
     #[error("the pod's network policies cannot be enforced: {0}")]
     Rules(#[from] cluster_firewall::Error),
+    /// A setting that is not the pod's alone.
+    #[error("{0}")]
+    Sysctl(String),
     /// The thread that makes namespaces has ended.
     #[error("the thread that makes pod networks has ended; restart the node")]
     Gone,
 }
 
 enum Job {
-    Claim(String, Option<Box<Ruleset>>, oneshot::Sender<Result<PodNetwork, NetworkError>>),
+    Claim(Box<Claim>, oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Host(oneshot::Sender<Result<PodNetwork, NetworkError>>),
     Release { device: Option<String>, address: Option<Ipv4Addr> },
     Enter(Box<EnterJob>),
     Close(oneshot::Sender<()>),
+}
+
+/// What a pod's namespaces are to be like.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// The pod's host name.
+    pub hostname: String,
+    /// Settings of the kernel for them alone.
+    pub sysctls: Vec<Sysctl>,
+    /// Packet rules that are to be in force from the beginning.
+    pub rules: Option<Ruleset>,
 }
 
 struct EnterJob {
@@ -156,10 +173,10 @@ impl Network {
         Ok(Self { jobs: Arc::new(Mutex::new(jobs)) })
     }
 
-    /// Namespaces and an address for a pod of this host name, with packet rules in force if it is to have some.
-    pub async fn claim(&self, hostname: &str, rules: Option<Ruleset>) -> Result<PodNetwork, NetworkError> {
+    /// Namespaces and an address for a pod.
+    pub async fn claim(&self, claim: Claim) -> Result<PodNetwork, NetworkError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Claim(hostname.to_owned(), rules.map(Box::new), reply))?;
+        self.send(Job::Claim(Box::new(claim), reply))?;
         answer.await.map_err(|_| NetworkError::Gone)?
     }
 
@@ -317,16 +334,15 @@ impl Maker {
                 }
             };
             match job {
-                Some(Job::Claim(hostname, rules, reply)) => {
+                Some(Job::Claim(claim, reply)) => {
                     let network = if self.shelf.is_empty() { self.make() } else { Ok(self.shelf.remove(0)) };
-                    let network =
-                        network.and_then(|network| match self.equip(&network, &hostname, rules.as_deref()) {
-                            Ok(()) => Ok(network),
-                            Err(error) => {
-                                self.release(network.device.as_deref(), network.address);
-                                Err(error.into())
-                            }
-                        });
+                    let network = network.and_then(|network| match self.equip(&network, &claim) {
+                        Ok(()) => Ok(network),
+                        Err(error) => {
+                            self.release(network.device.as_deref(), network.address);
+                            Err(error)
+                        }
+                    });
                     if let Err(Ok(unclaimed)) = reply.send(network) {
                         self.release(unclaimed.device.as_deref(), unclaimed.address);
                     }
@@ -415,26 +431,29 @@ impl Maker {
         })
     }
 
-    /// Sets the host name, which belongs to the pod and not to one of its containers, and loads packet rules.
-    fn equip(
-        &self,
-        network: &PodNetwork,
-        hostname: &str,
-        rules: Option<&Ruleset>,
-    ) -> Result<(), cluster_firewall::Error> {
+    /// Sets the host name, which belongs to the pod and not to one of its containers, settings of the kernel, and packet rules.
+    fn equip(&self, network: &PodNetwork, claim: &Claim) -> Result<(), NetworkError> {
         let Some(uts) = &network.uts else { return Ok(()) };
+        let hostname = claim.hostname.as_str();
         let named = setns(uts, CloneFlags::CLONE_NEWUTS).and_then(|()| nix::unistd::sethostname(hostname));
         if let Err(error) = named {
             warn!(%error, hostname, "cannot set a pod's host name");
         }
-        let loaded = match (rules, &network.net) {
-            (Some(rules), Some(net)) => setns(net, CloneFlags::CLONE_NEWNET)
-                .map_err(|errno| cluster_firewall::Error::Socket(errno.into()))
-                .and_then(|()| cluster_firewall::make(rules)),
+        let equipped = match &network.net {
+            Some(net) if claim.rules.is_some() || !claim.sysctls.is_empty() => {
+                setns(net, CloneFlags::CLONE_NEWNET)
+                    .and_then(|()| setns(&network.ipc, CloneFlags::CLONE_NEWIPC))
+                    .map_err(|errno| kernel("cannot enter a pod's namespaces")(errno.into()))
+                    .and_then(|()| set(&claim.sysctls))
+                    .and_then(|()| match &claim.rules {
+                        Some(rules) => Ok(cluster_firewall::make(rules)?),
+                        None => Ok(()),
+                    })
+            }
             _ => Ok(()),
         };
         self.return_home();
-        loaded
+        equipped
     }
 
     fn make_host(&mut self) -> Result<PodNetwork, NetworkError> {
@@ -471,6 +490,12 @@ impl Maker {
             self.ipam.free(address);
         }
     }
+}
+
+fn set(sysctls: &[Sysctl]) -> Result<(), NetworkError> {
+    sysctls.iter().try_for_each(|sysctl| {
+        sysctl.set().map_err(kernel(format!("cannot set the pod's sysctl {}", sysctl.name())))
+    })
 }
 
 fn make_bridge(host: &mut Netlink, config: &NetworkConfig) -> Result<u32, NetworkError> {

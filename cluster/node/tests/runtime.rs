@@ -28,7 +28,7 @@ use limits::{a_container_sees_its_own_cgroups, memory_limit, memory_limit_of_a_c
 use oracle::Oracle;
 use streams::{a_terminal_of_its_own, exec_in_a_container, exec_with_a_terminal};
 use times::start_times;
-use world::{AVAILABLE, World, helper_pid, network, payload, payload_path, pipes, processes};
+use world::{AVAILABLE, World, helper_pid, my_pod, network, payload, payload_path, pipes, processes};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(HELPER_ARGUMENT) {
@@ -97,7 +97,7 @@ impl Drop for CleanUp {
 async fn serves_in_its_own_network() {
     let mut world = World::new(1).await;
     let (network, _) = network().await;
-    let pod = network.claim("my-pod", None).await.unwrap();
+    let pod = network.claim(my_pod()).await.unwrap();
     let mut container = world.container(&["serve", "80"]);
     container.net = pod.net_path();
     container.ipc = Some(pod.ipc_path());
@@ -193,7 +193,7 @@ async fn programs_that_cannot_be_executed() {
 async fn a_program_sees_what_another_runtime_shows_it() {
     let mut world = World::new(1).await;
     let (network, _) = network().await;
-    let pod = network.claim("my-pod", None).await.unwrap();
+    let pod = network.claim(my_pod()).await.unwrap();
     let mut oracle = Oracle::new();
     let shared = world.dir.path().join("shared");
     std::fs::create_dir(&shared).unwrap();

@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     ("downward_api", downward),
     ("sub_paths", sub_paths),
     ("sub_paths_stay_in_their_volume", sub_paths_inside),
+    ("sysctls", sysctls),
     ("active_deadline", deadline),
     ("affinity_between_pods", affinity),
     ("shared_processes", shared_processes),
@@ -244,6 +245,33 @@ fn sub_paths_inside(world: &World) {
     world.delete("pod/sub-user");
 }
 
+fn sysctls(world: &World) {
+    let wanted =
+        |name: &str, value: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": value}]}});
+    world.ready_pod("sysctl", json!({}), wanted("net.ipv4.tcp_fin_timeout", "31"));
+    let look = ["exec", "sysctl", "--", "cat", "/proc/sys/net/ipv4/tcp_fin_timeout"];
+    assert_eq!(world.kubectl(&look), "31\n");
+    assert_ne!(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fin_timeout").unwrap(), "31\n");
+    for (name, (sysctl, value), said) in [
+        ("sysctl-bad", ("kernel.msgmax", "1"), "sysctls[0].name: forbidden sysctl: \"kernel.msgmax\""),
+        (
+            "sysctl-value",
+            ("net.ipv4.tcp_fin_timeout", "soon"),
+            "the pod's sysctl net.ipv4.tcp_fin_timeout: \"soon\": Invalid",
+        ),
+    ] {
+        world.pod(name, json!({}), wanted(sysctl, value));
+        let field = format!("--field-selector=involvedObject.name={name},reason=FailedCreatePodSandBox");
+        let begun = std::time::Instant::now();
+        while !world.kubectl(&["get", "events", &field, "-o", "jsonpath={.items[*].message}"]).contains(said)
+        {
+            assert!(begun.elapsed() < PATIENCE, "{}", world.kubectl(&["describe", "pod", name]));
+        }
+        world.delete(&format!("pod/{name}"));
+    }
+    world.delete("pod/sysctl");
+}
+
 fn deadline(world: &World) {
     world.pod("deadline", json!({}), json!({"activeDeadlineSeconds": 1}));
     world.until("pod/deadline", "{.status.phase}", "Failed");
@@ -283,6 +311,18 @@ fn affinity(world: &World) {
     pending("friend", "match pod affinity rules");
     world.ready_pod("popular", json!({}), json!({}));
     world.ready("friend");
+    // What is only preferred keeps nobody waiting.
+    let wish = |app: &str| {
+        let term =
+            json!({"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": app}}});
+        json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]})
+    };
+    let place = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference":
+        {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["fast"]}]}}]});
+    let wishes =
+        json!({"podAffinity": wish("nobody"), "podAntiAffinity": wish("popular"), "nodeAffinity": place});
+    world.ready_pod("modest", json!({}), json!({"affinity": wishes}));
+    world.delete("pod/modest");
     for pod in ["crowd", "crowd-2", "friend", "popular"] {
         world.delete(&format!("pod/{pod}"));
     }

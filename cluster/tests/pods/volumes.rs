@@ -12,6 +12,7 @@ pub(crate) const CASES: &[crate::Case] = &[
     ("volumes::memory_is_mounted_once", memory),
     ("volumes::nobody_else_on_the_machine_sees_them", private),
     ("limits::processes", processes),
+    ("limits::memory_and_processor", memory_and_processor),
 ];
 
 fn exec(world: &World, pod: &str, script: &str) -> (i32, String) {
@@ -201,4 +202,20 @@ fn processes(world: &World) {
         groups.lines().filter_map(group).filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     assert_eq!(limits, ["4096\n"], "{groups}");
     world.delete("pod/crowd");
+}
+
+fn memory_and_processor(world: &World) {
+    let limits = json!({"resources": {"limits": {"memory": "48Mi", "cpu": "250m"}}});
+    let mut glutton = limits.clone();
+    crate::world::merge(&mut glutton, json!({"args": ["eat"]}));
+    world.pod("glutton", glutton, json!({"restartPolicy": "Never"}));
+    world.ready_pod("modest-user", limits, json!({}));
+    let files = "cd /sys/fs/cgroup; if [ -e cpu.max ]; then cat cpu.max memory.max; else cat cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes; fi";
+    let said = exec(world, "modest-user", files).1;
+    assert!(said.starts_with("25000") && said.ends_with("50331648"), "{said}");
+    world.until("pod/glutton", "{.status.phase}", "Failed");
+    let ended = &world.get("pod/glutton")["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&ended["reason"], &ended["exitCode"]), (&json!("OOMKilled"), &json!(137)), "{ended}");
+    world.delete("pod/glutton");
+    world.delete("pod/modest-user");
 }

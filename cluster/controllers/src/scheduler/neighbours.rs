@@ -1,5 +1,5 @@
-//! Required affinity and anti-affinity between pods: which pods a pod wants near it, and which not. Preferences are left out, for there is
-//! no scoring.
+//! Required affinity and anti-affinity between pods: which pods a pod wants near it, and which not. Preferences are left out: with one node,
+//! it is always the best.
 
 use std::sync::Arc;
 

@@ -159,8 +159,8 @@ pub(crate) enum Event {
     StartedUp(usize, String),
     /// The readiness of the container with this id.
     Readiness(usize, String, bool),
-    /// A probe or hook failed for good: the container with this id must be stopped.
-    Unhealthy(usize, String),
+    /// A probe or hook failed for good: the container with this id must be stopped, within the probe's own grace if it has one.
+    Unhealthy(usize, String, Option<i64>),
     Tick,
 }
 
@@ -358,8 +358,8 @@ impl PodState {
                     running.ready = ready;
                 }
             }
-            Event::Unhealthy(index, id) => {
-                let grace = self.grace();
+            Event::Unhealthy(index, id, grace) => {
+                let grace = self.grace_of(grace);
                 if let Some(running) = self.containers[index].running(&id)
                     && running.stopping.is_none()
                 {
@@ -380,6 +380,13 @@ impl PodState {
             .or_else(|| spec.and_then(|spec| spec.termination_grace_period_seconds))
             .unwrap_or(30);
         SignedDuration::from_secs(seconds.max(0))
+    }
+
+    /// How long a container is given to end whose probe has a grace of its own, or none; a deletion's counts before either.
+    pub(crate) fn grace_of(&self, probe: Option<i64>) -> SignedDuration {
+        let deleted = self.pod.metadata.deletion_grace_period_seconds.is_some();
+        let own = probe.filter(|seconds| *seconds > 0 && !deleted);
+        own.map_or_else(|| self.grace(), SignedDuration::from_secs)
     }
 
     fn start_failed(&mut self, index: usize, reason: String, message: String, now: Timestamp) {

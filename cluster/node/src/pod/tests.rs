@@ -271,12 +271,27 @@ fn an_unhealthy_container_is_stopped_and_restarted() {
     let mut world = one("Always");
     world.prepare();
     world.started(0);
-    let actions = world.event(Event::Unhealthy(0, "c1".into()));
+    let actions = world.event(Event::Unhealthy(0, "c1".into(), None));
     assert!(matches!(actions[..], []), "the worker stops it, the state has the deadline: {actions:?}");
     assert_eq!(world.condition("Ready"), "False");
     assert_eq!(world.wake(), Some(30));
-    world.event(Event::Unhealthy(0, "c0".into()));
+    world.event(Event::Unhealthy(0, "c0".into(), None));
     assert_eq!(world.exit(0, 137), [Action::Start(0)]);
+}
+
+#[test]
+fn a_probes_own_grace_counts_before_the_pods_and_after_a_deletions() {
+    let mut world = one("Always");
+    world.prepare();
+    world.started(0);
+    world.event(Event::Unhealthy(0, "c1".into(), Some(5)));
+    assert_eq!(world.wake(), Some(5));
+    world.pass(5);
+    assert_eq!(world.step(), [Action::Kill(0)]);
+    let grace = |world: &World| world.state.grace_of(Some(5)).as_secs();
+    assert_eq!(grace(&world), 5);
+    world.state.pod.metadata.deletion_grace_period_seconds = Some(9);
+    assert_eq!(grace(&world), 9);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use super::volumes::{self, Tokens};
 use super::{begin, dns, probe, status, stop, volume_dir};
 use crate::context::{Context, PodView};
 use crate::images::{Image, Policy};
-use crate::network::{NetworkError, PodNetwork};
+use crate::network::{Claim, NetworkError, PodNetwork, Sysctl};
 
 /// A handle to a pod's worker.
 #[derive(Debug, Clone)]
@@ -160,7 +160,9 @@ impl Worker {
 
     fn take(&mut self, event: Event) {
         match &event {
-            Event::Unhealthy(index, _) => self.stop(*index, Timestamp::now() + self.state.grace(), false),
+            Event::Unhealthy(index, _, grace) => {
+                self.stop(*index, Timestamp::now() + self.state.grace_of(*grace), false);
+            }
             Event::SandboxFailed(message) => {
                 self.context.events.warning(&self.state.pod, None, "FailedCreatePodSandBox", message.clone());
             }
@@ -457,7 +459,9 @@ async fn claim(context: &Context, pod: &Pod) -> Result<Arc<PodNetwork>, NetworkE
     let (policies, uid) = (&context.policies, pod.metadata.uid.as_deref().unwrap_or_default());
     policies.listed().await;
     let mut isolation = policies.isolation(uid);
-    let network = context.network.claim(&dns::hostname(pod), policies.rules(&isolation)).await?;
+    let sysctls = Sysctl::of(pod).map_err(NetworkError::Sysctl)?;
+    let wanted = Claim { hostname: dns::hostname(pod), sysctls, rules: policies.rules(&isolation) };
+    let network = context.network.claim(wanted).await?;
     let network = Arc::new(network);
     while let Err(newer) = policies.attach(uid, &network, isolation) {
         if let Err(error) = context.network.enforce(&network, policies.rules(&newer)).await {

@@ -7,7 +7,7 @@ use cluster_node::runtime::Exit;
 use cluster_node::spec::{Limits, Process};
 
 use crate::device;
-use crate::world::{World, network, pipes};
+use crate::world::{World, my_pod, network, pipes};
 
 pub(crate) async fn memory_limit() {
     let mut world = World::new(1).await;
@@ -21,7 +21,7 @@ pub(crate) async fn memory_limit() {
 pub(crate) async fn a_container_sees_its_own_cgroups() {
     let mut world = World::new(1).await;
     let (network, _) = network().await;
-    let pod = network.claim("my-pod", None).await.unwrap();
+    let pod = network.claim(my_pod()).await.unwrap();
     let limit = match Hierarchies::detect().unwrap().unified() {
         true => "/sys/fs/cgroup/memory.max",
         false => "/sys/fs/cgroup/memory/memory.limit_in_bytes",

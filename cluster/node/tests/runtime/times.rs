@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cluster_node::spec::Limits;
 
 use crate::oracle::Oracle;
-use crate::world::{World, network, pipes};
+use crate::world::{World, my_pod, network, pipes};
 
 /// Both runtimes in turn, on a network of the same kind, from the command to a connection. Not an assertion about speed,
 /// which a busy machine would break, but the figures to look at: `START_PAIRS=60`.
@@ -22,7 +22,7 @@ pub(crate) async fn start_times() {
         container.limits =
             Limits { cpu_shares: Some(100), memory: Some(64 << 20), pids: Some(99), cpu_quota_us: None };
         let begun = Instant::now();
-        let pod = network.claim("my-pod", None).await.unwrap();
+        let pod = network.claim(my_pod()).await.unwrap();
         container.net = pod.net_path();
         container.ipc = Some(pod.ipc_path());
         container.uts = pod.uts_path();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cluster_node::cgroup::Hierarchies;
-use cluster_node::network::{Network, NetworkConfig};
+use cluster_node::network::{Claim, Network, NetworkConfig};
 use cluster_node::runtime::{
     Exit, Exited, HELPER_ARGUMENT, Overlay, Runtime, RuntimeConfig, RuntimeError, StartContainer, Started,
     Streams,
@@ -165,6 +165,10 @@ impl Drop for World {
     fn drop(&mut self) {
         Hierarchies::detect().unwrap().kill_and_remove(&self.prefix);
     }
+}
+
+pub(crate) fn my_pod() -> Claim {
+    Claim { hostname: "my-pod".to_owned(), ..Claim::default() }
 }
 
 pub(crate) async fn network() -> (Network, NetworkConfig) {

@@ -33,7 +33,7 @@ pub(super) async fn watch(
                 "FailedPostStartHook",
                 format!("PostStartHook failed: {message}"),
             );
-            let _ = events.send(Event::Unhealthy(index, live.id.clone()));
+            let _ = events.send(Event::Unhealthy(index, live.id.clone(), None));
             return;
         }
     }
@@ -41,7 +41,7 @@ pub(super) async fn watch(
     if let Some(startup) = live.spec.startup_probe.clone() {
         let passed = health.probe("Startup", &startup, Some).await;
         if passed != Some(true) {
-            health.unhealthy("startup");
+            health.unhealthy("startup", &startup);
             return;
         }
     }
@@ -65,7 +65,7 @@ pub(super) async fn watch(
             tokio::select! {
                 failed = watched => {
                     if failed.is_some() {
-                        health.unhealthy("liveness");
+                        health.unhealthy("liveness", &liveness);
                     }
                 }
                 () = live.stopping.cancelled() => {}
@@ -88,11 +88,11 @@ impl Health {
         let _ = self.events.send(event);
     }
 
-    fn unhealthy(&self, kind: &str) {
+    fn unhealthy(&self, kind: &str, probe: &Probe) {
         let name = &self.live.spec.name;
         let message = format!("Container {name} failed {kind} probe, will be restarted");
         self.context.events.normal(&self.pod, Some(name), "Killing", message);
-        self.send(Event::Unhealthy(self.index, self.live.id.clone()));
+        self.send(Event::Unhealthy(self.index, self.live.id.clone(), probe.termination_grace_period_seconds));
     }
 
     /// Looks until `on_verdict` gives a value.
