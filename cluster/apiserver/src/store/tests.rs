@@ -25,6 +25,9 @@ async fn acknowledged_is_there_after_a_crash() {
     let gone = Key::new(&kind(), "default", "b");
     let commit = store.put(&gone, Expect::Absent, object("b", "1")).unwrap();
     store.remove(&gone, commit.object.revision).unwrap().durable().await.unwrap();
+    // The last word before the crash: were it told before its commit, the file would not have it.
+    let newest = Key::new(&kind(), "default", "c");
+    store.put(&newest, Expect::Absent, object("c", "1")).unwrap().durable().await.unwrap();
     let last = store.revision();
     // What a killed process leaves is the file as it is now: copy it while the store is still open.
     let crashed = tempfile::tempdir().unwrap();
@@ -33,6 +36,7 @@ async fn acknowledged_is_there_after_a_crash() {
     let reopened = Store::open(crashed.path(), true).unwrap();
     assert_eq!(reopened.get("/configmaps", "default", "a").unwrap().value["data"]["k"], "2");
     assert!(reopened.get("/configmaps", "default", "b").is_none());
+    assert!(reopened.get("/configmaps", "default", "c").is_some());
     assert!(reopened.revision() > last, "the revision jumps ahead");
     assert!(reopened.watch(&kind(), last).is_err(), "a watcher from before is told to list again");
 }
