@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use rand::RngExt;
 use serde_json::{Value, json};
 
+use crate::authorize::escalation;
 use crate::error::{ApiError, Subject};
 use crate::handlers::Ctx;
 use crate::meta;
@@ -175,6 +176,9 @@ pub(crate) fn create<'a>(ctx: &'a Ctx, object: &mut Value, dry_run: bool) -> Res
         }
         "Service" => reserved = ctx.server.addresses.assign(ctx, object, None, dry_run)?,
         "CustomResourceDefinition" => crds::admit(ctx, object),
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
+            escalation::check(ctx, object, None)?;
+        }
         _ => {}
     }
     Ok(reserved)
@@ -189,6 +193,9 @@ pub(crate) fn update(ctx: &Ctx, object: &mut Value, old: &Value) -> Result<(), A
         "Service" if ctx.sub.is_empty() => {
             // What an update reserves stays reserved until the service goes or changes again.
             ctx.server.addresses.assign(ctx, object, Some(old), false)?.keep();
+        }
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
+            escalation::check(ctx, object, Some(old))?;
         }
         "CustomResourceDefinition" if ctx.sub.is_empty() => {
             meta::carry("status", old, object);

@@ -91,11 +91,12 @@ fn impersonate(server: &Server, user: &User, headers: &HeaderMap) -> Result<User
     if name == "system:anonymous" {
         return Ok(User::anonymous());
     }
-    let mut other = User::new(name, &groups);
-    if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
-        other.groups.push("system:serviceaccounts".to_owned());
-        other.groups.push(format!("system:serviceaccounts:{namespace}"));
-    }
+    let mut other = match account {
+        Some((namespace, _)) if groups.is_empty() => {
+            User::new(name, &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")])
+        }
+        _ => User::new(name, &groups),
+    };
     other.uid = texts(AS_UID).next().unwrap_or_default().to_owned();
     Ok(other)
 }

@@ -1,5 +1,7 @@
 //! Role-based access control, over the roles and bindings in the store.
 
+pub(crate) mod escalation;
+
 use http::Method;
 use serde_json::{Value, json};
 

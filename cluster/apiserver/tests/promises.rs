@@ -128,3 +128,45 @@ async fn a_key_that_stands_twice_is_refused_or_warned_of() {
     assert!(warned.headers()["warning"].to_str().unwrap().contains("duplicate field"));
     assert!(post("ignored", "Ignore").await.headers().get("warning").is_none());
 }
+
+#[tokio::test]
+async fn nobody_grants_what_he_does_not_have() {
+    use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+    let fixture = start().await;
+    let roles: Api<Role> = Api::default_namespaced(fixture.client());
+    let bindings: Api<RoleBinding> = Api::default_namespaced(fixture.client());
+    let role = |name: &str, resources: Value| -> Role {
+        from(
+            json!({"metadata": {"name": name}, "rules": [{"apiGroups": ["*"], "resources": resources, "verbs": ["create", "get", "patch"]}]}),
+        )
+    };
+    let binding = |name: &str, kind: &str, role: &str| -> RoleBinding {
+        from(
+            json!({"metadata": {"name": name}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "bob"}]}),
+        )
+    };
+    let post = PostParams::default();
+    roles.create(&post, &role("own", json!(["roles", "rolebindings", "configmaps"]))).await.unwrap();
+    bindings.create(&post, &binding("own", "Role", "own")).await.unwrap();
+
+    let bob = fixture.server.client("bob", &[]);
+    let roles: Api<Role> = Api::default_namespaced(bob.clone());
+    let bindings: Api<RoleBinding> = Api::default_namespaced(bob);
+    roles.create(&post, &role("less", json!(["configmaps"]))).await.unwrap();
+    let refused = roles.create(&post, &role("more", json!(["secrets"]))).await.unwrap_err().to_string();
+    assert!(refused.contains("attempting to grant RBAC permissions not currently held"), "{refused}");
+    let wider = Patch::Merge(json!({"rules": role("", json!(["secrets"])).rules}));
+    assert!(roles.patch("less", &PatchParams::default(), &wider).await.is_err());
+    assert!(bindings.create(&post, &binding("up", "ClusterRole", "cluster-admin")).await.is_err());
+    bindings.create(&post, &binding("same", "Role", "less")).await.unwrap();
+}
+
+#[tokio::test]
+async fn acting_as_somebody_is_heeded_as_a_whole_or_not_at_all() {
+    let client = start().await;
+    let client = client.client();
+    let request = http::Request::get("/api/v1/namespaces").header("Impersonate-Group", "nobodies");
+    let refused = client.request::<Value>(request.body(Vec::new()).unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("without naming the user"), "{refused}");
+}

@@ -16,7 +16,7 @@ use crate::side::Side;
 use crate::{hooks, node, normal};
 
 /// How long one step may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// A step that takes longer is named: the whole comparison should take a minute or two.
 const SLOW: Duration = Duration::from_secs(8);
 /// What every script may use besides `kubectl` and `api`.
