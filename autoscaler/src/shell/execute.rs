@@ -26,6 +26,8 @@ use crate::core::Mode;
 use crate::engine::{Effect, Event, Key, Write, key_of};
 
 const MANAGER: &str = "ebb-autoscaler";
+/// Whoever waits for a revision to be woken asks again after this.
+const WAKE: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Turns effects into IO and tells the engine how it went.
@@ -96,15 +98,16 @@ impl Executor {
             let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}});
             api.patch_scale(name, &params(), &Patch::Merge(patch)).await.map(|_| ())
         };
-        match woken.await {
-            Ok(()) => {
+        match tokio::time::timeout(WAKE, woken).await {
+            Ok(Ok(())) => {
                 tracing::info!(revision = %key_of(pa), replicas, "woken while nobody decides");
                 true
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::debug!(revision = %key_of(pa), %error, "could not be woken while nobody decides");
                 false
             }
+            Err(_) => false,
         }
     }
 
