@@ -4,7 +4,9 @@
 #   docker build -t REGISTRY/ebb-queue-proxy:VERSION --target queue-proxy .
 #   ebb install --image-prefix REGISTRY --image-tag VERSION
 
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95.0-bookworm AS build
+# The image's own: rust-toolchain.toml wants rustfmt and clippy too, which rustup would fetch.
+ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

@@ -9,12 +9,14 @@ pub mod health;
 pub mod leader;
 pub mod metrics;
 pub mod process;
+mod told;
 pub mod watch;
 
 pub use admin::{Admin, Ports};
 pub use env::{BadVariable, Env};
 pub use health::Health;
-pub use process::{Failure, Process, Started, told};
+pub use process::{Failure, Process, Started};
+pub use told::{said, told};
 
 /// A port is not to be had.
 #[derive(Debug, thiserror::Error)]

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, Ports};
 use crate::env::{BadVariable, Env};
 use crate::health::Health;
+use crate::told::told;
 
 /// Bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -205,18 +206,4 @@ fn logging(env: &Env<'_>) -> Result<(), String> {
         other => return Err(format!("EBB_LOG_FORMAT={other:?} is neither text nor json")),
     };
     Ok(())
-}
-
-/// An error with its causes, each of them once: what a message says already is not said again.
-pub fn told(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -1,10 +1,12 @@
 //! What can go wrong, with what to do about it.
 
+use ebb_component::said;
+
 /// An error of the controller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused a write or could not be reached.
-    #[error("could not {verb} {object}: {source}")]
+    #[error("could not {verb} {object}: {}", said(.source))]
     Write {
         /// create, change or delete.
         verb: &'static str,
@@ -14,7 +16,7 @@ pub enum Error {
         source: Box<kube::Error>,
     },
     /// The API server refused a read or could not be reached.
-    #[error("could not read {what}: {source}")]
+    #[error("could not read {what}: {}", said(.source))]
     Read {
         /// What.
         what: &'static str,

@@ -279,8 +279,8 @@ pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode
         Command::Demo(args) => demo::run(args, door).await,
         Command::Build(args) => unless_asked(build::run(args)).await,
         Command::Image(command) => unless_asked(image::run(command)).await,
-        Command::Install(args) => install::run(args).await,
-        Command::Uninstall(args) => install::uninstall(args).await,
+        Command::Install(args) => install::run(args).await.map_err(install::mend),
+        Command::Uninstall(args) => install::uninstall(args).await.map_err(install::mend),
         // `main` runs these without a runtime of its own.
         Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
             anyhow::bail!("a component was not started as one")

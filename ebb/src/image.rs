@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 
 use crate::cli::{ImageCommand, Output};
-use crate::progress::{Stage, size};
+use crate::progress::{Stage, count, size};
 use crate::registry::Registry;
 
 pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
@@ -27,7 +27,7 @@ pub(crate) async fn run(command: ImageCommand) -> anyhow::Result<ExitCode> {
                 let digest = registry.push(&store, name).await?;
                 println!("{name}@{digest}");
             }
-            stage.done(format!("{} images", names.len()));
+            stage.done(count(names.len(), "image"));
         }
         ImageCommand::List { data_dir, output } => {
             let images = Registry::new(data_dir.running()?.registry_port).list().await?;

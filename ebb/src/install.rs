@@ -9,3 +9,13 @@ mod waiting;
 
 pub(crate) use run::{InstallArgs, run};
 pub(crate) use uninstall::{UninstallArgs, run as uninstall};
+
+/// Adds what to do when the API server refuses who asks.
+pub(crate) fn mend(error: anyhow::Error) -> anyhow::Error {
+    let said = ebb_component::told(error.as_ref());
+    if said.contains(" is forbidden: User ") {
+        anyhow::anyhow!("{said}; choose a context that may administer the cluster (--context)")
+    } else {
+        error
+    }
+}

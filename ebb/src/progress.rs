@@ -87,3 +87,8 @@ pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / (1 << 20) as f64;
     if mib < 1.0 { format!("{:.0} KiB", mib * 1024.0) } else { format!("{mib:.1} MiB") }
 }
+
+/// A number of things as a person reads it.
+pub(crate) fn count(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}

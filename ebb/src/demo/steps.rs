@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::{Row, timing};
 use crate::client::Connection;
 use crate::platform::Platform;
-use crate::progress::{Stage, duration};
+use crate::progress::{Stage, count, duration};
 
 const NAMESPACE: &str = "default";
 const SERVICE: &str = "hello";
@@ -141,10 +141,10 @@ impl Demo {
                 break;
             }
             if left != before {
-                stage.note(pods(left));
+                stage.note(count(left, "pod"));
                 before = left;
             }
-            ensure!(start.elapsed() < PATIENCE, "{} left after {}", pods(left), duration(PATIENCE));
+            ensure!(start.elapsed() < PATIENCE, "{} left after {}", count(left, "pod"), duration(PATIENCE));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let took = stage.done("no pod, no process");
@@ -199,7 +199,7 @@ impl Demo {
             let ready =
                 self.pods.list(&ListParams::default()).await?.iter().filter(|pod| is_ready(pod)).count();
             if ready != most {
-                stage.note(format!("{} ready", pods(ready)));
+                stage.note(format!("{} ready", count(ready, "pod")));
                 most = most.max(ready);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -249,10 +249,6 @@ impl Demo {
         stage.done("500 of 500 to the first revision");
         Ok(Row { step: "rollback", result: "500 of 500 to the first revision".into() })
     }
-}
-
-fn pods(count: usize) -> String {
-    if count == 1 { "1 pod".into() } else { format!("{count} pods") }
 }
 
 fn is_ready(pod: &Pod) -> bool {

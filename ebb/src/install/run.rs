@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::cluster::{ClusterArgs, Present};
 use super::{prune, settings, waiting};
 use crate::cli::ImageNames;
-use crate::progress::Stage;
+use crate::progress::{Stage, count};
 
 /// How often the Deployments are looked at while they come up.
 const LOOK: Duration = Duration::from_millis(500);
@@ -96,7 +96,7 @@ pub(crate) async fn run(args: InstallArgs) -> anyhow::Result<ExitCode> {
     for part in &parts {
         let stage = Stage::begin(format!("apply {}", part.name));
         let kept = put(client, part).await?;
-        stage.done(format!("{} objects", part.objects.len()));
+        stage.done(count(part.objects.len(), "object"));
         for kept in &kept {
             eprintln!("      {kept}");
         }
@@ -174,7 +174,7 @@ async fn prune(client: &Client, options: &Options, parts: &[Part]) -> anyhow::Re
         stage.note(found.name());
         found.delete(client).await?;
     }
-    stage.done(format!("{} objects", stale.len()));
+    stage.done(count(stale.len(), "object"));
     Ok(())
 }
 
@@ -199,10 +199,12 @@ async fn ready(client: &Client, options: &Options, timeout: Duration) -> anyhow:
             told = missing;
         }
         if start.elapsed() > timeout {
+            let mend = if waiting::images_are_missing(&told) { waiting::IMAGES } else { "" };
             bail!(
-                "not ready after {} s:\n  {}\nWhat is there stays; `ebb install` again goes on from here.",
+                "not ready after {} s:\n  {}\n{mend}{}What is there stays; `ebb install` again goes on from here.",
                 timeout.as_secs(),
-                told.join("\n  ")
+                told.join("\n  "),
+                if mend.is_empty() { "" } else { "\n" },
             );
         }
         tokio::time::sleep(LOOK).await;

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::cluster::ClusterArgs;
 use super::prune;
-use crate::progress::Stage;
+use crate::progress::{Stage, count};
 
 /// How often is looked whether something is gone.
 const LOOK: Duration = Duration::from_millis(250);
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: UninstallArgs) -> anyhow::Result<ExitCode> {
     if !kinds.is_empty() {
         let stage = Stage::begin("delete Services and what was made of them");
         let gone = delete_all(client, &kinds, &stage, &patience).await?;
-        stage.done(format!("{gone} objects"));
+        stage.done(count(gone, "object"));
     }
     let stage = Stage::begin("delete the components");
     components(client, &namespace, &stage, &patience).await?;
@@ -238,7 +238,7 @@ async fn delete_all(
         }
         if all.len() < least {
             (least, moved) = (all.len(), Instant::now());
-            stage.note(format!("{} objects left", all.len()));
+            stage.note(format!("{} left", count(all.len(), "object")));
         }
         let stuck = moved.elapsed() > patience.finalizers;
         let step = all.iter().map(|(kind, object)| async move {

@@ -138,7 +138,11 @@ async fn host(folder: &Path) -> Result<String, ImageError> {
     command.current_dir(folder).arg("-vV");
     let output = super::go::run(command, "rustc", "install Rust from https://rustup.rs", None).await?;
     if !output.success {
-        return Err(ImageError::Build(format!("rustc does not run in {}:\n{}", folder.display(), output.tail())));
+        return Err(ImageError::Build(format!(
+            "rustc does not run in {}:\n{}",
+            folder.display(),
+            output.tail()
+        )));
     }
     let host = output.stdout.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned);
     host.ok_or_else(|| ImageError::Build(format!("rustc -vV names no host:\n{}", output.tail())))
