@@ -103,8 +103,11 @@ impl Cluster {
                     _hold: hold,
                     _lock: lock,
                 };
-                write_private(&cluster.kubeconfig, &cluster.api.admin_kubeconfig())?;
-                if let Err(error) = ready::wait(&cluster.client("system:admin"), &config.node_name).await {
+                let ready = match write_private(&cluster.kubeconfig, &cluster.api.admin_kubeconfig()) {
+                    Ok(()) => ready::wait(&cluster.client("system:admin"), &config.node_name).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ready {
                     cluster.shutdown().await;
                     return Err(error);
                 }

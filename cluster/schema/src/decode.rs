@@ -138,7 +138,7 @@ fn walk(node: &Node, value: &Value, owner: &str, path: &mut String) -> Option<Mi
 }
 
 /// Where a text ceases to be base64: at the first letter that is none of its, or at its end.
-pub fn broken_at(text: &str) -> usize {
+fn broken_at(text: &str) -> usize {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
     text.bytes().position(|byte| !letter(byte)).unwrap_or(text.len())
 }

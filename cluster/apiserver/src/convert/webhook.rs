@@ -15,6 +15,9 @@ use crate::registry::Resource;
 use crate::server::Server;
 use crate::store::Object;
 
+/// Objects of one call: their answer stays well within what is read of one.
+const BATCH: usize = 500;
+
 /// Stored objects in the version of `resource`; those that are so already, and those that no webhook converts, are as they were.
 pub(crate) async fn shown(
     server: &Server,
@@ -24,15 +27,14 @@ pub(crate) async fn shown(
     let Some(conversion) = &resource.conversion else { return Ok(objects) };
     let other: Vec<usize> =
         (0..objects.len()).filter(|&at| is_needed(resource, &objects[at].value)).collect();
-    if other.is_empty() {
-        return Ok(objects);
-    }
-    let values = other.iter().map(|&at| objects[at].value.clone()).collect();
-    let converted = server.hooks.convert(conversion, &resource.api_version(), values).await?;
-    for (at, mut value) in other.into_iter().zip(converted) {
-        resource.schema().prune(&mut value);
-        resource.schema().default(&mut value);
-        objects[at] = Arc::new(Object::new(objects[at].key.clone(), objects[at].revision, value));
+    for part in other.chunks(BATCH) {
+        let values = part.iter().map(|&at| objects[at].value.clone()).collect();
+        let converted = server.hooks.convert(conversion, &resource.api_version(), values).await?;
+        for (&at, mut value) in part.iter().zip(converted) {
+            resource.schema().prune(&mut value);
+            resource.schema().default(&mut value);
+            objects[at] = Arc::new(Object::new(objects[at].key.clone(), objects[at].revision, value));
+        }
     }
     Ok(objects)
 }
