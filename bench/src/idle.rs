@@ -32,6 +32,7 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     ensure!(answer.status == 200, "{answer:?}");
     let sidecar = processes("queue-proxy")?;
     let sidecar = *sidecar.iter().max_by_key(|pid| rss_kib(**pid).ok()).context("no queue-proxy runs")?;
+    let (sidecar_rss, sidecar_own) = (rss_kib(sidecar)?, own_kib(sidecar)?);
     let with_one = rss_kib(platform.process().context("not started here")?.pid())?;
     runtime.block_on(platform.stop())?;
     Ok(json!({
@@ -39,7 +40,7 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
         "up_to_ready_new_folder_ms": distribution(&first),
         "up_to_ready_again_ms": distribution(&again),
         "ebb_up_rss_kib": up, "ebb_up_with_one_service_rss_kib": with_one,
-        "queue_proxy_rss_kib": rss_kib(sidecar)?, "queue_proxy_own_kib": own_kib(sidecar)?, "ebb_up_own_kib": up_own,
+        "queue_proxy_rss_kib": sidecar_rss, "queue_proxy_own_kib": sidecar_own, "ebb_up_own_kib": up_own,
         "ebb_up_idle_cpu_ms_per_s": cpu as f64 / 10.0,
     }))
 }
