@@ -5,7 +5,8 @@
 # and ends the cluster, whatever happened. Its exit code is the suite's.
 #
 # EBB and E2E name binaries that were built already (default: they are built here); DIR the folder of the cluster (default: a temporary one);
-# REPLICAS the pods of each component (default: 2); KEEP=1 leaves the cluster up for a look at it.
+# REPLICAS the pods of each component (default: 2); OUTAGE for how many seconds the API server is away (default: 15); KEEP=1 leaves the cluster
+# up for a look at it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -65,7 +66,7 @@ export KUBECONFIG=$dir/kubeconfig
 
 export EBB_E2E_KUBECONFIG=$KUBECONFIG EBB_E2E_EBB=$ebb
 export EBB_E2E_LOAD_IMAGE=$dir/load-image EBB_E2E_KILL_CONTAINER=$dir/kill-container
-export EBB_E2E_RESTART_API_SERVER="$here/restart.sh $dir kube-apiserver 15"
+export EBB_E2E_RESTART_API_SERVER="$here/restart.sh $dir kube-apiserver ${OUTAGE:-15}"
 if [ -n "${E2E:-}" ]; then
   "$E2E" "$@"
 else
