@@ -14,8 +14,6 @@ pub const AUTOSCALE_METRICS: u16 = 9090;
 pub const USER_METRICS: u16 = 9091;
 /// Components other than the queue-proxy: Prometheus metrics.
 pub const METRICS: u16 = 9090;
-/// Profiling, off unless configured.
-pub const PROFILING: u16 = 8008;
 /// Components: liveness and readiness.
 pub const HEALTH: u16 = 8081;
 /// Controller: the certificate authority's endpoint.
