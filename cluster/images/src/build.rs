@@ -44,7 +44,7 @@ pub struct BuildRequest {
     pub user: Option<String>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
-    /// Whether the layer is compressed by zstd, for an image that is to travel.
+    /// Whether the layer is compressed, for an image that is to travel.
     pub compressed: bool,
     /// Processor and system; this machine's if not given, and another one only for binaries and Go projects.
     pub platform: Option<Platform>,
