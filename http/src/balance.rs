@@ -1,5 +1,9 @@
 //! Choosing a backend. Pure: a policy sees loads and a random word, and returns an index.
 
+mod health;
+
+pub use self::health::{HALF_LIFE, Health, load};
+
 /// Two random choices, the less loaded one (Mitzenmacher). `load(i)` is asked for at most two backends.
 ///
 /// `random` is one uniformly random word. Returns `None` when there is no backend.

@@ -81,6 +81,12 @@ pub enum Error {
     /// The request cannot be forwarded as it is.
     #[error("the request cannot be forwarded: {0}")]
     BadRequest(&'static str),
+    /// A CONNECT that asks for a tunnel to anywhere.
+    #[error("CONNECT is not served: this is no forward proxy")]
+    NoTunnel,
+    /// A web socket over HTTP/2 was asked for, and the backend answered as to a plain request.
+    #[error("the backend did not switch to the protocol that was asked for")]
+    NoUpgrade,
     /// A response body broke off.
     #[error("the response broke off: {0}")]
     Body(#[source] hyper::Error),
@@ -96,7 +102,7 @@ impl Error {
     /// Which side failed.
     pub fn source_side(&self) -> Source {
         match self {
-            Error::ClientGone(_) | Error::BadRequest(_) => Source::Downstream,
+            Error::ClientGone(_) | Error::BadRequest(_) | Error::NoTunnel => Source::Downstream,
             Error::Overloaded(_) => Source::Internal,
             _ => Source::Upstream,
         }
@@ -139,6 +145,7 @@ impl Error {
             Error::Timeout { .. } | Error::ConnectTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Error::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
             Error::BadRequest(_) | Error::ClientGone(_) => StatusCode::BAD_REQUEST,
+            Error::NoTunnel => StatusCode::METHOD_NOT_ALLOWED,
             _ => StatusCode::BAD_GATEWAY,
         }
     }

@@ -3,6 +3,9 @@
 //! RFC 9110 7.6.1 (hop-by-hop fields), RFC 7239 (`Forwarded`), RFC 9112 3.2 (request target), RFC 9113 8.2.3 and 8.3.
 //! Bodies and trailers stream through with backpressure. `100 Continue` is passed from backend to client by letting the
 //! body flow only then. Other 1xx responses end here: hyper's server cannot send them.
+//!
+//! An upgrade of HTTP/1.1 and a web socket of HTTP/2 (extended CONNECT, RFC 8441) both become an upgrade towards the backend. Any other CONNECT is
+//! refused: this is no way into a network.
 
 pub mod hop;
 mod tunnel;
@@ -12,7 +15,9 @@ use std::sync::Arc;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::ext::Protocol as Protocol8441;
 use hyper::upgrade::OnUpgrade;
 
 pub use self::tunnel::Tunnels;
@@ -21,6 +26,7 @@ use crate::connect::{Protocol, Security};
 use crate::error::Error;
 use crate::headers;
 use crate::pool::Backend;
+use crate::server::Busy;
 
 /// What to do with the headers that tell where a request came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,8 @@ struct Upgrade {
     client: OnUpgrade,
     tunnels: Tunnels,
     guard: Option<Box<dyn Send>>,
+    /// The connection of an HTTP/2 client is in use as long as the tunnel.
+    stream: Option<Arc<Busy>>,
 }
 
 impl Outgoing {
@@ -67,26 +75,40 @@ impl Outgoing {
     /// # Errors
     /// [`Error::BadRequest`] when it names no host.
     pub fn new(mut request: Request<Incoming>, via: &Via<'_>) -> Result<Self, Error> {
-        let upgrading = hop::upgrade_of(&request).is_some() || request.method() == Method::CONNECT;
+        let extended = request.extensions().get::<Protocol8441>().cloned();
+        if request.method() == Method::CONNECT && extended.is_none() {
+            return Err(Error::NoTunnel);
+        }
+        // A wish that comes with a body is not heard, as RFC 9110 7.8 allows: whose bytes follow would be a matter of opinion.
+        let upgrading =
+            extended.is_some() || (hop::upgrade_of(&request).is_some() && request.body().is_end_stream());
         let upgrade = upgrading.then(|| Upgrade {
             client: hyper::upgrade::on(&mut request),
             tunnels: via.tunnels.clone(),
             guard: None,
+            stream: request.extensions_mut().remove(),
         });
         let (mut parts, body) = request.into_parts();
         let from_http1 = parts.version < Version::HTTP_2;
         let wait = hop::expects_continue(&parts.headers);
         hop::strip(&mut parts.headers, upgrading);
-        if parts.method != Method::CONNECT {
-            move_host(&mut parts.headers, &mut parts.uri)?;
-        }
         if !from_http1 {
+            same_host(&parts.headers, &parts.uri)?;
             hop::join_cookies(&mut parts.headers);
+        }
+        move_host(&mut parts.headers, &mut parts.uri)?;
+        if let Some(protocol) = &extended {
+            hop::upgrade_to(&mut parts, protocol.as_str())?;
         }
         hop::forwarded(&mut parts.headers, via);
         // What hyper's server put there (its upgrade handle among them) is of no use to its client.
         parts.extensions.clear();
         let body = if upgrading { RequestBody::empty() } else { RequestBody::stream(body, wait) };
+        // hyper's client sends no body with these unless it is told to.
+        let unusual = matches!(parts.method, Method::GET | Method::HEAD);
+        if unusual && body.is_streaming() && body.size_hint().exact().is_none() {
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         Ok(Self { request: Some(Request::from_parts(parts, body)), upgrade, from_http1 })
     }
 
@@ -162,13 +184,20 @@ impl Outgoing {
 
     fn finish(&mut self, mut response: Response<Body>) -> Response<Body> {
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        hop::strip(response.headers_mut(), switching);
-        if let Some(upgrade) = self.upgrade.take()
-            && (switching || response.status().is_success())
-        {
-            let backend = hyper::upgrade::on(&mut response);
-            upgrade.tunnels.splice(upgrade.client, backend, upgrade.guard);
-            *response.body_mut() = Body::Empty;
+        hop::strip(response.headers_mut(), switching && self.from_http1);
+        if let Some(upgrade) = self.upgrade.take() {
+            if switching {
+                let backend = hyper::upgrade::on(&mut response);
+                upgrade.tunnels.splice(upgrade.client, backend, (upgrade.guard, upgrade.stream));
+                *response.body_mut() = Body::Empty;
+                if !self.from_http1 {
+                    *response.status_mut() = StatusCode::OK;
+                    response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+                }
+            } else if !self.from_http1 && response.status().is_success() {
+                // To this client that would mean the web socket is open.
+                response = error_response(&Error::NoUpgrade);
+            }
         }
         *response.version_mut() = if self.from_http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         response
@@ -184,7 +213,8 @@ impl std::fmt::Debug for Outgoing {
     }
 }
 
-/// The host of a request: of its URI if that is absolute (RFC 9112 3.2.2), else of its `Host` header.
+/// The host of a request: of its URI if that is absolute (RFC 9112 3.2.2), else of its `Host` header. What it yields for a request that
+/// [`Outgoing::new`] refuses says nothing.
 pub fn host_of<B>(request: &Request<B>) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
@@ -192,8 +222,25 @@ pub fn host_of<B>(request: &Request<B>) -> Option<&str> {
     }
 }
 
+/// HTTP/2 may name the host twice, but only the same one (RFC 9113 8.3.1).
+fn same_host(headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    let differs = match (first, uri.authority()) {
+        (Some(host), Some(authority)) => !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        _ => false,
+    };
+    if differs || second.is_some() { Err(Error::BadRequest("it names more than one host")) } else { Ok(()) }
+}
+
 /// Moves an absolute URI's authority into `Host`, leaving the origin form.
 fn move_host(headers: &mut HeaderMap, uri: &mut Uri) -> Result<(), Error> {
+    if uri.path_and_query().is_some_and(|path| !path.as_str().starts_with(['/', '*'])) {
+        return Err(Error::BadRequest("its path does not begin with a slash"));
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Error::BadRequest("its authority carries a user's name"));
+    }
     if uri.authority().is_none() {
         if headers.contains_key(header::HOST) {
             return Ok(());

@@ -2,10 +2,13 @@
 //!
 //! HTTP/1.1 and HTTP/2 by ALPN under TLS, by the client's first bytes without. A connection that dawdles with a
 //! request's head, or is unused for long, is closed by one coarse timer for each connection, so that a request costs
-//! none. Memory is bounded by the limits of [`ServerConfig`]; beyond `max_connections` the kernel's queue holds clients.
+//! none; so is one whose client takes nothing of an answer that is there. Memory is bounded by the limits of [`ServerConfig`]; where `max_connections`
+//! are open, an idle one makes room, and while all are busy the kernel's queue holds clients. What could be read in two ways is refused ([`strict`]).
 
 mod accept;
+mod crowd;
 mod drive;
+pub mod strict;
 mod watch;
 
 use std::future::Future;
@@ -23,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::accept::{Acceptor, Handshake, PlainAcceptor};
+use self::crowd::Crowd;
+pub(crate) use self::watch::Busy;
 use crate::connect::Protocol;
 use crate::error::BoxError;
 
@@ -95,6 +100,8 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// A connection without requests is closed after so long. Keep it above every client pool's own limit.
     pub idle_timeout: Duration,
+    /// A connection whose client takes nothing of an answer for so long is cut.
+    pub stall_timeout: Duration,
     /// The largest request head of HTTP/1.1, and read buffer, in bytes. At least 8192.
     pub h1_buffer: usize,
     /// The largest header list of HTTP/2, in bytes.
@@ -111,6 +118,7 @@ impl Default for ServerConfig {
             max_connections: 100_000,
             header_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
+            stall_timeout: Duration::from_secs(60),
             h1_buffer: 64 << 10,
             h2_header_list: 64 << 10,
             h2_streams: 250,
@@ -122,6 +130,9 @@ impl Default for ServerConfig {
 /// Connections that may wait to be accepted: a burst must not overflow the kernel's queue, or whoever comes late waits a second and more for
 /// the kernel's next attempt.
 const QUEUE: u32 = 4096;
+
+/// How soon another idle connection is asked to go when the first one took its time.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Listens at `address`.
 ///
@@ -159,6 +170,7 @@ pub async fn serve<A, H>(
 {
     let acceptor = Arc::new(acceptor);
     let permits = Arc::new(Semaphore::new(config.max_connections));
+    let crowd = Arc::new(Crowd::default());
     let tasks = TaskTracker::new();
     // Cancelled when this future is dropped, so that no connection outlives its server.
     let cut = CancellationToken::new();
@@ -167,7 +179,7 @@ pub async fn serve<A, H>(
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accept_one(&listener, &permits) => accepted,
+            accepted = accept_one(&listener, &permits, &crowd) => accepted,
         };
         let (permit, tcp, remote) = match accepted {
             Ok(accepted) => accepted,
@@ -181,13 +193,13 @@ pub async fn serve<A, H>(
             }
         };
         let (acceptor, handler) = (acceptor.clone(), handler.clone());
-        let (shutdown, cut) = (shutdown.clone(), cut.clone());
+        let (shutdown, cut, crowd) = (shutdown.clone(), cut.clone(), crowd.clone());
         tasks.spawn(async move {
             let _permit = permit;
             tokio::select! {
                 biased;
                 () = cut.cancelled() => {}
-                () = drive::connection(tcp, remote, &*acceptor, handler, config, shutdown) => {}
+                () = drive::connection(tcp, remote, &*acceptor, handler, config, &crowd, shutdown) => {}
             }
         });
     }
@@ -199,9 +211,21 @@ pub async fn serve<A, H>(
 async fn accept_one(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
+    crowd: &Crowd,
 ) -> io::Result<(tokio::sync::OwnedSemaphorePermit, tokio::net::TcpStream, SocketAddr)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (tcp, remote) = listener.accept().await?;
+    let permit = loop {
+        let waiting = permits.clone().acquire_owned();
+        if permits.available_permits() == 0 {
+            crowd.make_room();
+            if let Ok(permit) = tokio::time::timeout(AGAIN, waiting).await {
+                break permit;
+            }
+        } else {
+            break waiting.await;
+        }
+    }
+    .map_err(io::Error::other)?;
     tcp.set_nodelay(true)?;
     Ok((permit, tcp, remote))
 }

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Version};
+use http::{Method, Request, Version};
 
 use super::{Forwarded, Via};
+use crate::balance::random;
+use crate::error::Error;
 use crate::headers::{
     FORWARDED, KEEP_ALIVE, PROXY_CONNECTION, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO,
 };
@@ -22,6 +24,23 @@ pub fn upgrade_of<B>(request: &Request<B>) -> Option<&HeaderValue> {
         return None;
     }
     connection_has(request.headers(), "upgrade").then_some(wanted)
+}
+
+/// Makes an HTTP/1.1 upgrade of an extended CONNECT (RFC 8441 5).
+pub(super) fn upgrade_to(parts: &mut http::request::Parts, protocol: &str) -> Result<(), Error> {
+    let value = HeaderValue::from_str(protocol)
+        .map_err(|_| Error::BadRequest("its :protocol is no valid header value"))?;
+    parts.method = Method::GET;
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    parts.headers.insert(header::UPGRADE, value);
+    if protocol.eq_ignore_ascii_case("websocket") {
+        // Only a proof that the other end speaks HTTP, which the tunnel itself proves: any 16 bytes in base64 will do.
+        let key = format!("{:05x}{:016x}A==", random() >> 44, random());
+        if let Ok(key) = HeaderValue::from_str(&key) {
+            parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the client waits for `100 Continue`.

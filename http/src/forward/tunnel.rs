@@ -61,7 +61,7 @@ impl Tunnels {
     }
 
     /// Joins the two halves once both sides have switched. `guard` lives as long as the tunnel.
-    pub(super) fn splice(&self, client: OnUpgrade, backend: OnUpgrade, guard: Option<Box<dyn Send>>) {
+    pub(super) fn splice(&self, client: OnUpgrade, backend: OnUpgrade, guard: impl Send + 'static) {
         self.0.open.fetch_add(1, Ordering::AcqRel);
         let open = Open(self.0.clone());
         tokio::spawn(async move {

@@ -1,7 +1,7 @@
 //! One backend: its connections, and sending one request to it.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use http::{Method, Request, Response, StatusCode};
@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use super::body::{Lease, Leased, PooledBody};
 use super::dial::{Dial, Sender};
 use super::{Inner, PoolConfig};
+use crate::balance::Health;
 use crate::body::RequestBody;
 use crate::body::request::Trace;
 use crate::connect::{Protocol, Target};
-use crate::error::{Error, Retry};
+use crate::error::{Error, Retry, Source};
 
 /// How often a request moves from one dead kept connection to the next before a new one is opened.
 const STALE_LIMIT: u32 = 3;
@@ -33,6 +34,10 @@ pub struct Backend {
     opening: tokio::sync::Mutex<Option<(Instant, Error)>>,
     in_flight: AtomicUsize,
     opened: AtomicU64,
+    /// Whether there is anything in `health`: a good backend costs its requests no lock.
+    ailing: AtomicBool,
+    health: Mutex<Health>,
+    made: Instant,
 }
 
 struct Idle {
@@ -117,6 +122,9 @@ impl Backend {
             opening: tokio::sync::Mutex::default(),
             in_flight: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
+            ailing: AtomicBool::new(false),
+            health: Mutex::default(),
+            made: Instant::now(),
         }
     }
 
@@ -128,6 +136,25 @@ impl Backend {
     /// Requests under way: the load that balancing goes by.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// How much it failed of late ([`balance::Health`](crate::balance::Health)): not to be reached, broken off, or answered 5xx. 0 for a good one.
+    pub fn penalty(&self) -> f64 {
+        if !self.ailing.load(Ordering::Relaxed) {
+            return 0.0;
+        }
+        let penalty = self.health.lock().penalty(self.made.elapsed());
+        if penalty == 0.0 {
+            self.ailing.store(false, Ordering::Relaxed);
+        }
+        penalty
+    }
+
+    fn record(&self, failed: bool) {
+        if failed || self.ailing.load(Ordering::Relaxed) {
+            self.health.lock().record(failed, self.made.elapsed());
+            self.ailing.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Numbers for tests and metrics.
@@ -161,10 +188,15 @@ impl Backend {
         request: Request<RequestBody>,
     ) -> Result<Response<PooledBody>, Box<SendFailed>> {
         let in_flight = InFlight::new(self);
-        match self.target.protocol {
+        let sent = match self.target.protocol {
             Protocol::Http1 => self.send_h1(request, in_flight).await,
             Protocol::Http2 => self.send_h2(request, in_flight).await,
-        }
+        };
+        self.record(match &sent {
+            Ok(response) => response.status().is_server_error(),
+            Err(failed) => failed.error.source_side() == Source::Upstream,
+        });
+        sent
     }
 
     async fn send_h1(

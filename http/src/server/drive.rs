@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,9 +16,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::accept::Acceptor;
-use super::watch::{Judge, Verdict, Watch, Watched};
+use super::crowd::Crowd;
+use super::strict::Scanner;
+use super::watch::{Judge, Reply, Verdict, Watch, Watched};
 use super::{Handler, Peer, ServerConfig};
-use crate::body::Guarded;
 use crate::connect::Protocol;
 
 pub(super) async fn connection<A, H>(
@@ -25,6 +28,7 @@ pub(super) async fn connection<A, H>(
     acceptor: &A,
     handler: Arc<H>,
     config: ServerConfig,
+    crowd: &Crowd,
     shutdown: CancellationToken,
 ) where
     A: Acceptor,
@@ -51,37 +55,57 @@ pub(super) async fn connection<A, H>(
         server_name: shake.server_name,
         protocol,
     });
+    // Whoever passes on the requests of others gives up what they give up.
+    let hostile = protocol == Protocol::Http2 && peer.identity.is_none();
     let watch = Arc::new(Watch::default());
-    let io = TokioIo::new(Watched { io, watch: watch.clone() });
+    crowd.enter(&watch);
+    let scanner = (protocol == Protocol::Http1).then(|| Scanner::new(config.h1_buffer.max(8192)));
+    let io = TokioIo::new(Watched::new(io, watch.clone(), scanner));
     let service = {
         let watch = watch.clone();
-        service_fn(move |request| {
+        service_fn(move |mut request: Request<Incoming>| {
             let busy = watch.begin();
+            if request.method() == Method::CONNECT {
+                request.extensions_mut().insert(Arc::new(watch.begin().quiet()));
+            }
+            let watch = watch.clone();
             let answer = handler.clone().handle(request, peer.clone());
             async move {
-                let response = answer.await;
-                Ok::<_, Infallible>(response.map(|body| Guarded::new(body, busy)))
+                let mut response = answer.await;
+                // The protocol stays, and what came since was not looked at.
+                if watch.is_opaque() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| Reply::new(body, busy)))
             }
         })
     };
     let period = config.header_timeout / 2;
-    let ticks = (config.idle_timeout.as_millis() / period.as_millis().max(1)).max(1);
-    let judge = Judge::new(u32::try_from(ticks).unwrap_or(u32::MAX), protocol == Protocol::Http1);
+    let ticks = |limit: std::time::Duration| {
+        u32::try_from((limit.as_millis() / period.as_millis().max(1)).max(1)).unwrap_or(u32::MAX)
+    };
+    let judge =
+        Judge::new(ticks(config.idle_timeout), ticks(config.stall_timeout), protocol == Protocol::Http1);
     let ended = match protocol {
         Protocol::Http1 => {
             // Never `pipeline_flush`: with it hyper buffers a response without limit for a client that does not read.
             let connection = http1::Builder::new()
                 .max_buf_size(config.h1_buffer.max(8192))
+                .max_header_size(config.h1_buffer.max(8192))
                 .max_headers(256)
                 .serve_connection(io, service)
                 .with_upgrades();
-            until_end(pin!(connection), &watch, judge, period, shutdown).await
+            until_end(pin!(connection), &watch, judge, period, hostile, shutdown).await
         }
         Protocol::Http2 => {
             let (stream, whole) = config.h2_windows;
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(config.h2_streams)
+                .enable_connect_protocol()
+                // Rapid reset (CVE-2023-44487) and its kin: a client that opens streams only to end them, or that we have to end, is sent away.
+                .max_pending_accept_reset_streams(20)
+                .max_local_error_reset_streams(100)
                 .max_header_list_size(config.h2_header_list)
                 .initial_stream_window_size(stream)
                 .initial_connection_window_size(whole)
@@ -89,7 +113,7 @@ pub(super) async fn connection<A, H>(
                 .keep_alive_interval(std::time::Duration::from_secs(30))
                 .keep_alive_timeout(std::time::Duration::from_secs(20))
                 .serve_connection(io, service);
-            until_end(pin!(connection), &watch, judge, period, shutdown).await
+            until_end(pin!(connection), &watch, judge, period, hostile, shutdown).await
         }
     };
     if let Err(error) = ended {
@@ -134,6 +158,7 @@ async fn until_end<C: Drain>(
     watch: &Watch,
     mut judge: Judge,
     period: std::time::Duration,
+    hostile: bool,
     shutdown: CancellationToken,
 ) -> hyper::Result<()> {
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
@@ -148,13 +173,24 @@ async fn until_end<C: Drain>(
                 draining = true;
                 connection.as_mut().drain();
             }
+            () = watch.evicted(), if !draining => {
+                if hostile && watch.is_hostile() {
+                    tracing::debug!("a client gives up nearly all of its requests");
+                    return Ok(());
+                }
+                // A request may have come since.
+                if watch.is_idle() {
+                    draining = true;
+                    connection.as_mut().drain();
+                }
+            }
             _ = ticks.tick() => match judge.tick(watch.look()) {
                 Verdict::Keep => {}
                 Verdict::Idle if !draining => {
                     draining = true;
                     connection.as_mut().drain();
                 }
-                Verdict::Idle | Verdict::Slow => return Ok(()),
+                Verdict::Idle | Verdict::Slow | Verdict::Stalled => return Ok(()),
             },
         }
     }

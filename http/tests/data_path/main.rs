@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test shall fail it")]
 
+mod hostile;
+mod limits;
+mod protocols;
+mod support;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,83 +15,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ebb_http::error::BoxError;
-use ebb_http::forward::{Forwarded, error_response};
 use ebb_http::{
-    Body, Connected, Connector, Handler, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig,
-    Protocol, RequestBody, Retry, ServerConfig, Target, Tunnels, Via, adopt, handler_fn, listen, serve,
+    Connected, Connector, Outgoing, Pool, PoolConfig, Protocol, RequestBody, Retry, ServerConfig, Target,
+    Tunnels, adopt, handler_fn, listen,
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use support::{get, listener, pool, proxy, read_head, start, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-
-async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    (listener, address)
-}
-
-/// A server whose end is in the test's hands.
-struct Running {
-    address: SocketAddr,
-    stop: CancellationToken,
-    ended: tokio::task::JoinHandle<()>,
-}
-
-async fn start<H: Handler>(handler: Arc<H>, config: ServerConfig) -> Running {
-    let (listener, address) = listener().await;
-    let stop = CancellationToken::new();
-    let ended = tokio::spawn(serve(listener, PlainAcceptor, handler, config, stop.clone()));
-    Running { address, stop, ended }
-}
-
-fn pool(config: PoolConfig) -> Pool {
-    Pool::new(PlainConnector, config)
-}
-
-/// A proxy in front of `target`.
-async fn proxy(target: Target, tunnels: Tunnels) -> Running {
-    let pool = pool(PoolConfig::default());
-    let backend = pool.backend(&target);
-    let handler = handler_fn(move |request: Request<Incoming>, peer: Arc<Peer>| {
-        let (backend, tunnels) = (backend.clone(), tunnels.clone());
-        async move {
-            let via = Via {
-                client: peer.remote.ip(),
-                secure: peer.secure,
-                forwarded: Forwarded::Replace,
-                tunnels: &tunnels,
-            };
-            let sent = async { Outgoing::new(request, &via)?.send(&backend).await };
-            sent.await.unwrap_or_else(|error| error_response(&error))
-        }
-    });
-    start(handler, ServerConfig::default()).await
-}
-
-fn get(path: &str) -> Request<RequestBody> {
-    Request::get(path).header(header::HOST, "app.example").body(RequestBody::empty()).unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
-}
-
-/// Reads one head (and whatever came with it) from a raw connection.
-async fn read_head(tcp: &mut TcpStream) -> io::Result<String> {
-    let mut got = Vec::new();
-    let mut buf = [0; 1024];
-    while !got.windows(4).any(|w| w == b"\r\n\r\n") {
-        let n = tcp.read(&mut buf).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        got.extend_from_slice(&buf[..n]);
-    }
-    Ok(String::from_utf8_lossy(&got).into_owned())
-}
 
 #[tokio::test]
 async fn a_burst_waits_in_the_queue_of_a_listener() {
