@@ -256,13 +256,17 @@ impl Revision {
         }
     }
 
-    /// The connections to a pod; `http1` because the request must be sent by that.
-    pub fn backend(&self, address: SocketAddr, http1: bool) -> Option<Arc<Backend>> {
+    /// The connections to a pod, for a request that `needs` a protocol; a sidecar speaks both.
+    pub fn backend(&self, address: SocketAddr, needs: Option<Protocol>) -> Option<Arc<Backend>> {
         let core = self.core.lock();
         let backends = core.backends.get(&address)?;
-        let settings = self.settings.load();
-        let many = backends.http1.in_flight() >= HTTP1_UP_TO;
-        Some(if !http1 && (settings.h2c || many) { backends.http2.clone() } else { backends.http1.clone() })
+        let many = || self.settings.load().h2c || backends.http1.in_flight() >= HTTP1_UP_TO;
+        Some(match needs {
+            Some(Protocol::Http1) => backends.http1.clone(),
+            Some(Protocol::Http2) => backends.http2.clone(),
+            None if many() => backends.http2.clone(),
+            None => backends.http1.clone(),
+        })
     }
 
     /// Takes over the EndpointSlices of the private Service.

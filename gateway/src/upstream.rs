@@ -134,7 +134,7 @@ impl Upstream {
         // The usual case costs no list.
         if tried.is_empty() && all.iter().all(|endpoint| endpoint.avoid_until.load(Ordering::Relaxed) <= now)
         {
-            let at = balance::p2c(all.len(), balance::random(), |n| all[n].in_flight())?;
+            let at = balance::p2c(all.len(), balance::random(), |n| all[n].load())?;
             return Some(all[at].clone());
         }
         let untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.address.socket);
@@ -144,7 +144,7 @@ impl Upstream {
             .filter(|endpoint| endpoint.avoid_until.load(Ordering::Relaxed) <= now)
             .collect();
         let some = if good.is_empty() { all.iter().filter(untried).collect() } else { good };
-        let at = balance::p2c(some.len(), balance::random(), |n| some[n].in_flight())?;
+        let at = balance::p2c(some.len(), balance::random(), |n| some[n].load())?;
         Some(some[at].clone())
     }
 
@@ -177,13 +177,21 @@ impl Endpoint {
         self.http1.in_flight() + self.http2.in_flight()
     }
 
-    /// The connections to use; `http1` because the request must be sent by that.
-    pub fn backend(&self, http1: bool) -> &Arc<Backend> {
-        if self.address.h2 && !http1 {
-            return &self.http2;
+    /// What balancing compares: requests under way, and more for one that failed of late.
+    fn load(&self) -> f64 {
+        balance::load(self.in_flight(), self.http1.penalty().max(self.http2.penalty()))
+    }
+
+    /// The connections to use, for a request that `needs` a protocol. Over mutual TLS any endpoint speaks both.
+    pub fn backend(&self, needs: Option<Protocol>) -> &Arc<Backend> {
+        let either = self.address.peer.is_some();
+        match needs {
+            Some(Protocol::Http1) => &self.http1,
+            _ if self.address.h2 => &self.http2,
+            Some(Protocol::Http2) if either => &self.http2,
+            _ if either && self.http1.in_flight() >= HTTP1_UP_TO => &self.http2,
+            _ => &self.http1,
         }
-        let storm = self.address.peer.is_some() && self.http1.in_flight() >= HTTP1_UP_TO;
-        if storm && !http1 { &self.http2 } else { &self.http1 }
     }
 }
 

@@ -127,6 +127,16 @@ impl Outgoing {
         self.upgrade.is_some()
     }
 
+    /// The protocol that its way must have from here to the app, if it must: an upgrade is of HTTP/1.1, and only HTTP/2 carries trailers that
+    /// nobody announced, which gRPC ends with.
+    pub fn needs(&self) -> Option<Protocol> {
+        if self.is_upgrade() {
+            return Some(Protocol::Http1);
+        }
+        let headers = self.request.as_ref()?.headers();
+        (!self.from_http1 && headers.contains_key(header::TE)).then_some(Protocol::Http2)
+    }
+
     /// Keeps `guard` while an upgraded connection lives. Without an upgrade it is dropped at once.
     pub fn hold(&mut self, guard: impl Send + 'static) {
         if let Some(upgrade) = &mut self.upgrade {

@@ -164,7 +164,7 @@ impl Handler {
             };
             let address = place.address();
             // A pod that left between the grant and now.
-            let Some(backend) = revision.backend(address, outgoing.is_upgrade()) else { continue };
+            let Some(backend) = revision.backend(address, outgoing.needs()) else { continue };
             if let Some(breakdown) = &mut breakdown {
                 breakdown.placed(now_us());
             }

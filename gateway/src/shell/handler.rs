@@ -232,7 +232,7 @@ impl Handler {
                 tried.clear();
                 continue;
             };
-            match outgoing.send(endpoint.backend(outgoing.is_upgrade())).await {
+            match outgoing.send(endpoint.backend(outgoing.needs())).await {
                 Ok(response) => return response,
                 Err(error) => {
                     let socket = endpoint.address.socket;
