@@ -24,6 +24,8 @@ pub struct Config {
     pub ports: Ports,
     /// Where the autoscaler is (EBB_AUTOSCALER=address:port); its Service's EndpointSlices tell when absent.
     pub autoscaler: Option<SocketAddr>,
+    /// Bytes that waiting requests of all revisions may hold together (EBB_QUEUE_BYTES).
+    pub queue_bytes: u64,
     /// The cluster's DNS domain (EBB_CLUSTER_DOMAIN).
     pub cluster_domain: String,
 }
@@ -39,6 +41,7 @@ impl Default for Config {
             plain_ports: Vec::new(),
             ports: Ports::default(),
             autoscaler: None,
+            queue_bytes: 256 << 20,
             cluster_domain: "cluster.local".to_owned(),
         }
     }
@@ -62,6 +65,7 @@ impl Config {
             plain_ports: if permissive { vec![ports::HTTP1, ports::H2C] } else { Vec::new() },
             ports: env.ports()?,
             autoscaler: env.optional("EBB_AUTOSCALER", "address:port")?,
+            queue_bytes: env.parsed("EBB_QUEUE_BYTES", "a number of bytes", default.queue_bytes)?,
             cluster_domain: env.text("EBB_CLUSTER_DOMAIN", default.cluster_domain),
         })
     }

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+pub mod budget;
 pub mod config;
 pub mod dests;
 pub mod meter;

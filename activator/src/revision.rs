@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::budget::Share;
 use crate::dests::{Change, Dests, Listed};
 use crate::meter::{Meter, Report};
 use crate::throttle::{Grant, Slice, Slot, Throttle, Ticket};
@@ -72,6 +73,10 @@ pub struct Revision {
     meter: Mutex<Meter>,
     poked: Mutex<Option<PokeResponse>>,
     early: AtomicU64,
+    /// What its waiting requests hold of the memory for all.
+    pub share: Share,
+    /// Whether a pod failed of late: only then outcomes are written down.
+    ailing: AtomicBool,
     pool: Pool,
     peer: Arc<str>,
     started: Instant,
@@ -100,6 +105,11 @@ pub enum Refused {
         "too many requests wait for this revision; it has no capacity left, raise max-scale or its limits"
     )]
     Full,
+    /// Requests that wait hold as much memory as they may.
+    #[error(
+        "requests that wait hold as much memory as they may, and this revision its share of it; send smaller bodies, or raise EBB_QUEUE_BYTES of the activator"
+    )]
+    Crowded,
     /// It waited as long as the revision's timeout allows.
     #[error("no pod of this revision became available in time; see its Revision for the reason")]
     Timeout,
@@ -167,6 +177,8 @@ impl Revision {
             meter: Mutex::default(),
             poked: Mutex::default(),
             early: AtomicU64::new(0),
+            share: Share::default(),
+            ailing: AtomicBool::new(false),
             pool,
             peer,
             started: Instant::now(),
@@ -224,7 +236,13 @@ impl Revision {
 
     /// A place at a pod now, if there is one.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
-        let slot = self.core.lock().throttle.take(balance::random())?;
+        let slot = {
+            let mut core = self.core.lock();
+            if self.ailing.load(Ordering::Relaxed) && !core.throttle.advance(self.now()) {
+                self.ailing.store(false, Ordering::Relaxed);
+            }
+            core.throttle.take(balance::random())?
+        };
         Some(Place { revision: self.clone(), slot })
     }
 
@@ -288,6 +306,14 @@ impl Revision {
     /// A connection to a pod could not be made.
     pub fn failed(self: &Arc<Self>, address: SocketAddr) {
         self.change(|dests, _| dests.failed(address));
+    }
+
+    /// A pod answered, or failed to: those that failed of late get less.
+    pub fn answered(&self, address: SocketAddr, failed: bool) {
+        if failed || self.ailing.load(Ordering::Relaxed) {
+            self.core.lock().throttle.record(address, failed, self.now());
+            self.ailing.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Says which part of the pods is this activator's.

@@ -7,10 +7,14 @@
 //!
 //! Balancing: without a limit the less busy of two random pods; up to a limit of three the first pod with room (a
 //! pod is then kept full rather than all half full); else in turn. With a limit and several activators each keeps
-//! to its own slice of the pods, so that together they respect the limit.
+//! to its own slice of the pods, so that together they respect the limit. Pods that failed of late get less: they count as busier, and where there
+//! is a limit the others are filled first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
+
+use ebb_http::balance::{self, Health};
 
 mod slice;
 
@@ -49,6 +53,9 @@ struct Pod {
     id: u64,
     in_flight: u32,
     usable: bool,
+    health: Health,
+    /// Of `health`, at the moment of the last [`Throttle::advance`].
+    penalty: f64,
 }
 
 /// The breaker and balancer of one revision at one activator.
@@ -116,10 +123,24 @@ impl<W> Throttle<W> {
     pub fn set(&mut self, address: SocketAddr, usable: bool, draw: u64) -> Vec<Grant<W>> {
         match self.pods.binary_search_by_key(&address, |pod| pod.address) {
             Ok(at) if self.pods[at].usable == usable => return Vec::new(),
-            Ok(at) => self.pods[at].usable = usable,
+            // Whoever comes back was probed, or said so itself: what was before does not count.
+            Ok(at) => {
+                let pod = &mut self.pods[at];
+                (pod.usable, pod.health, pod.penalty) = (usable, Health::default(), 0.0);
+            }
             Err(at) => {
                 self.next += 1;
-                self.pods.insert(at, Pod { address, id: self.next, in_flight: 0, usable });
+                self.pods.insert(
+                    at,
+                    Pod {
+                        address,
+                        id: self.next,
+                        in_flight: 0,
+                        usable,
+                        health: Health::default(),
+                        penalty: 0.0,
+                    },
+                );
             }
         }
         self.arrange();
@@ -169,6 +190,25 @@ impl<W> Throttle<W> {
         !self.eligible.is_empty()
     }
 
+    /// A pod answered, or failed to.
+    pub fn record(&mut self, address: SocketAddr, failed: bool, now: Duration) {
+        if let Ok(at) = self.pods.binary_search_by_key(&address, |pod| pod.address) {
+            let pod = &mut self.pods[at];
+            pod.health.record(failed, now);
+            pod.penalty = pod.health.penalty(now);
+        }
+    }
+
+    /// Lets penalties fade; answers whether any is left.
+    pub fn advance(&mut self, now: Duration) -> bool {
+        let mut left = false;
+        for pod in self.pods.iter_mut().filter(|pod| pod.penalty > 0.0) {
+            pod.penalty = pod.health.penalty(now);
+            left |= pod.penalty > 0.0;
+        }
+        left
+    }
+
     fn arrange(&mut self) {
         self.by_id = self.pods.iter().enumerate().map(|(at, pod)| (pod.id, at)).collect();
         let usable: Vec<usize> = (0..self.pods.len()).filter(|&at| self.pods[at].usable).collect();
@@ -196,11 +236,14 @@ impl<W> Throttle<W> {
             0 => return None,
             _ if self.limit == 0 => self.less_busy_of_two(draw),
             _ if self.limit <= FIRST_AVAILABLE_UP_TO => {
-                *self.eligible.iter().find(|&&at| self.has_room(at))?
+                let well = self.eligible.iter().find(|&&at| self.has_room(at) && self.is_well(at));
+                *well.or_else(|| self.eligible.iter().find(|&&at| self.has_room(at)))?
             }
             _ => {
                 let start = self.turn % count;
-                let offset = (0..count).find(|step| self.has_room(self.eligible[(start + step) % count]))?;
+                let pod = |step: &usize| self.eligible[(start + step) % count];
+                let well = (0..count).find(|step| self.has_room(pod(step)) && self.is_well(pod(step)));
+                let offset = well.or_else(|| (0..count).find(|step| self.has_room(pod(step))))?;
                 let place = (start + offset) % count;
                 self.turn = place + 1;
                 self.eligible[place]
@@ -215,6 +258,11 @@ impl<W> Throttle<W> {
         self.pods[at].in_flight < self.limit
     }
 
+    /// Whether it has not failed again and again of late.
+    fn is_well(&self, at: usize) -> bool {
+        self.pods[at].penalty < 2.0
+    }
+
     fn less_busy_of_two(&self, draw: u64) -> usize {
         let count = self.eligible.len() as u64;
         let first = ((draw & 0xFFFF_FFFF) * count) >> 32;
@@ -224,7 +272,8 @@ impl<W> Throttle<W> {
         // The second is another one than the first.
         let second = (first + 1 + (((draw >> 32) * (count - 1)) >> 32)) % count;
         let (first, second) = (self.eligible[first as usize], self.eligible[second as usize]);
-        if self.pods[second].in_flight < self.pods[first].in_flight { second } else { first }
+        let load = |at: usize| balance::load(self.pods[at].in_flight as usize, self.pods[at].penalty);
+        if load(second) < load(first) { second } else { first }
     }
 }
 

@@ -21,8 +21,10 @@ use ebb_mesh::{Identity, MeshAcceptor};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const TRUST_DOMAIN: &str = "cluster.local";
@@ -94,6 +96,7 @@ struct Seen {
     most: AtomicUsize,
     probes: AtomicUsize,
     last: Mutex<HeaderMap>,
+    version: Mutex<Option<http::Version>>,
 }
 
 impl Stage {
@@ -116,6 +119,7 @@ impl Stage {
                 let now = seen.now.fetch_add(1, Ordering::SeqCst) + 1;
                 seen.most.fetch_max(now, Ordering::SeqCst);
                 *seen.last.lock() = request.headers().clone();
+                *seen.version.lock() = Some(request.version());
                 tokio::time::sleep(work).await;
                 seen.now.fetch_sub(1, Ordering::SeqCst);
                 Response::new(Body::from("hello"))
@@ -335,4 +339,175 @@ async fn nobody_speaks_for_another_namespace_and_plaintext_is_refused() {
     let pool = Pool::new(PlainConnector, PoolConfig::default());
     let backend = pool.backend(&Target::plain(plain, Protocol::Http1));
     assert_eq!(ask(backend, "hello-00001").await.0, StatusCode::FORBIDDEN);
+}
+
+/// A second door to the same registry, in plaintext, with a life of its own.
+async fn plain_door(
+    stage: &Stage,
+    config: Config,
+) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    let config = Config { plain_ports: vec![1], ..config };
+    let handler = Handler::new(stage.registry.clone(), &config);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    let stop = CancellationToken::new();
+    let ended = tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
+    (at, stop, ended)
+}
+
+fn plain_backend(at: SocketAddr, protocol: Protocol) -> Arc<Backend> {
+    Pool::new(PlainConnector, PoolConfig::default()).backend(&Target::plain(at, protocol))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_on_one_revision_is_bounded_in_bytes_and_refuses_no_other() {
+    let stage = stage(Settings::default(), || {}).await;
+    let (at, _stop, _) = plain_door(&stage, Config { queue_bytes: 64 << 10, ..Config::default() }).await;
+    let other = stage.registry.set(&Key::new("default", "other-00001"), Settings::default());
+    let flood: Vec<_> =
+        (0..30).map(|_| tokio::spawn(ask(plain_backend(at, Protocol::Http1), "hello-00001"))).collect();
+    until("all are waiting or refused", || {
+        stage.revision.waiting() + flood.iter().filter(|one| one.is_finished()).count() == 30
+    })
+    .await;
+    let held = stage.revision.waiting();
+    // Each is a little more than 4 KiB, and one revision gets half.
+    assert!((4..=8).contains(&held), "{held}");
+    let first = tokio::spawn(ask(plain_backend(at, Protocol::Http1), "other-00001"));
+    until("the other revision's waits", || other.waiting() == 1).await;
+    let (pod, _) = stage.pod(Duration::ZERO).await;
+    stage.list(&[(pod, true)]);
+    other.listed(&BTreeMap::from([(pod, Listed { ready: true, terminating: false })]));
+    let mut served = 0;
+    for one in flood {
+        let (status, headers, body) = one.await.expect("no panic");
+        match status {
+            StatusCode::OK => served += 1,
+            status => {
+                assert_eq!(
+                    (status, &headers["retry-after"]),
+                    (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().expect("a value"))
+                );
+                assert!(body.contains("EBB_QUEUE_BYTES"), "{body}");
+            }
+        }
+    }
+    assert_eq!(served, held);
+    assert_eq!(first.await.expect("no panic").0, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_serves_all_who_wait() {
+    let stage = stage(Settings::default(), || {}).await;
+    let (at, stop, ended) = plain_door(&stage, Config::default()).await;
+    let mut waiting = Vec::new();
+    for n in 0..200 {
+        let protocol = if n % 2 == 0 { Protocol::Http1 } else { Protocol::Http2 };
+        waiting.push(tokio::spawn(ask(plain_backend(at, protocol), "hello-00001")));
+    }
+    until("all wait", || stage.revision.waiting() == 200).await;
+    stop.cancel();
+    until("the door is closed", || std::net::TcpStream::connect(at).is_err()).await;
+    assert!(!ended.is_finished());
+    let (pod, seen) = stage.pod(Duration::from_millis(20)).await;
+    stage.list(&[(pod, true)]);
+    for one in waiting {
+        assert_eq!(one.await.expect("no panic").0, StatusCode::OK);
+    }
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 200);
+    tokio::time::timeout(WITHIN, ended).await.expect("it ends").expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_socket_waits_for_its_pod_and_passes() {
+    let stage = stage(Settings { limit: 1, ..Settings::default() }, || {}).await;
+    let (at, _stop, _) = plain_door(&stage, Config::default()).await;
+    let mut client = TcpStream::connect(at).await.expect("connected");
+    let head = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nKnative-Serving-Namespace: default\r\nKnative-Serving-Revision: hello-00001\r\n\r\n";
+    client.write_all(head.as_bytes()).await.expect("sent");
+    until("it waits", || stage.revision.waiting() == 1).await;
+    let pod = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = pod.local_addr().expect("bound");
+    let handler = handler_fn(|mut request: Request<Incoming>, _: Arc<Peer>| async move {
+        assert_eq!(request.headers()["upgrade"], "websocket");
+        let switching = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(switching.await.expect("switched"));
+            let mut word = [0; 4];
+            while io.read_exact(&mut word).await.is_ok() {
+                io.write_all(&word).await.expect("sent");
+            }
+        });
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert("connection", "upgrade".parse().expect("a value"));
+        response.headers_mut().insert("upgrade", "websocket".parse().expect("a value"));
+        response
+    });
+    let own = identity(&stage.authority, "default", "default").await;
+    tokio::spawn(serve(pod, MeshAcceptor(own), handler, ServerConfig::default(), stage.stop.clone()));
+    stage.list(&[(address, true)]);
+    let mut got = Vec::new();
+    while !got.ends_with(b"\r\n\r\n") {
+        assert!(client.read_buf(&mut got).await.expect("read") > 0, "{}", String::from_utf8_lossy(&got));
+    }
+    assert!(got.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&got));
+    for word in [b"ping", b"pong"] {
+        client.write_all(word).await.expect("sent");
+        let mut back = [0; 4];
+        client.read_exact(&mut back).await.expect("read");
+        assert_eq!(&back, word);
+    }
+    // It holds the only place until it closes.
+    let next = tokio::spawn(ask(plain_backend(at, Protocol::Http1), "hello-00001"));
+    until("the next one waits", || stage.revision.waiting() == 1).await;
+    drop(client);
+    until("it gets the place", || stage.revision.waiting() == 0).await;
+    next.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_with_trailers_goes_by_http2_to_its_pod() {
+    let stage = stage(Settings::default(), || {}).await;
+    let (at, _stop, _) = plain_door(&stage, Config::default()).await;
+    let (pod, seen) = stage.pod(Duration::ZERO).await;
+    stage.list(&[(pod, true)]);
+    let backend = plain_backend(at, Protocol::Http2);
+    for (te, version) in [(None, http::Version::HTTP_11), (Some("trailers"), http::Version::HTTP_2)] {
+        let mut request = Request::post("/pkg.Service/Method")
+            .header("host", "a")
+            .header(headers::KNATIVE_SERVING_NAMESPACE, "default")
+            .header(headers::KNATIVE_SERVING_REVISION, "hello-00001");
+        if let Some(te) = te {
+            request = request.header("te", te);
+        }
+        let mut outgoing =
+            Outgoing::own(request.body(RequestBody::empty()).expect("a request")).expect("has a host");
+        assert_eq!(outgoing.send(&backend).await.expect("an answer").status(), StatusCode::OK);
+        assert_eq!(*seen.version.lock(), Some(version));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_only_fails_does_not_draw_the_requests() {
+    let stage = stage(Settings::default(), || {}).await;
+    let (at, _stop, _) = plain_door(&stage, Config::default()).await;
+    let (good, seen) = stage.pod(Duration::from_millis(5)).await;
+    let bad = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let bad_at = bad.local_addr().expect("bound");
+    let failing = handler_fn(|_: Request<Incoming>, _: Arc<Peer>| async {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+    });
+    let own = identity(&stage.authority, "default", "default").await;
+    tokio::spawn(serve(bad, MeshAcceptor(own), failing, ServerConfig::default(), stage.stop.clone()));
+    stage.list(&[(good, true), (bad_at, true)]);
+    let backend = plain_backend(at, Protocol::Http1);
+    let mut failed = 0;
+    for _ in 0..200 {
+        failed += usize::from(ask(backend.clone(), "hello-00001").await.0 != StatusCode::OK);
+    }
+    assert!(failed < 20, "{failed} of 200 went to the pod that fails at once");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 200 - failed);
 }

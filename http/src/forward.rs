@@ -137,6 +137,16 @@ impl Outgoing {
         (!self.from_http1 && headers.contains_key(header::TE)).then_some(Protocol::Http2)
     }
 
+    /// About how many bytes it holds while it waits: its head, as much of a body as is read ahead, and what a task costs.
+    pub fn held_bytes(&self) -> u64 {
+        const TASK: u64 = 4 << 10;
+        const READ_AHEAD: u64 = 64 << 10;
+        let Some(request) = &self.request else { return TASK };
+        let head: usize = request.headers().iter().map(|(k, v)| k.as_str().len() + v.len() + 64).sum();
+        let body = request.body().size_hint().upper().unwrap_or(READ_AHEAD).min(READ_AHEAD);
+        TASK + head as u64 + request.uri().path().len() as u64 + body
+    }
+
     /// Keeps `guard` while an upgraded connection lives. Without an upgrade it is dropped at once.
     pub fn hold(&mut self, guard: impl Send + 'static) {
         if let Some(upgrade) = &mut self.upgrade {

@@ -1,9 +1,11 @@
 //! Access log lines by template, in the notation of config-observability's `logging.request-log-template`.
 //!
-//! A subset of Go's: `{{.Request.Method}}`, `{{.Request.Host}}`, `{{.Request.RequestURI}}`, `{{.Request.Proto}}`,
-//! `{{.Request.RemoteAddr}}`, `{{.Request.UserAgent}}`, `{{.Request.Header.Get "Name"}}`, `{{.Response.Code}}`,
-//! `{{.Response.Size}}`, `{{.Response.Latency}}` (seconds), `{{.Revision.Name}}` and its `Namespace`, `Service`,
-//! `Configuration`, `PodName`, `PodIP`; `js` before a field escapes it for JSON. Anything else is refused when parsed.
+//! A subset of Go's: `{{.Request.Method}}`, `{{.Request.Host}}`, `{{.Request.RequestURI}}`, `{{.Request.URL}}` and its `Path`,
+//! `{{.Request.Proto}}`, `{{.Request.RemoteAddr}}`, `{{.Request.UserAgent}}`, `{{.Request.Referer}}`, `{{.Request.ContentLength}}` (-1 when it
+//! is not known), `{{.Request.Header.Get "Name"}}`, `{{index .Request.Header "Name"}}` (all values, as `[a b]`), `{{.Response.Code}}`,
+//! `{{.Response.Size}}`, `{{.Response.Latency}}` (seconds), `{{.Revision.Name}}` and its `Namespace`, `Service`, `Configuration`,
+//! `PodName`, `PodIP`; `js` before a field, or `| js` after it, escapes it for JSON; comments, and `{{-` and `-}}`, which eat the blanks
+//! beside them. Anything else is refused when parsed.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -25,10 +27,13 @@ enum Field {
     Method,
     Host,
     RequestUri,
+    Path,
+    ContentLength,
     Proto,
     RemoteAddr,
     UserAgent,
     Header(HeaderName),
+    AllHeaders(HeaderName),
     Code,
     Size,
     Latency,
@@ -86,13 +91,24 @@ impl Template {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(start) = rest.find("{{") {
-            let (before, tail) = rest.split_at(start);
+            let (mut before, tail) = rest.split_at(start);
+            let end = tail.find("}}").ok_or(TemplateError::Unclosed)?;
+            let mut inside = &tail[2..end];
+            rest = &tail[end + 2..];
+            // The blank tells a trim marker from a negative number.
+            if let Some(trimmed) = inside.strip_prefix("- ") {
+                (inside, before) = (trimmed, before.trim_end());
+            }
+            if let Some(trimmed) = inside.strip_suffix(" -") {
+                (inside, rest) = (trimmed, rest.trim_start());
+            }
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
             }
-            let end = tail.find("}}").ok_or(TemplateError::Unclosed)?;
-            parts.push(action(tail[2..end].trim())?);
-            rest = &tail[end + 2..];
+            let inside = inside.trim();
+            if !(inside.starts_with("/*") && inside.ends_with("*/")) {
+                parts.push(action(inside)?);
+            }
         }
         if !rest.is_empty() {
             parts.push(Part::Text(rest.to_owned()));
@@ -119,15 +135,23 @@ impl Template {
 }
 
 fn action(text: &str) -> Result<Part, TemplateError> {
-    let (escape, path) = match text.strip_prefix("js ") {
-        Some(path) => (true, path.trim()),
-        None => (false, text),
+    let piped = text.strip_suffix("js").map(str::trim_end).and_then(|before| before.strip_suffix('|'));
+    let (escape, path) = match (text.strip_prefix("js "), piped) {
+        (Some(path), _) | (None, Some(path)) => (true, path.trim()),
+        (None, None) => (false, text),
     };
     let unknown = || TemplateError::Unknown(text.to_owned());
+    let header = |name: &str| {
+        let name = name.trim().trim_matches(['"', '`']);
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| unknown())
+    };
     let field = match path {
         ".Request.Method" => Field::Method,
         ".Request.Host" => Field::Host,
-        ".Request.RequestURI" | ".Request.URL" | ".Request.URL.Path" => Field::RequestUri,
+        ".Request.RequestURI" | ".Request.URL" | ".Request.URL.String" => Field::RequestUri,
+        ".Request.URL.Path" => Field::Path,
+        ".Request.ContentLength" => Field::ContentLength,
+        ".Request.Referer" => Field::Header(http::header::REFERER),
         ".Request.Proto" => Field::Proto,
         ".Request.RemoteAddr" => Field::RemoteAddr,
         ".Request.UserAgent" => Field::UserAgent,
@@ -137,10 +161,10 @@ fn action(text: &str) -> Result<Part, TemplateError> {
         _ => {
             if let Some(name) = path.strip_prefix(".Revision.") {
                 Field::Revision(REVISION_FIELDS.iter().position(|f| *f == name).ok_or_else(unknown)?)
+            } else if let Some(name) = path.strip_prefix("index .Request.Header ") {
+                Field::AllHeaders(header(name)?)
             } else {
-                let name = path.strip_prefix(".Request.Header.Get ").ok_or_else(unknown)?;
-                let name = name.trim().trim_matches('"');
-                Field::Header(HeaderName::from_bytes(name.as_bytes()).map_err(|_| unknown())?)
+                Field::Header(header(path.strip_prefix(".Request.Header.Get ").ok_or_else(unknown)?)?)
             }
         }
     };
@@ -154,6 +178,26 @@ impl Field {
             Field::Method => out.push_str(e.method),
             Field::Host => out.push_str(e.host),
             Field::RequestUri => out.push_str(e.uri),
+            Field::Path => out.push_str(e.uri.split('?').next().unwrap_or("")),
+            Field::ContentLength => {
+                let length = header(&http::header::CONTENT_LENGTH);
+                let chunked = e.headers.contains_key(http::header::TRANSFER_ENCODING);
+                out.push_str(if chunked {
+                    "-1"
+                } else if length.is_empty() {
+                    "0"
+                } else {
+                    length
+                });
+            }
+            Field::AllHeaders(name) => {
+                out.push('[');
+                for (n, value) in e.headers.get_all(name).iter().enumerate() {
+                    out.push_str(if n > 0 { " " } else { "" });
+                    out.push_str(value.to_str().unwrap_or(""));
+                }
+                out.push(']');
+            }
             Field::Proto => out.push_str(e.proto),
             Field::RemoteAddr => out.push_str(e.remote),
             Field::UserAgent => out.push_str(header(&http::header::USER_AGENT)),
@@ -219,6 +263,43 @@ mod tests {
         assert_eq!(parsed["a"], "say \"hi\"");
         assert_eq!(parsed["l"], "1.500000s");
         assert_eq!(parsed["r"], "r1");
+    }
+
+    fn written(template: &str) -> String {
+        let mut headers = HeaderMap::new();
+        headers.append("x-a", "1".parse().unwrap());
+        headers.append("x-a", "2".parse().unwrap());
+        headers.insert("referer", "r".parse().unwrap());
+        headers.insert("content-length", "7".parse().unwrap());
+        let entry = Entry {
+            method: "GET",
+            host: "h",
+            uri: "/x?\"y",
+            proto: "HTTP/1.1",
+            remote: "1.1.1.1:1",
+            headers: &headers,
+            code: 200,
+            size: 3,
+            latency: Duration::from_millis(1500),
+            revision: &Revision::default(),
+        };
+        let mut out = String::new();
+        Template::parse(template).unwrap().write(&mut out, &entry);
+        out
+    }
+
+    #[test]
+    fn what_templates_of_knative_use() {
+        assert_eq!(written(r#"{{.Request.Referer}} {{.Request.ContentLength}}"#), "r 7");
+        assert_eq!(written(r#"{{index .Request.Header "X-A"}}{{index .Request.Header "none"}}"#), "[1 2][]");
+        assert_eq!(written("{{.Request.URL.Path}} {{.Request.RequestURI | js}}"), "/x /x?\\\"y");
+        assert_eq!(written("a \n {{- .Request.Method -}} \n b{{/* nothing */}}"), "aGETb");
+        // The example of Knative's own ConfigMap.
+        let line = written(
+            r#"{"httpRequest": {"requestMethod": "{{.Request.Method}}", "requestUrl": "{{js .Request.RequestURI}}", "requestSize": "{{.Request.ContentLength}}", "status": {{.Response.Code}}, "responseSize": "{{.Response.Size}}", "userAgent": "{{js .Request.UserAgent}}", "remoteIp": "{{js .Request.RemoteAddr}}", "serverIp": "{{.Revision.PodIP}}", "referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", "protocol": "{{.Request.Proto}}"}, "traceId": "{{index .Request.Header "X-A"}}"}"#,
+        );
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["httpRequest"]["status"], &line["traceId"]), (&200.into(), &"[1 2]".into()));
     }
 
     #[test]

@@ -75,8 +75,12 @@ pub struct Config {
     pub trust_domain: String,
     /// `SYSTEM_NAMESPACE`: where activator and autoscaler live.
     pub system_namespace: String,
+    /// `ENABLE_HTTP2_AUTO_DETECTION`: find out whether an app of `http1` speaks h2c.
+    pub detect_h2: bool,
     /// `SERVING_REQUEST_LOG_TEMPLATE`, when `SERVING_ENABLE_REQUEST_LOG` is true.
     pub request_log: Option<Template>,
+    /// `SERVING_ENABLE_PROBE_REQUEST_LOG`: probes are in the request log too.
+    pub log_probes: bool,
     /// `EBB_DRAIN_QUIET_MS`: how long no request may have come before the sidecar leaves. Longer than it takes until
     /// everybody knows that the pod goes away.
     pub quiet: Duration,
@@ -131,10 +135,10 @@ impl Config {
         let seconds = |name| Ok(vars.optional::<u64>(name)?.filter(|s| *s > 0).map(Duration::from_secs));
         let log_wanted = vars.optional::<bool>("SERVING_ENABLE_REQUEST_LOG")?.unwrap_or(false);
         let request_log = match vars.text("SERVING_REQUEST_LOG_TEMPLATE").filter(|_| log_wanted) {
-            Some(text) => Some(
-                Template::parse(&text)
-                    .map_err(|e| vars.bad("SERVING_REQUEST_LOG_TEMPLATE", e.to_string()))?,
-            ),
+            // A line of a log is not worth a pod that does not start.
+            Some(text) => Template::parse(&text)
+                .inspect_err(|error| tracing::error!(%error, "there will be no request log"))
+                .ok(),
             None => None,
         };
         let http1 = vars.optional("QUEUE_SERVING_PORT")?.unwrap_or(ports::HTTP1);
@@ -157,7 +161,10 @@ impl Config {
             mode,
             trust_domain,
             system_namespace: vars.text("SYSTEM_NAMESPACE").unwrap_or_else(|| "ebb-system".into()),
+            detect_h2: vars.optional("ENABLE_HTTP2_AUTO_DETECTION")?.unwrap_or(false)
+                && app_protocol == Protocol::Http1,
             request_log,
+            log_probes: vars.optional("SERVING_ENABLE_PROBE_REQUEST_LOG")?.unwrap_or(false),
             quiet: Duration::from_millis(vars.optional("EBB_DRAIN_QUIET_MS")?.unwrap_or(3000)),
             bind: vars.optional("EBB_BIND")?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             ports: Ports {

@@ -21,6 +21,8 @@ pub mod proxy;
 mod run;
 pub mod state;
 pub mod stats;
+mod workers;
 
 pub use config::{Config, ConfigError};
 pub use run::{Error, Listeners, run};
+pub use workers::workers;

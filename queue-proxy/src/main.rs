@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use ebb_queue_proxy::{Config, Listeners, run};
+use ebb_queue_proxy::{Config, Listeners, run, workers};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -41,10 +41,22 @@ fn init_logging() {
     tracing_subscriber::fmt().json().with_max_level(level).with_writer(std::io::stderr).init();
 }
 
+/// The limit on CPU that the container has: quota and period in microseconds.
+fn cpu_max() -> String {
+    std::fs::read_to_string("/sys/fs/cgroup/cpu.max").unwrap_or_default()
+}
+
 fn start(config: Config) -> anyhow::Result<()> {
-    // One thread: the app shall have the CPU, and memory for one is enough.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    // One thread: the app shall have the CPU, and memory for one is enough. Whoever gives the sidecar several cores has use for more.
+    let mut builder = match workers(std::env::var("EBB_THREADS").ok().as_deref(), &cpu_max()) {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        many => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(many);
+            builder
+        }
+    };
+    let runtime = builder.enable_all().build().context("starting tokio")?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;

@@ -1,6 +1,7 @@
 //! Is the app ready? Kubernetes' probe of the user's container, run by the sidecar, because it can look far more often
 //! than kubelet does.
 
+mod detect;
 mod run;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! One request: probe, policy, limit, time, app.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ebb_http::body::Limits;
@@ -10,7 +11,8 @@ use ebb_http::headers::{
     KNATIVE_SERVING_REVISION, KUBE_PROBE_UA, PROBE_QUEUE, PROXIED_BY_ACTIVATOR, TIMING_REQUEST,
 };
 use ebb_http::{
-    Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Protocol, Timed, Via, balance, timing,
+    Backend, Body, Error, Guarded, Handler, Outgoing, Peer, Pool, Protocol, Target, Timed, Via, balance,
+    timing,
 };
 use ebb_mesh::{Backoff, PeerPolicy, Policy};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -29,12 +31,15 @@ pub type Answer = Guarded<Timed<Body>, Option<Done>>;
 /// Serves the app's ports.
 pub struct Proxy {
     state: Arc<State>,
-    app: Arc<Backend>,
+    /// The app, spoken to in either protocol.
+    http1: Arc<Backend>,
+    http2: Arc<Backend>,
     prober: Arc<Prober>,
     policy: Policy,
     /// Whose word counts that a request was reported already.
     activator: Option<Arc<str>>,
     log: Option<Arc<RequestLog>>,
+    log_probes: bool,
     total: Duration,
     idle: Option<Duration>,
     first_byte: Duration,
@@ -48,8 +53,7 @@ pub struct Done {
     state: Arc<State>,
     began: Instant,
     status: u16,
-    size: u64,
-    log: Option<(Arc<RequestLog>, Box<Line>)>,
+    log: Option<(Arc<RequestLog>, Box<Line>, Arc<AtomicU64>)>,
 }
 
 /// Nginx' code for a client that went away before its answer; seen only in metrics and logs.
@@ -59,8 +63,8 @@ impl Drop for Done {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         self.state.metrics.record(self.status, took);
-        if let Some((log, line)) = &self.log {
-            log.write(line, self.status, self.size, took);
+        if let Some((log, line, sent)) = &self.log {
+            log.write(line, self.status, sent.load(Ordering::Relaxed), took);
         }
     }
 }
@@ -78,9 +82,14 @@ enum Kind {
     Request,
 }
 
-fn kind_of(headers: &HeaderMap) -> Kind {
-    if let Some(value) = headers.get(&K_NETWORK_PROBE) {
+/// `plain`: it came without TLS, as kubelet comes; `activator`: from there. What a gateway passes on is a request, whatever a client outside put into
+/// its headers: else it would be served beyond the limit and without being counted.
+fn kind_of(headers: &HeaderMap, plain: bool, activator: bool) -> Kind {
+    if let Some(value) = headers.get(&K_NETWORK_PROBE).filter(|_| plain || activator) {
         return if value == PROBE_QUEUE { Kind::Probe } else { Kind::WrongProbe };
+    }
+    if !plain {
+        return Kind::Request;
     }
     let kubelet = headers.contains_key(&K_KUBELET_PROBE)
         || headers
@@ -91,17 +100,19 @@ fn kind_of(headers: &HeaderMap) -> Kind {
 
 impl Proxy {
     /// Serves `app` as `config` says.
-    pub fn new(config: &Config, state: Arc<State>, app: Arc<Backend>, prober: Arc<Prober>) -> Self {
+    pub fn new(config: &Config, state: Arc<State>, app: &Pool, prober: Arc<Prober>) -> Self {
         let activator =
             PeerPolicy::component(&config.trust_domain, &config.system_namespace, "activator").ok();
         let first_byte = [config.start_timeout, config.idle_timeout, Some(config.timeout)];
         Self {
             state,
-            app,
+            http1: app.backend(&Target::plain(config.app, Protocol::Http1)),
+            http2: app.backend(&Target::plain(config.app, Protocol::Http2)),
             prober,
             policy: Policy { mode: config.mode, allow: Vec::new() },
             activator: activator.map(|activator| activator.to_shared()),
             log: RequestLog::new(config).map(Arc::new),
+            log_probes: config.log_probes,
             total: config.timeout,
             idle: config.idle_timeout,
             first_byte: first_byte.into_iter().flatten().min().unwrap_or(config.timeout),
@@ -109,7 +120,8 @@ impl Proxy {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Answer> {
-        let kind = kind_of(request.headers());
+        let activator = peer.identity.is_some() && peer.identity == self.activator;
+        let kind = kind_of(request.headers(), !peer.secure, activator);
         if kind == Kind::Request {
             if let Err(refusal) = self.policy.check(peer.secure, peer.identity.as_deref()) {
                 let before = self.state.metrics.refuse();
@@ -122,13 +134,25 @@ impl Proxy {
             }
             return self.forward(request, &peer).await;
         }
+        let began = Instant::now();
+        let logged = self.log.as_ref().filter(|_| self.log_probes);
+        let line = logged.map(|log| (log.clone(), log.line(&request, peer.remote)));
+        let response = self.answer_probe(kind, request, &peer).await;
+        if let Some((log, line)) = line {
+            let size = response.body().size_hint().exact().unwrap_or(0);
+            log.write(&line, response.status().as_u16(), size, began.elapsed());
+        }
+        response
+    }
+
+    async fn answer_probe(&self, kind: Kind, request: Request<Incoming>, peer: &Peer) -> Response<Answer> {
         match kind {
             Kind::WrongProbe => {
                 plain(StatusCode::BAD_REQUEST, "unexpected K-Network-Probe header value: this is `queue`\n")
             }
             // Under STRICT, plaintext gets the answer to a probe at most, whatever it calls itself.
             Kind::Kubelet if self.policy.check(peer.secure, peer.identity.as_deref()).is_ok() => {
-                self.pass_probe(request, &peer).await
+                self.pass_probe(request, peer).await
             }
             _ => self.probe().await,
         }
@@ -172,6 +196,7 @@ impl Proxy {
             headers.remove(&KNATIVE_SERVING_REVISION);
             headers.remove(&KNATIVE_SERVING_NAMESPACE);
             headers.remove(&K_PROXY_REQUEST);
+            headers.remove(&K_NETWORK_PROBE);
             headers.remove(&TIMING_REQUEST);
             if let Some(host) = headers.remove(&K_ORIGINAL_HOST) {
                 headers.insert(header::HOST, host);
@@ -184,8 +209,9 @@ impl Proxy {
     /// served yet do, and no longer than a request may.
     async fn send(&self, outgoing: &mut Outgoing) -> Result<Response<Body>, Error> {
         let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
+        let app = if self.prober.speaks_h2() && !outgoing.is_upgrade() { &self.http2 } else { &self.http1 };
         loop {
-            match outgoing.send(&self.app).await {
+            match outgoing.send(app).await {
                 Err(Error::ConnectTimeout { .. }) if outgoing.can_retry() => {
                     tokio::time::sleep(pauses.next(balance::random())).await;
                 }
@@ -205,8 +231,7 @@ impl Proxy {
             state: self.state.clone(),
             began,
             status: CLIENT_CLOSED,
-            size: 0,
-            log: self.log.as_ref().map(|log| (log.clone(), log.line(&request, peer.remote))),
+            log: self.log.as_ref().map(|log| (log.clone(), log.line(&request, peer.remote), Arc::default())),
         });
         let mut entered = began;
         let limit = self.first_byte;
@@ -249,12 +274,13 @@ impl Proxy {
         if self.state.draining() && peer.protocol == Protocol::Http1 && done.is_some() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        let mut sent = None;
         if let Some(done) = &mut done {
             done.status = response.status().as_u16();
-            done.size = response.body().size_hint().exact().unwrap_or(0);
+            sent = done.log.as_ref().map(|(_, _, sent)| sent.clone());
         }
         let limits = Limits { total: Some(((began + self.total).into(), self.total)), idle: self.idle };
-        response.map(|body| Guarded::new(Timed::new(body, limits), done))
+        response.map(|body| Guarded::new(Timed::new(body, limits).counted(sent), done))
     }
 }
 
@@ -286,13 +312,22 @@ mod tests {
 
     #[test]
     fn probes_are_told_from_requests() {
-        let kind = |name: &'static str, value: &'static str| {
-            kind_of(&HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))]))
+        let kind = |name: &'static str, value: &'static str, plain, activator| {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))]);
+            kind_of(&headers, plain, activator)
         };
-        assert_eq!(kind("k-network-probe", "queue"), Kind::Probe);
-        assert_eq!(kind("k-network-probe", "activator"), Kind::WrongProbe);
-        assert_eq!(kind("user-agent", "kube-probe/1.35"), Kind::Kubelet);
-        assert_eq!(kind("user-agent", "curl/8"), Kind::Request);
+        for (plain, activator) in [(true, false), (false, true)] {
+            assert_eq!(kind("k-network-probe", "queue", plain, activator), Kind::Probe);
+            assert_eq!(kind("k-network-probe", "activator", plain, activator), Kind::WrongProbe);
+        }
+        assert_eq!(kind("user-agent", "kube-probe/1.35", true, false), Kind::Kubelet);
+        assert_eq!(kind("user-agent", "curl/8", true, false), Kind::Request);
+        for (name, value) in
+            [("k-network-probe", "queue"), ("user-agent", "kube-probe/1.35"), ("k-kubelet-probe", "x")]
+        {
+            assert_eq!(kind(name, value, false, false), Kind::Request, "through a gateway");
+        }
+        assert_eq!(kind("user-agent", "kube-probe/1.35", false, true), Kind::Request);
     }
 
     /// A request's future lives as long as its response takes to start: thousands of them at a time.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebb_http::wire::{Announcement, now_us};
-use ebb_http::{Handler, PlainAcceptor, Pool, PoolConfig, ServerConfig, Target, serve};
+use ebb_http::{Handler, PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
 use ebb_mesh::{Identity, MeshAcceptor, PeerPolicy};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -105,9 +105,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
             ..PoolConfig::default()
         },
     );
-    let app = app_pool.backend(&Target::plain(config.app, config.app_protocol));
-    let prober = Arc::new(Prober::new(config.probe.clone(), config.app, config.app_protocol, &app_pool));
-    let proxy = Arc::new(Proxy::new(&config, state.clone(), app, prober.clone()));
+    let known = (!config.detect_h2).then_some(config.app_protocol);
+    let prober = Arc::new(Prober::new(config.probe.clone(), config.app, known, &app_pool));
+    let proxy = Arc::new(Proxy::new(&config, state.clone(), &app_pool, prober.clone()));
 
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use ebb_http::forward::{Forwarded, error_response, host_of};
 use ebb_http::telemetry::Red;
 use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
-use ebb_http::{Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Tunnels, Via, headers, timing};
+use ebb_http::{
+    Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Source, Tunnels, Via, headers, timing,
+};
 use ebb_mesh::{Mode, Policy, SpiffeId};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -15,6 +17,7 @@ use metrics::{Gauge, Histogram};
 use tokio::time::Instant;
 
 use super::registry::Registry;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::revision::{Counted, Key, Place, Refused, Revision};
 
@@ -34,6 +37,7 @@ pub struct Handler {
     policy: Policy,
     tunnels: Tunnels,
     cluster_suffix: String,
+    budget: Budget,
     meters: Meters,
 }
 
@@ -84,6 +88,7 @@ impl Handler {
             registry,
             policy: Policy { mode, allow: Vec::new() },
             tunnels: Tunnels::default(),
+            budget: Budget::new(config.queue_bytes),
             cluster_suffix: format!(".svc.{}", config.cluster_domain),
             meters: Meters::new(),
         })
@@ -157,9 +162,9 @@ impl Handler {
         for _ in 0..ATTEMPTS {
             let place = match revision.take() {
                 Some(place) => place,
-                None => match self.wait(&revision, deadline).await {
+                None => match self.wait(&revision, deadline, outgoing.held_bytes()).await {
                     Ok(place) => place,
-                    Err(refused) => return own(status_of(refused), format!("{refused}\n")),
+                    Err(why) => return refused(why),
                 },
             };
             let address = place.address();
@@ -177,6 +182,7 @@ impl Handler {
             }
             match outgoing.send(&backend).await {
                 Ok(mut response) => {
+                    revision.answered(address, response.status().is_server_error());
                     if let Some(breakdown) = breakdown {
                         let (poked, announced) = revision.story(address);
                         breakdown.finish(
@@ -189,6 +195,9 @@ impl Handler {
                     return held(response, held_place);
                 }
                 Err(error) => {
+                    if error.source_side() == Source::Upstream {
+                        revision.answered(address, true);
+                    }
                     let connecting =
                         matches!(error, HttpError::Connect { .. } | HttpError::ConnectTimeout { .. });
                     if connecting {
@@ -207,7 +216,7 @@ impl Handler {
                     };
                     counted = back.map(|(counted, _)| counted).or_else(|| Some(revision.count().0));
                     if Instant::now() >= deadline {
-                        return own(StatusCode::GATEWAY_TIMEOUT, format!("{}\n", Refused::Timeout));
+                        return refused(Refused::Timeout);
                     }
                 }
             }
@@ -218,11 +227,15 @@ impl Handler {
         )
     }
 
-    async fn wait(&self, revision: &Arc<Revision>, deadline: Instant) -> Result<Place, Refused> {
+    async fn wait(&self, revision: &Arc<Revision>, deadline: Instant, bytes: u64) -> Result<Place, Refused> {
         let (cold, began) = (!revision.has_pods(), Instant::now());
-        let waiting = Waiting::new(&self.meters.waiting);
-        let place = revision.wait(deadline, || self.registry.probe(revision)).await;
-        drop(waiting);
+        let place = match self.budget.take(&revision.share, bytes) {
+            Some(_reserved) => {
+                let _waiting = Waiting::new(&self.meters.waiting);
+                revision.wait(deadline, || self.registry.probe(revision)).await
+            }
+            None => Err(Refused::Crowded),
+        };
         match &place {
             Ok(_) if cold => self.meters.cold.record(began.elapsed().as_secs_f64()),
             Ok(_) => self.meters.wait.record(began.elapsed().as_secs_f64()),
@@ -347,6 +360,7 @@ fn probe(headers: &HeaderMap) -> Option<Response<Guarded<Body, Held>>> {
 fn reason_of(refused: Refused) -> &'static str {
     match refused {
         Refused::Full => "full",
+        Refused::Crowded => "crowded",
         Refused::Timeout => "timeout",
         Refused::Gone => "gone",
     }
@@ -354,10 +368,19 @@ fn reason_of(refused: Refused) -> &'static str {
 
 fn status_of(refused: Refused) -> StatusCode {
     match refused {
-        Refused::Full => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Full | Refused::Crowded => StatusCode::SERVICE_UNAVAILABLE,
         Refused::Timeout => StatusCode::GATEWAY_TIMEOUT,
         Refused::Gone => StatusCode::NOT_FOUND,
     }
+}
+
+/// The answer to a request that gets no place. What is full may have room in a second.
+fn refused(why: Refused) -> Response<Guarded<Body, Held>> {
+    let mut response = own(status_of(why), format!("{why}\n"));
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 fn own(status: StatusCode, text: String) -> Response<Guarded<Body, Held>> {

@@ -202,3 +202,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pod_that_failed_of_late_gets_less_until_it_is_forgiven() {
+    const NOW: Duration = Duration::from_secs(100);
+    let share = |throttle: &mut Throttle<u32>| {
+        let mut taken = 0;
+        for draw in 0..100u64 {
+            let slot = throttle.take(draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)).expect("room");
+            taken += usize::from(slot.address == pod(1));
+            assert!(throttle.finish(slot, draw).is_empty());
+        }
+        taken
+    };
+    for limit in [0, 1, 10] {
+        let mut throttle = with_pods(limit, 2);
+        assert!(share(&mut throttle) > 20, "limit {limit}");
+        for _ in 0..5 {
+            throttle.record(pod(1), true, NOW);
+        }
+        assert_eq!(share(&mut throttle), 0, "limit {limit}");
+        // Where nobody else has room it is better than waiting.
+        if limit > 0 {
+            let all: Vec<_> = (0..2 * limit).map(|_| throttle.take(0).expect("room")).collect();
+            for slot in all {
+                let _ = throttle.finish(slot, 0);
+            }
+        }
+        assert!(!throttle.advance(NOW + Duration::from_secs(60)), "nothing is left of it");
+        assert!(share(&mut throttle) > 20, "limit {limit}");
+    }
+}

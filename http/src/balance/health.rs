@@ -33,8 +33,8 @@ impl Health {
         }
         let halves = now.saturating_sub(self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
         let left = self.failures * (-halves).exp2();
-        // What is left of one failure after a while is nothing.
-        if left < 0.05 { 0.0 } else { left }
+        // Half of one failure is none: however little load there is, whoever failed once is asked again.
+        if left <= 0.5 { 0.0 } else { left }
     }
 }
 

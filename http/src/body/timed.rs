@@ -1,6 +1,8 @@
 //! Time limits on a body. A timer exists only while the body makes its reader wait.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,12 +39,19 @@ pub struct Timed<B> {
     inner: B,
     limits: Limits,
     waiting: Option<(Pin<Box<Sleep>>, &'static str, Duration)>,
+    counter: Option<Arc<AtomicU64>>,
 }
 
 impl<B> Timed<B> {
     /// Puts `limits` on `inner`.
     pub fn new(inner: B, limits: Limits) -> Self {
-        Self { inner, limits, waiting: None }
+        Self { inner, limits, waiting: None, counter: None }
+    }
+
+    /// Adds the bytes that pass to `counter`.
+    pub fn counted(mut self, counter: Option<Arc<AtomicU64>>) -> Self {
+        self.counter = counter;
+        self
     }
 }
 
@@ -64,6 +73,10 @@ where
                 return Poll::Ready(Some(Err(Error::Timeout { what: "whole response", limit })));
             }
             this.waiting = None;
+            if let (Some(counter), Some(Ok(frame))) = (&this.counter, &frame) {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                counter.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
             return Poll::Ready(frame);
         }
         if this.waiting.is_none() {
@@ -137,6 +150,14 @@ mod tests {
         let d = Duration::from_secs(10);
         let limits = Limits { total: Some((Instant::now() + d, d)), idle: Some(Duration::from_secs(2)) };
         assert_eq!(frames_until_cut(Duration::from_millis(1001), limits).await, (9, "whole response"));
+    }
+
+    #[tokio::test]
+    async fn bytes_are_counted() {
+        let counter = Arc::new(AtomicU64::new(1));
+        let body = crate::Body::from("four");
+        Timed::new(body, Limits::default()).counted(Some(counter.clone())).collect().await.unwrap();
+        assert_eq!(counter.load(Ordering::Relaxed), 5);
     }
 
     #[tokio::test(start_paused = true)]

@@ -89,6 +89,7 @@ pub struct Scanner {
     limit: usize,
     /// Bytes of the head or the trailers so far.
     read: usize,
+    requests: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,12 +120,17 @@ struct Head {
 impl Scanner {
     /// For a connection whose heads may have `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { state: State::Start, partial: Vec::new(), head: Head::default(), limit, read: 0 }
+        Self { state: State::Start, partial: Vec::new(), head: Head::default(), limit, read: 0, requests: 0 }
     }
 
     /// Whether the bytes that come are of another protocol.
     pub fn is_opaque(&self) -> bool {
         self.state == State::Opaque
+    }
+
+    /// Heads that were whole and good.
+    pub fn requests(&self) -> u64 {
+        self.requests
     }
 
     /// Whether all that was read are whole requests.
@@ -313,6 +319,7 @@ impl Scanner {
         if head.hosts == 0 && head.http11 {
             return Err(Violation::Host);
         }
+        self.requests += 1;
         self.state = if head.chunked {
             State::Size
         } else if let Some(length) = head.length.filter(|length| *length > 0) {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,35 +12,54 @@ use http_body_util::{BodyExt, Limited};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::{Action, Probe, pause};
+use super::{Action, Probe, detect, pause};
 
 /// Answers asked for within this time of each other share one attempt: a flood of probes is no flood on the app.
 const FRESH: Duration = Duration::from_millis(100);
+
+const UNKNOWN: u8 = 0;
+const HTTP1: u8 = 1;
+const HTTP2: u8 = 2;
 
 /// Runs one probe, again and again.
 #[derive(Debug)]
 pub struct Prober {
     probe: Probe,
     app: SocketAddr,
-    backend: Arc<Backend>,
+    http1: Arc<Backend>,
+    http2: Arc<Backend>,
+    /// Where the app takes requests.
+    serving: SocketAddr,
+    speaks: AtomicU8,
     last: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Prober {
-    /// Probes `app`'s host with connections of `pool`; `protocol` is what the app speaks.
-    pub fn new(probe: Probe, app: SocketAddr, protocol: Protocol, pool: &Pool) -> Self {
-        let (port, protocol) = match &probe.action {
-            Action::Tcp { port } => (*port, protocol),
-            Action::Http { port, .. } => (*port, protocol),
-            Action::Grpc { port, .. } => (*port, Protocol::Http2),
+    /// Probes `serving`'s host with connections of `pool`; `protocol` is what the app speaks, none when that is to be found out.
+    pub fn new(probe: Probe, serving: SocketAddr, protocol: Option<Protocol>, pool: &Pool) -> Self {
+        let port = match &probe.action {
+            Action::Tcp { port } | Action::Http { port, .. } | Action::Grpc { port, .. } => *port,
         };
-        let app = SocketAddr::new(app.ip(), port);
+        let app = SocketAddr::new(serving.ip(), port);
+        let speaks = match protocol {
+            None => UNKNOWN,
+            Some(Protocol::Http1) => HTTP1,
+            Some(Protocol::Http2) => HTTP2,
+        };
         Self {
             probe,
             app,
-            backend: pool.backend(&Target::plain(app, protocol)),
+            http1: pool.backend(&Target::plain(app, Protocol::Http1)),
+            http2: pool.backend(&Target::plain(app, Protocol::Http2)),
+            serving,
+            speaks: AtomicU8::new(speaks),
             last: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Whether the app speaks HTTP/2 by prior knowledge, as far as is known.
+    pub fn speaks_h2(&self) -> bool {
+        self.speaks.load(Ordering::Acquire) == HTTP2
     }
 
     /// Waits until the app is ready for the first time.
@@ -90,6 +110,12 @@ impl Prober {
     }
 
     async fn ask(&self) -> Result<(), String> {
+        if self.speaks.load(Ordering::Acquire) == UNKNOWN
+            && let Some(h2) = detect::speaks_h2(self.serving).await
+        {
+            self.speaks.store(if h2 { HTTP2 } else { HTTP1 }, Ordering::Release);
+            tracing::info!(h2, "found out what the app speaks");
+        }
         match &self.probe.action {
             Action::Tcp { .. } => match TcpStream::connect(self.app).await {
                 Ok(_) => Ok(()),
@@ -110,7 +136,8 @@ impl Prober {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(text)?;
             request.headers_mut().insert(name, HeaderValue::from_str(value).map_err(text)?);
         }
-        let response = Outgoing::own(request).map_err(text)?.send(&self.backend).await.map_err(text)?;
+        let backend = if self.speaks_h2() { &self.http2 } else { &self.http1 };
+        let response = Outgoing::own(request).map_err(text)?.send(backend).await.map_err(text)?;
         let status = response.status();
         // Read a short answer to its end, so that the connection can be kept.
         let _ = Limited::new(response.into_body(), 64 << 10).collect().await;
@@ -128,7 +155,7 @@ impl Prober {
             .header(header::TE, "trailers")
             .body(RequestBody::full(health_request(service)))
             .map_err(text)?;
-        let response = Outgoing::own(request).map_err(text)?.send(&self.backend).await.map_err(text)?;
+        let response = Outgoing::own(request).map_err(text)?.send(&self.http2).await.map_err(text)?;
         let body = Limited::new(response.into_body(), 64 << 10).collect().await.map_err(|e| e.to_string())?;
         if serving(&body.to_bytes()) { Ok(()) } else { Err("the app's gRPC health is not SERVING".into()) }
     }

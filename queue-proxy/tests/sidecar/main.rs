@@ -393,3 +393,143 @@ async fn an_upgraded_connection_holds_its_place_and_the_drain() {
     tokio::time::timeout(Duration::from_secs(10), pod.ended).await.expect("grace ends").unwrap().unwrap();
     assert_eq!(ws.read(&mut buf).await.unwrap_or(0), 0);
 }
+
+#[tokio::test]
+async fn what_a_client_says_of_itself_through_a_gateway_is_no_probe() {
+    let (app, at) = app().await;
+    let mesh = Mesh::start().await;
+    let pod = pod(at, &mesh, &[("CONTAINER_CONCURRENCY", "1")]).await;
+    ready(pod.http1).await;
+    let gateway = mesh_client(&mesh, "ebb-system", "gateway", pod.mtls, Protocol::Http1).await;
+    // It arrives at the app as the request that it is, and the app does not see it.
+    let (status, body) = got(&gateway, "/", &[("k-network-probe", "queue")]).await;
+    assert!(status == 200 && body.contains("host:") && !body.contains("k-network-probe"), "{status} {body}");
+    let activator = mesh_client(&mesh, "ebb-system", "activator", pod.mtls, Protocol::Http1).await;
+    assert_eq!(got(&activator, "/", &[("k-network-probe", "queue")]).await, (200, "queue".into()));
+    // Nor does it pass the limit.
+    let held = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { got(&gateway, "/hold", &[]).await.0 }
+    });
+    app.inside(1).await;
+    let seen = app.seen.load(Ordering::SeqCst);
+    for header in [("user-agent", "kube-probe/1.35"), ("k-kubelet-probe", "x"), ("k-network-probe", "queue")]
+    {
+        let sly = tokio::time::timeout(Duration::from_millis(200), got(&gateway, "/", &[header])).await;
+        assert!(sly.is_err(), "{header:?} did not wait");
+    }
+    assert_eq!(app.seen.load(Ordering::SeqCst), seen);
+    app.release.notify_waiters();
+    assert_eq!(held.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn an_app_of_http2_is_found_out_when_switched_on() {
+    let (_app, at) = app().await;
+    let mesh = Mesh::start().await;
+    for (detect, version) in [("false", "HTTP/1.1"), ("true", "HTTP/2.0")] {
+        let pod = pod(at, &mesh, &[PERMISSIVE, ("ENABLE_HTTP2_AUTO_DETECTION", detect)]).await;
+        ready(pod.http1).await;
+        assert_eq!(got(&plain(pod.http1), "/version", &[]).await, (200, version.into()));
+    }
+    // Apps of HTTP/1.1 only: one that calls the preface a bad request, and one that waits for more.
+    for answers in [true, false] {
+        let (listener, at) = listener().await;
+        tokio::spawn(async move {
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut buf = [0; 4096];
+                    while let Ok(n) = tcp.read(&mut buf).await {
+                        let answer: &[u8] = match () {
+                            () if n == 0 => return,
+                            () if buf[..n].starts_with(b"GET ") => {
+                                b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nold"
+                            }
+                            () if answers => b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n",
+                            () => continue,
+                        };
+                        tcp.write_all(answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        let pod = pod(at, &mesh, &[PERMISSIVE, ("ENABLE_HTTP2_AUTO_DETECTION", "true")]).await;
+        ready(pod.http1).await;
+        assert_eq!(got(&plain(pod.http1), "/", &[]).await, (200, "old".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_cut_by_the_timeout_and_frees_its_place() {
+    // The app waits for the whole body, as most do.
+    let (listener, at) = listener().await;
+    tokio::spawn(async move {
+        let handler = handler_fn(|request: Request<Incoming>, _| async move {
+            let whole = request.into_body().collect().await;
+            Response::new(Body::from(if whole.is_ok() { "whole" } else { "broken" }))
+        });
+        serve(listener, ebb_http::PlainAcceptor, handler, ServerConfig::default(), CancellationToken::new())
+            .await;
+    });
+    let vars = [PERMISSIVE, ("REVISION_TIMEOUT_SECONDS", "1"), ("CONTAINER_CONCURRENCY", "1")];
+    let pod = pod(at, &Mesh::start().await, &vars).await;
+    ready(pod.http1).await;
+    let mut slow = TcpStream::connect(pod.http1).await.unwrap();
+    slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
+    let (mut read, mut write) = slow.split();
+    let began = Instant::now();
+    let mut answer = Vec::new();
+    let drip = async {
+        while write.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = drip => {}
+        end = read.read_to_end(&mut answer) => drop(end),
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let next = tokio::time::timeout(Duration::from_secs(5), got(&plain(pod.http1), "/", &[])).await;
+    assert_eq!(next.expect("the place is free"), (200, "whole".into()));
+}
+
+#[tokio::test]
+async fn an_open_web_socket_is_not_cut_by_the_limit_on_a_responses_start() {
+    let (door, at) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = door.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buf = [0; 4096];
+                if tcp.read(&mut buf).await.is_ok_and(|n| n > 0) {
+                    let head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                    tcp.write_all(head).await.unwrap();
+                    let (mut r, mut w) = tcp.split();
+                    let _ = tokio::io::copy(&mut r, &mut w).await;
+                }
+            });
+        }
+    });
+    let vars = [
+        PERMISSIVE,
+        ("REVISION_RESPONSE_START_TIMEOUT_SECONDS", "1"),
+        ("REVISION_IDLE_TIMEOUT_SECONDS", "1"),
+    ];
+    let pod = pod(at, &Mesh::start().await, &vars).await;
+    ready(pod.http1).await;
+    let mut ws = TcpStream::connect(pod.http1).await.unwrap();
+    ws.write_all(b"GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    let mut buf = [0; 1024];
+    let n = ws.read(&mut buf).await.unwrap();
+    assert!(buf[..n].starts_with(b"HTTP/1.1 101"));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    ws.write_all(b"ping").await.unwrap();
+    ws.read_exact(&mut buf[..4]).await.unwrap();
+    assert_eq!(&buf[..4], b"ping");
+}

@@ -58,6 +58,10 @@ async fn answer(app: Arc<App>, request: Request<Incoming>) -> Response<Full<Byte
     if request.uri().path() == "/hold" {
         app.release.notified().await;
     }
+    if request.uri().path() == "/version" {
+        app.running.fetch_sub(1, Ordering::SeqCst);
+        return Response::new(Full::new(Bytes::from(format!("{:?}", request.version()))));
+    }
     let names: Vec<_> =
         request.headers().iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
     app.running.fetch_sub(1, Ordering::SeqCst);
