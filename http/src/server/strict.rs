@@ -90,6 +90,7 @@ pub struct Scanner {
     /// Bytes of the head or the trailers so far.
     read: usize,
     requests: u64,
+    body_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +121,15 @@ struct Head {
 impl Scanner {
     /// For a connection whose heads may have `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { state: State::Start, partial: Vec::new(), head: Head::default(), limit, read: 0, requests: 0 }
+        Self {
+            state: State::Start,
+            partial: Vec::new(),
+            head: Head::default(),
+            limit,
+            read: 0,
+            requests: 0,
+            body_bytes: 0,
+        }
     }
 
     /// Whether the bytes that come are of another protocol.
@@ -131,6 +140,11 @@ impl Scanner {
     /// Heads that were whole and good.
     pub fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// Bytes of bodies, without their framing.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     /// Whether all that was read are whole requests.
@@ -151,6 +165,7 @@ impl Scanner {
                 State::Sized(left) | State::Chunk(left) => {
                     let n = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     let left = left - n as u64;
+                    self.body_bytes += n as u64;
                     self.state = match self.state {
                         State::Sized(_) if left == 0 => State::Start,
                         State::Sized(_) => State::Sized(left),

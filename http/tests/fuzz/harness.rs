@@ -20,7 +20,7 @@ const LIMIT: usize = 16 << 10;
 ///
 /// - However the bytes are cut, the verdict is the same.
 /// - Of what is let through, hyper sees no request that the scanner did not see: there is no second reading.
-/// - Where all was let through and whole, hyper sees all of them, unless one closes the connection or is bad in a way that is hyper's business.
+/// - Where all was let through and whole, hyper sees all of them, and bodies as long, unless one closes the connection or is bad in a way that is hyper's business.
 pub(crate) fn heads(input: &[u8]) {
     let mut whole = Scanner::new(LIMIT);
     let verdict = whole.feed(input);
@@ -42,12 +42,12 @@ pub(crate) fn heads(input: &[u8]) {
     if verdict.is_err_and(|refused| refused.in_head) {
         passed.push(0);
     }
-    let (seen, bad) = served(&passed);
+    let (seen, bytes, bad) = served(&passed);
     assert!(seen <= whole.requests(), "hyper saw {seen} requests, the scanner {}", whole.requests());
     let text = String::from_utf8_lossy(input).to_ascii_lowercase();
     let stays = !["close", "http/1.0", "expect", "upgrade"].iter().any(|word| text.contains(word));
     if verdict.is_ok() && whole.between_requests() && stays && !bad {
-        assert_eq!(seen, whole.requests());
+        assert_eq!((seen, bytes), (whole.requests(), whole.body_bytes()));
     }
 }
 
@@ -83,20 +83,22 @@ pub(crate) fn templates(input: &[u8]) {
     }
 }
 
-/// How many requests hyper hands on, and whether it refused something itself.
-fn served(input: &[u8]) -> (u64, bool) {
+/// How many requests hyper hands on, with how many bytes of bodies, and whether it refused something itself.
+fn served(input: &[u8]) -> (u64, u64, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let count = Arc::new(AtomicU64::new(0));
+    let (count, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(input.len() + 1);
         client.write_all(input).await.expect("there is room");
         client.shutdown().await.expect("open");
-        let counting = count.clone();
+        let (counting, adding) = (count.clone(), bytes.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let counting = counting.clone();
+            let (counting, adding) = (counting.clone(), adding.clone());
             async move {
                 counting.fetch_add(1, Ordering::Relaxed);
-                let _ = request.into_body().collect().await;
+                if let Ok(body) = request.into_body().collect().await {
+                    adding.fetch_add(body.to_bytes().len() as u64, Ordering::Relaxed);
+                }
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
             }
         });
@@ -108,6 +110,6 @@ fn served(input: &[u8]) -> (u64, bool) {
         let mut answers = Vec::new();
         let _ = futures::join!(connection, client.read_to_end(&mut answers));
         let bad = String::from_utf8_lossy(&answers).contains("HTTP/1.1 4");
-        (count.load(Ordering::Relaxed), bad)
+        (count.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed), bad)
     })
 }
