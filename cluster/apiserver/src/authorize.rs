@@ -85,7 +85,7 @@ pub(crate) fn allowed(store: &Store, user: &User, action: Action<'_>) -> bool {
         Action::Resource(attributes) => attributes.namespace,
         Action::NonResource { .. } => "",
     };
-    rules(store, user, namespace).iter().any(|rule| permits(rule, action))
+    any_rule(store, user, namespace, &mut |rule| permits(rule, action))
 }
 
 /// All rules that a user has in a namespace (empty: cluster-wide only).
@@ -95,10 +95,19 @@ pub(crate) fn rules(store: &Store, user: &User, namespace: &str) -> Vec<Value> {
         // Paths follow from the role that the group is bound to.
         rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
     }
-    let mut collect = |binding: &Value, binding_namespace: &str| {
+    any_rule(store, user, namespace, &mut |rule| {
+        rules.push(rule.clone());
+        false
+    });
+    rules
+}
+
+/// Shows each rule that a user has in a namespace, until one is `such`: every request asks, so nothing is copied.
+fn any_rule(store: &Store, user: &User, namespace: &str, such: &mut dyn FnMut(&Value) -> bool) -> bool {
+    let mut look = |binding: &Value, binding_namespace: &str| {
         let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
         if !subjects.iter().any(|subject| is_subject(user, subject, binding_namespace)) {
-            return;
+            return false;
         }
         let name = binding["roleRef"]["name"].as_str().unwrap_or_default();
         let role = if binding["roleRef"]["kind"] == "Role" {
@@ -106,33 +115,43 @@ pub(crate) fn rules(store: &Store, user: &User, namespace: &str) -> Vec<Value> {
         } else {
             store.get(CLUSTER_ROLES, "", name)
         };
-        if let Some(role) = role {
-            rules.extend(role_rules(store, &role.value));
-        }
+        role.is_some_and(|role| any_of_role(store, &role.value, such))
     };
-    for binding in store.list(CLUSTER_ROLE_BINDINGS, None).1 {
-        collect(&binding.value, "");
-    }
-    if !namespace.is_empty() {
-        for binding in store.list(ROLE_BINDINGS, Some(namespace)).1 {
-            collect(&binding.value, namespace);
-        }
-    }
-    rules
+    store.list(CLUSTER_ROLE_BINDINGS, None).1.iter().any(|binding| look(&binding.value, ""))
+        || (!namespace.is_empty()
+            && store
+                .list(ROLE_BINDINGS, Some(namespace))
+                .1
+                .iter()
+                .any(|binding| look(&binding.value, namespace)))
 }
 
 /// A role's rules; of an aggregated one, those of the roles it selects too.
 fn role_rules(store: &Store, role: &Value) -> Vec<Value> {
-    let mut rules: Vec<Value> = role["rules"].as_array().cloned().unwrap_or_default();
+    let mut rules = Vec::new();
+    any_of_role(store, role, &mut |rule| {
+        rules.push(rule.clone());
+        false
+    });
+    rules
+}
+
+/// Shows them one by one, until one is `such`.
+fn any_of_role(store: &Store, role: &Value, such: &mut dyn FnMut(&Value) -> bool) -> bool {
+    if role["rules"].as_array().into_iter().flatten().any(&mut *such) {
+        return true;
+    }
     for selector in role["aggregationRule"]["clusterRoleSelectors"].as_array().into_iter().flatten() {
         let selector = crate::selector::LabelSelector::from_object(selector);
         for other in store.list(CLUSTER_ROLES, None).1 {
-            if selector.matches(&other.value) {
-                rules.extend(other.value["rules"].as_array().cloned().unwrap_or_default());
+            if selector.matches(&other.value)
+                && other.value["rules"].as_array().into_iter().flatten().any(&mut *such)
+            {
+                return true;
             }
         }
     }
-    rules
+    false
 }
 
 fn is_subject(user: &User, subject: &Value, binding_namespace: &str) -> bool {

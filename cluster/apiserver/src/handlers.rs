@@ -150,9 +150,21 @@ fn verb(ctx: &Ctx, method: &Method) -> Result<&'static str, ApiError> {
     })
 }
 
-/// Hands a request to the handler of its verb and subresource.
+/// Has a request answered, and counts it.
 pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, ApiError> {
     let verb = verb(&ctx, request.method())?;
+    let server = ctx.server.clone();
+    let apply = ctx.content_type.as_deref() == Some("application/apply-patch+yaml");
+    let agent = ctx.user_agent.as_deref();
+    let counted = server.figures.request(agent, verb, apply, &ctx.resource.storage, &ctx.sub);
+    let answer = handle(ctx, verb, request).await;
+    let code = answer.as_ref().map_or_else(|error| error.code, Reply::status);
+    server.figures.answered(counted, code.as_u16());
+    answer
+}
+
+/// Hands a request to the handler of its verb and subresource.
+async fn handle(ctx: Ctx, verb: &'static str, request: Request<Body>) -> Result<Reply, ApiError> {
     // A list or watch of one name is a request for that name: rules with `resourceNames` allow it.
     let selected = FieldSelector::parse(ctx.query.get("fieldSelector").unwrap_or_default()).ok();
     let one = selected.as_ref().filter(|_| ctx.name.is_none()).and_then(FieldSelector::name);

@@ -16,6 +16,7 @@ mod bootstrap;
 mod convert;
 mod discovery;
 mod error;
+mod figures;
 mod handlers;
 mod inprocess;
 mod jsonpath;
@@ -170,6 +171,7 @@ impl ApiServer {
             registry: registry::Registry::new(),
             auth: Authenticator { tokens },
             kubelet: ArcSwapOption::empty(),
+            figures: figures::Figures::default(),
             git_version: config.git_version.clone(),
             address: config
                 .advertise

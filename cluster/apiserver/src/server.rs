@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::accept::Accept;
 use crate::auth::{Authenticator, User};
 use crate::error::ApiError;
+use crate::figures::Figures;
 use crate::handlers::{self, Ctx};
 use crate::query::Query;
 use crate::registry::Registry;
@@ -27,6 +28,7 @@ pub(crate) struct Server {
     pub(crate) addresses: Addresses,
     pub(crate) hooks: Hooks,
     pub(crate) kubelet: ArcSwapOption<axum::Router>,
+    pub(crate) figures: Figures,
     pub(crate) git_version: String,
     /// Where clients reach this server, as discovery tells them.
     pub(crate) address: String,
@@ -98,6 +100,11 @@ impl Server {
                     ["api" | "apis", ..] => {
                         crate::discovery::handle(&snapshot, &parts, request.headers(), &self.address)
                     }
+                    ["metrics"] => Ok(reply::bytes(
+                        StatusCode::OK,
+                        "text/plain; version=0.0.4; charset=utf-8",
+                        self.figures.render(&self.store),
+                    )),
                     ["openapi", "v2"] => Ok(crate::openapi::v2(request.headers())),
                     ["openapi", "v3", rest @ ..] => {
                         crate::openapi::handle(&snapshot, rest, request.headers())

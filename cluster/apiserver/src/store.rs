@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
 use crate::lean;
+pub(crate) use disk::Written;
 use disk::{Disk, Record};
 use history::History;
 
@@ -297,6 +298,25 @@ impl Store {
     /// How many objects of a kind there are.
     pub(crate) fn count(&self, kind: &str) -> usize {
         self.state.read().tables.get(kind).map_or(0, |table| table.objects.len())
+    }
+
+    /// How many objects of each kind there are, and the bytes of their JSON.
+    pub(crate) fn sizes(&self) -> Vec<(Arc<str>, usize, usize)> {
+        let state = self.state.read();
+        let size = |table: &Table| table.objects.values().map(|object| object.json.len()).sum();
+        let mut sizes: Vec<_> = state
+            .tables
+            .iter()
+            .map(|(kind, table)| (kind.clone(), table.objects.len(), size(table)))
+            .filter(|(_, objects, _)| *objects > 0)
+            .collect();
+        sizes.sort();
+        sizes
+    }
+
+    /// What was written to the disk so far.
+    pub(crate) fn written(&self) -> &Written {
+        self.disk.written()
     }
 
     /// Writes an object. `metadata.resourceVersion` is set here.

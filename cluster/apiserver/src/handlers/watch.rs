@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_stream::stream;
@@ -196,6 +197,7 @@ pub(crate) async fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
     };
     let watch = store.watch(&kind, start);
     let shutdown = ctx.server.shutdown.clone();
+    let sent = ctx.server.figures.events(&ctx.resource.storage);
     let events = stream! {
         let mut watch = match watch {
             Ok(watch) => watch,
@@ -248,6 +250,7 @@ pub(crate) async fn watch(ctx: &Ctx) -> Result<Reply, ApiError> {
                     },
                 };
                 let Some(change) = seen(&options, &encoder.resource, &event) else { continue };
+                sent.fetch_add(1, Ordering::Relaxed);
                 yield if change == event.change {
                     encoder.same(&event)
                 } else {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -52,8 +53,29 @@ fn database_key(kind: &str, path: &str) -> String {
     key
 }
 
+/// What was written since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// Commits, each with one sync.
+    pub(crate) commits: AtomicU64,
+    /// Objects that were put or removed.
+    pub(crate) records: AtomicU64,
+    /// The JSON of those that were put.
+    pub(crate) bytes: AtomicU64,
+}
+
+impl Written {
+    fn count(&self, records: &[Record]) {
+        let bytes: usize = records.iter().filter_map(|record| record.json.as_ref()).map(Bytes::len).sum();
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.records.fetch_add(records.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 /// The handle to the writer thread.
 pub(super) struct Disk {
+    written: Arc<Written>,
     sender: Mutex<Option<mpsc::Sender<(Record, Done)>>>,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -85,17 +107,23 @@ impl Disk {
             LoadError::Database(error) => open_error(&error),
         })?;
         let (sender, receiver) = mpsc::channel::<(Record, Done)>();
+        let written = Arc::<Written>::default();
+        let counts = written.clone();
         let (closing, closed) = oneshot::channel();
         thread::Builder::new()
             .name("object-store".to_owned())
             .spawn(move || {
-                write_loop(&database, &receiver);
+                write_loop(&database, &receiver, &counts);
                 drop(database);
                 let _ = closing.send(());
             })
             .map_err(|e| open_error(&e))?;
-        let disk = Self { sender: Mutex::new(Some(sender)), closed: Mutex::new(Some(closed)) };
+        let disk = Self { written, sender: Mutex::new(Some(sender)), closed: Mutex::new(Some(closed)) };
         Ok((disk, objects, revision))
+    }
+
+    pub(super) fn written(&self) -> &Written {
+        &self.written
     }
 
     pub(super) fn write(&self, record: Record) -> oneshot::Receiver<Result<(), Arc<str>>> {
@@ -162,7 +190,7 @@ fn parse(key: &str, json: &[u8]) -> Result<Object, String> {
     })
 }
 
-fn write_loop(database: &Database, receiver: &mpsc::Receiver<(Record, Done)>) {
+fn write_loop(database: &Database, receiver: &mpsc::Receiver<(Record, Done)>, written: &Written) {
     // What a failed commit held: memory has it, so the disk must get it with the next commit that works.
     let mut records = Vec::new();
     let mut waiting = Vec::new();
@@ -178,6 +206,7 @@ fn write_loop(database: &Database, receiver: &mpsc::Receiver<(Record, Done)>) {
             Arc::<str>::from(error.to_string())
         });
         if result.is_ok() {
+            written.count(&records);
             records.clear();
         }
         for done in waiting.drain(..) {
