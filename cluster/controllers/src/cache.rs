@@ -1,4 +1,5 @@
-//! A local copy of all objects of one kind, indexed by name and by controlling owner, that never goes back in time.
+//! A local copy of all objects of one kind, indexed by name, by controlling owner and by what its kind is asked for, that never goes back in
+//! time.
 //!
 //! Two sources feed it: the watch, and [`Cache::observe`] with the answer to every write that a controller makes. Whichever
 //! comes first wins, the other is recognised by its resourceVersion (which Kubernetes lets clients compare since 1.35) and dropped. Hence a
@@ -77,6 +78,9 @@ impl<K> Change<K> {
 
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 
+/// What an object can be found by in its namespace, besides its name and its owner.
+type Index<K> = fn(&K) -> Vec<String>;
+
 /// Kinds that a cache can hold.
 pub(crate) trait Cached:
     Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static
@@ -97,15 +101,25 @@ pub(crate) struct Cache<K> {
 struct Inner<K> {
     objects: HashMap<String, BTreeMap<String, Arc<K>>>,
     by_owner: HashMap<String, BTreeSet<Key>>,
+    index: Index<K>,
+    /// Names by namespace and entry.
+    by_entry: HashMap<(String, String), BTreeSet<String>>,
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
 }
 
 impl<K: Cached> Cache<K> {
     pub(crate) fn new() -> Self {
+        Self::indexed(|_| Vec::new())
+    }
+
+    /// One whose objects can be found by what `index` says of each.
+    pub(crate) fn indexed(index: Index<K>) -> Self {
         let inner = Inner {
             objects: HashMap::new(),
             by_owner: HashMap::new(),
+            index,
+            by_entry: HashMap::new(),
             gone: HashSet::new(),
             gone_order: VecDeque::new(),
         };
@@ -133,6 +147,14 @@ impl<K: Cached> Cache<K> {
             .get(namespace)
             .map(|map| map.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// The objects of a namespace that the index has under `entry`, by name.
+    pub(crate) fn find(&self, namespace: &str, entry: &str) -> Vec<Arc<K>> {
+        let inner = self.inner.read();
+        let names = inner.by_entry.get(&(namespace.to_owned(), entry.to_owned()));
+        let Some((names, objects)) = names.zip(inner.objects.get(namespace)) else { return Vec::new() };
+        names.iter().filter_map(|name| objects.get(name).cloned()).collect()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
@@ -268,6 +290,9 @@ impl<K: Cached> Inner<K> {
     fn insert(&mut self, key: Key, object: Arc<K>) {
         self.remove(&key);
         self.by_owner.entry(owner_of(object.as_ref())).or_default().insert(key.clone());
+        for entry in (self.index)(object.as_ref()) {
+            self.by_entry.entry((key.namespace.clone(), entry)).or_default().insert(key.name.clone());
+        }
         self.objects.entry(key.namespace).or_default().insert(key.name, object);
     }
 
@@ -282,6 +307,15 @@ impl<K: Cached> Inner<K> {
             keys.remove(key);
             if keys.is_empty() {
                 self.by_owner.remove(&owner);
+            }
+        }
+        for entry in (self.index)(old.as_ref()) {
+            let at = (key.namespace.clone(), entry);
+            if let Some(names) = self.by_entry.get_mut(&at) {
+                names.remove(&key.name);
+                if names.is_empty() {
+                    self.by_entry.remove(&at);
+                }
             }
         }
         Some(old)
@@ -367,6 +401,23 @@ mod tests {
         cache.observe(map("a", "2", 6, None));
         cache.forget(&key, Some("1"));
         assert!(cache.get(&key).is_some(), "a successor of the same name stays");
+    }
+
+    #[test]
+    fn found_by_what_the_index_says_now() {
+        let cache =
+            Cache::indexed(|map: &ConfigMap| map.data.iter().flatten().map(|(key, _)| key.clone()).collect());
+        let with = |name: &str, version, key: &str| ConfigMap {
+            data: Some([(key.to_owned(), String::new())].into()),
+            ..map(name, name, version, None)
+        };
+        cache.observe(with("a", 1, "red"));
+        cache.observe(with("b", 2, "red"));
+        assert_eq!((cache.find("ns", "red").len(), cache.find("other", "red").len()), (2, 0));
+        cache.observe(with("a", 3, "blue"));
+        cache.forget(&Key::new("ns", "b"), None);
+        assert_eq!((cache.find("ns", "red").len(), cache.find("ns", "blue").len()), (0, 1));
+        assert_eq!(cache.inner.read().by_entry.len(), 1, "nothing is kept of what is gone");
     }
 
     #[test]

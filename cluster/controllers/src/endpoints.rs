@@ -57,6 +57,10 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(None),
         other => other.map(|()| None),
     };
+    // Those of a Service without a selector are its maker's: not even looked at.
+    if service.as_ref().is_some_and(|service| !endpointslice::has_selector(service)) {
+        return Ok(None);
+    }
     let held = api.get_opt(&key.name).await?;
     let Some(service) = service else {
         // Only those of a Service that is no more; what people made themselves is theirs.
@@ -65,12 +69,8 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
             None => Ok(None),
         };
     };
-    if !endpointslice::has_selector(&service) {
-        return Ok(None);
-    }
-    let mut slices = world.endpoint_slices.in_namespace(&key.namespace);
-    slices
-        .retain(|slice| endpointslice::is_ours(slice) && endpointslice::service_of(slice) == Some(&key.name));
+    let mut slices = world.endpoint_slices.find(&key.namespace, &key.name);
+    slices.retain(|slice| endpointslice::is_ours(slice));
     let wanted = plan(&service, &slices);
     match held {
         None => gone(api.create(&PostParams::default(), &wanted).await.map(drop)),

@@ -2,7 +2,7 @@
 
 mod plan;
 
-pub(crate) use plan::{has_selector, is_ours, service_of};
+pub(crate) use plan::{has_selector, is_ours, labels_of, selector_of, service_of};
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,8 +44,10 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
             }
             let Some(world) = world.upgrade() else { return };
             let namespace = Key::of(change.latest().as_ref()).namespace;
-            for service in world.services.in_namespace(&namespace) {
-                if change.both().any(|pod| plan::selects(&service, pod)) {
+            for pod in change.both() {
+                let services =
+                    labels_of(pod).into_iter().flat_map(|label| world.services.find(&namespace, &label));
+                for service in services.filter(|service| plan::selects(service, pod)) {
                     queue.add(Key::of(service.as_ref()));
                 }
             }
@@ -77,12 +79,11 @@ async fn reconcile(world: Arc<World>, key: Key) -> Result<Option<Duration>, Erro
     if !plan::has_selector(&service) || service.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
-    let pods = world.pods.in_namespace(&key.namespace);
-    let pods: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| plan::selects(&service, pod)).collect();
-    let slices = world.endpoint_slices.in_namespace(&key.namespace);
-    let mine =
-        |slice: &Arc<EndpointSlice>| plan::is_ours(slice) && plan::service_of(slice) == Some(&key.name);
-    let slices: Vec<Arc<EndpointSlice>> = slices.into_iter().filter(mine).collect();
+    let label = selector_of(&service).pop().unwrap_or_default();
+    let mut pods = world.pods.find(&key.namespace, &label);
+    pods.retain(|pod| plan::selects(&service, pod));
+    let mut slices = world.endpoint_slices.find(&key.namespace, &key.name);
+    slices.retain(|slice| plan::is_ours(slice));
     let plan = plan::plan(&service, &pods, &slices);
     write(&world, &key, &service, plan).await
 }

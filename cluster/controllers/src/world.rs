@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Error,
     cache::{Cache, Cached, Key},
+    endpointslice,
     events::Recorder,
     meta,
 };
@@ -52,10 +53,12 @@ impl World {
             deployments: Arc::new(Cache::new()),
             replica_sets: Arc::new(Cache::new()),
             jobs: Arc::new(Cache::new()),
-            pods: Arc::new(Cache::new()),
+            pods: Arc::new(Cache::indexed(endpointslice::labels_of)),
             nodes: Arc::new(Cache::new()),
-            services: Arc::new(Cache::new()),
-            endpoint_slices: Arc::new(Cache::new()),
+            services: Arc::new(Cache::indexed(endpointslice::selector_of)),
+            endpoint_slices: Arc::new(Cache::indexed(|slice| {
+                endpointslice::service_of(slice).map(str::to_owned).into_iter().collect()
+            })),
             namespaces: Arc::new(Cache::new()),
             service_accounts: Arc::new(Cache::new()),
             root_cas: Arc::new(Cache::new()),

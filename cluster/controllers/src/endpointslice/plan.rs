@@ -47,6 +47,18 @@ pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| label(key) == Some(value))
 }
 
+/// The labels of a pod, each as one word.
+pub(crate) fn labels_of(pod: &Pod) -> Vec<String> {
+    pod.metadata.labels.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// One of the labels that a Service's pods must have, as [`labels_of`] writes it.
+pub(crate) fn selector_of(service: &Service) -> Vec<String> {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let last = selector.and_then(|selector| selector.last_key_value());
+    last.map(|(key, value)| format!("{key}={value}")).into_iter().collect()
+}
+
 /// The writes that make the slices right.
 #[derive(Default, Debug)]
 pub(crate) struct Plan {
