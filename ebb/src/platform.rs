@@ -15,6 +15,7 @@ use cluster::rootless::Door;
 use cluster::{Cluster, ClusterConfig};
 use ebb_api::manifests;
 use kube::Client;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::settings::Misuse;
 use crate::signals::Signals;
@@ -81,6 +82,7 @@ impl Platform {
 
     async fn start(options: Options) -> anyhow::Result<Self> {
         let start = Instant::now();
+        more_files();
         // First of all, so that a port that is taken is said at once.
         let listeners = match listen(options.gateway_port, options.door.as_ref()) {
             Ok(listeners) => listeners,
@@ -182,6 +184,18 @@ async fn start_components(
     )?;
     tracing::info!("the platform's own objects are there");
     components.start(cluster, namespace, &at, listeners).await
+}
+
+/// Takes as many open files as the process may have: each port of a Service is a listener, and most shells allow no more than 1,024.
+fn more_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    match raised {
+        Ok(most) => tracing::debug!(most, "open files"),
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files cannot be raised: few Services can be served");
+        }
+    }
 }
 
 /// Puts the sidecar into the image store, and gives its name.

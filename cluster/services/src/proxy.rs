@@ -17,7 +17,8 @@ use std::{
 use arc_swap::ArcSwap;
 use cluster_rootless::Door;
 use parking_lot::Mutex;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Gate;
@@ -45,16 +46,25 @@ struct Listen {
 struct Listener {
     balancer: Arc<ArcSwap<Balancer>>,
     stop: CancellationToken,
-    /// A second handle of the listening socket.
-    socket: Socket,
+    open: Open,
+}
+
+/// A socket, shared with its task: one descriptor for each port, of which there are thousands.
+enum Open {
+    Tcp(Arc<TcpListener>),
+    Udp(Arc<UdpSocket>),
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stop.cancel();
-        // The task drops its handle a moment later. A socket that listens no more refuses connections from now on, and
+        // The task lets go of it a moment later. A socket that listens no more refuses connections from now on, and
         // lets a successor bind the same address.
-        drop(self.socket.shutdown(Shutdown::Read));
+        let socket = match &self.open {
+            Open::Tcp(listener) => SockRef::from(listener.as_ref()),
+            Open::Udp(socket) => SockRef::from(socket.as_ref()),
+        };
+        drop(socket.shutdown(Shutdown::Read));
     }
 }
 
@@ -129,21 +139,22 @@ impl Proxy {
         };
         let balancer = Arc::new(ArcSwap::from_pointee(balancer));
         let stop = self.shutdown.child_token();
-        let handle = socket.try_clone()?;
-        match listen.protocol {
+        let open = match listen.protocol {
             Protocol::Tcp => {
                 socket.listen(1024)?;
-                let listener = tokio::net::TcpListener::from_std(socket.into())?;
-                let (stop, balancer) = (stop.clone(), Arc::clone(&balancer));
-                tokio::spawn(tcp::serve(listener, balancer, self.gate.clone(), stop, self.shutdown.clone()));
+                let listener = Arc::new(TcpListener::from_std(socket.into())?);
+                let (own, stop, balancer) = (Arc::clone(&listener), stop.clone(), Arc::clone(&balancer));
+                tokio::spawn(tcp::serve(own, balancer, self.gate.clone(), stop, self.shutdown.clone()));
+                Open::Tcp(listener)
             }
             Protocol::Udp => {
-                let socket = tokio::net::UdpSocket::from_std(socket.into())?;
+                let socket = Arc::new(UdpSocket::from_std(socket.into())?);
                 let (balancer, gate) = (Arc::clone(&balancer), self.gate.clone());
-                tokio::spawn(udp::serve(Arc::new(socket), balancer, gate, stop.clone()));
+                tokio::spawn(udp::serve(Arc::clone(&socket), balancer, gate, stop.clone()));
+                Open::Udp(socket)
             }
-        }
-        Ok(Listener { balancer, stop, socket: handle })
+        };
+        Ok(Listener { balancer, stop, open })
     }
 }
 

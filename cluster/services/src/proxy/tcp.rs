@@ -20,7 +20,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 /// Accepts until `stop`; connections go on until `shutdown`.
 pub(super) async fn serve(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     balancer: Arc<ArcSwap<Balancer>>,
     gate: Option<Gate>,
     stop: CancellationToken,
