@@ -142,11 +142,55 @@ where
                     }
                     for object in listed.drain(..) {
                         let old = before.objects.get(&key(&*object));
-                        changed(old, Some(&object));
+                        // A list that was begun anew tells mostly what is known: looking at all of it again would be a storm.
+                        if old.is_none_or(|old| old.resource_version() != object.resource_version()) {
+                            changed(old, Some(&object));
+                        }
                     }
                 }
                 Err(_) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use std::cell::RefCell;
+
+    fn map(name: &str, version: &str) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.namespace = Some("ns".into());
+        map.metadata.name = Some(name.into());
+        map.metadata.resource_version = Some(version.into());
+        map
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_begun_anew_tells_only_what_is_new() {
+        let cache: Cache<ConfigMap> = Cache::new(|_| Vec::new());
+        let told = RefCell::new(Vec::new());
+        let changed = |before: Option<&Arc<ConfigMap>>, after: Option<&Arc<ConfigMap>>| {
+            let name = after.or(before).map(|map| map.name_any()).unwrap_or_default();
+            told.borrow_mut().push((name, before.is_some(), after.is_some()));
+        };
+        let list = |maps: Vec<ConfigMap>| {
+            let listed = maps.into_iter().map(|map| Ok(Event::InitApply(map)));
+            [Ok(Event::Init)].into_iter().chain(listed).chain([Ok(Event::InitDone)]).collect::<Vec<_>>()
+        };
+        let first = list(vec![map("same", "1"), map("changed", "2"), map("gone", "3")]);
+        cache.follow(futures::stream::iter(first), changed).await;
+        assert_eq!(told.take().len(), 3);
+        let again = list(vec![map("same", "1"), map("changed", "4"), map("new", "5")]);
+        cache.follow(futures::stream::iter(again), changed).await;
+        let mut told = told.take();
+        told.sort();
+        assert_eq!(
+            told,
+            [("changed".into(), true, true), ("gone".into(), true, false), ("new".into(), false, true)]
+        );
+        assert!(cache.get("ns", "same").is_some() && cache.get("ns", "gone").is_none());
     }
 }

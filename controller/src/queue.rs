@@ -1,5 +1,9 @@
 //! Keys that wait for being reconciled: each at most once, and never two of one key at a time.
 //!
+//! What happened goes before what is only looked at again, as everything is when the configuration changes; the latter gets every
+//! [`SHARE`]th turn, so that it is done in the end. What failed is tried again, later each time, and all of that together no more often than
+//! [`RETRIES`] allows: when the API server is not well, thousands of keys that fail shall not keep it so.
+//!
 //! While nobody takes keys, none are kept: a replica that does not lead would gather the names of all objects that ever were.
 
 use parking_lot::Mutex;
@@ -8,6 +12,15 @@ use std::hash::Hash;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+/// Each so many-th turn is for what is not urgent.
+const SHARE: u64 = 16;
+/// The first pause after a failure; it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// Between two retries, whatever their keys, once there were more than [`BURST`].
+const RETRIES: Duration = Duration::from_millis(5);
+const BURST: u32 = 200;
 
 /// The queue.
 pub(crate) struct Queue<K> {
@@ -18,13 +31,19 @@ pub(crate) struct Queue<K> {
 struct State<K> {
     open: bool,
     ready: VecDeque<K>,
-    waiting: HashSet<K>,
+    /// May hold keys that have become urgent since, or were taken.
+    idle: VecDeque<K>,
+    /// What waits in either, and whether it is urgent.
+    waiting: HashMap<K, bool>,
+    turns: u64,
     running: HashSet<K>,
     /// Keys that came again while they ran.
     again: HashSet<K>,
     later: BTreeMap<(Instant, u64), K>,
     due: HashMap<K, (Instant, u64)>,
     failures: HashMap<K, u32>,
+    /// When the next retry would be due, were there one every [`RETRIES`].
+    retries: Option<Instant>,
     count: u64,
 }
 
@@ -45,14 +64,55 @@ impl<K> Default for State<K> {
         Self {
             open: false,
             ready: VecDeque::new(),
-            waiting: HashSet::new(),
+            idle: VecDeque::new(),
+            waiting: HashMap::new(),
+            turns: 0,
             running: HashSet::new(),
             again: HashSet::new(),
             later: BTreeMap::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
+            retries: None,
             count: 0,
         }
+    }
+}
+
+impl<K: Hash + Eq + Clone> State<K> {
+    fn put(&mut self, key: K, urgent: bool) {
+        match self.waiting.get(&key) {
+            Some(true) => return,
+            Some(false) if !urgent => return,
+            _ => {}
+        }
+        self.waiting.insert(key.clone(), urgent);
+        if urgent { self.ready.push_back(key) } else { self.idle.push_back(key) }
+    }
+
+    fn take(&mut self) -> Option<K> {
+        self.turns += 1;
+        let idle_first = self.turns.is_multiple_of(SHARE);
+        let key = if idle_first { self.take_idle() } else { None };
+        let key = key.or_else(|| self.ready.pop_front()).or_else(|| self.take_idle())?;
+        self.waiting.remove(&key);
+        self.running.insert(key.clone());
+        Some(key)
+    }
+
+    fn take_idle(&mut self) -> Option<K> {
+        while let Some(key) = self.idle.pop_front() {
+            if self.waiting.get(&key) == Some(&false) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// How long a retry must be held back for the sake of all.
+    fn held(&mut self, now: Instant) -> Duration {
+        let due = self.retries.map_or(now, |due| due.max(now));
+        self.retries = Some(due + RETRIES);
+        (due - now).saturating_sub(RETRIES * BURST)
     }
 }
 
@@ -69,14 +129,23 @@ impl<K: Hash + Eq + Clone> Queue<K> {
 
     /// Wants `key` reconciled soon.
     pub(crate) fn add(&self, key: K) {
+        self.put(key, true);
+    }
+
+    /// Wants `key` reconciled when nothing else is to be done.
+    pub(crate) fn add_idle(&self, key: K) {
+        self.put(key, false);
+    }
+
+    fn put(&self, key: K, urgent: bool) {
         let mut state = self.state.lock();
         if !state.open {
             return;
         }
         if state.running.contains(&key) {
             state.again.insert(key);
-        } else if state.waiting.insert(key.clone()) {
-            state.ready.push_back(key);
+        } else {
+            state.put(key, urgent);
             drop(state);
             self.wake.notify_one();
         }
@@ -113,13 +182,11 @@ impl<K: Hash + Eq + Clone> Queue<K> {
                     state.due.remove(&key);
                     if state.running.contains(&key) {
                         state.again.insert(key);
-                    } else if state.waiting.insert(key.clone()) {
-                        state.ready.push_back(key);
+                    } else {
+                        state.put(key, true);
                     }
                 }
-                if let Some(key) = state.ready.pop_front() {
-                    state.waiting.remove(&key);
-                    state.running.insert(key.clone());
+                if let Some(key) = state.take() {
                     return key;
                 }
                 state.later.first_key_value().map(|(at, _)| at.0)
@@ -139,7 +206,7 @@ impl<K: Hash + Eq + Clone> Queue<K> {
     /// How many wait and how many run.
     pub(crate) fn lengths(&self) -> (usize, usize) {
         let state = self.state.lock();
-        (state.ready.len(), state.running.len())
+        (state.waiting.len(), state.running.len())
     }
 
     /// `key` has run; `ok` says whether it worked. A failure is tried again, later each time up to a minute.
@@ -152,73 +219,21 @@ impl<K: Hash + Eq + Clone> Queue<K> {
         let retry = !ok && state.open;
         let retry = retry.then(|| {
             let failures = state.failures.entry(key.clone()).or_default();
+            let pause = (FIRST_RETRY * (1 << (*failures).min(10))).min(LAST_RETRY);
             *failures += 1;
-            Duration::from_millis(50 << (*failures).min(10)).min(Duration::from_secs(60))
+            pause.max(state.held(Instant::now()))
         });
         let again = state.again.remove(key);
         drop(state);
-        match retry {
-            Some(after) => self.add_after(key.clone(), after),
-            None if again => self.add(key.clone()),
-            None => {}
+        if let Some(after) = retry {
+            self.add_after(key.clone(), after);
+        }
+        // What happened meanwhile may be what was missing.
+        if again {
+            self.add(key.clone());
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn one_key_at_a_time_and_none_lost() {
-        let queue = Queue::new();
-        let _open = queue.open();
-        queue.add("a");
-        queue.add("a");
-        queue.add("b");
-        assert_eq!(queue.next().await, "a");
-        queue.add("a");
-        assert_eq!(queue.next().await, "b");
-        queue.done(&"a", true);
-        assert_eq!(queue.next().await, "a");
-        queue.done(&"a", true);
-        queue.done(&"b", true);
-        queue.add_after("c", Duration::from_secs(60));
-        queue.add_after("c", Duration::from_secs(1));
-        queue.add_after("c", Duration::from_secs(30));
-        let before = Instant::now();
-        assert_eq!(queue.next().await, "c");
-        assert_eq!((Instant::now() - before).as_secs(), 1);
-        queue.done(&"c", false);
-        let before = Instant::now();
-        assert_eq!(queue.next().await, "c");
-        assert!(Instant::now() - before >= Duration::from_millis(100));
-    }
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_kept_while_nobody_takes_it() {
-        let kept = |queue: &Queue<u32>| {
-            let state = queue.state.lock();
-            let (ready, later) =
-                (state.ready.len() + state.waiting.len(), state.later.len() + state.due.len());
-            ready + later + state.again.len() + state.failures.len()
-        };
-        let queue = Queue::new();
-        for key in 0..1000 {
-            queue.add(key);
-            queue.add_after(key, Duration::from_secs(1));
-        }
-        assert_eq!(kept(&queue), 0);
-        let open = queue.open();
-        queue.add(1);
-        queue.add(2);
-        queue.add_after(3, Duration::from_secs(1));
-        assert_eq!(queue.next().await, 1);
-        drop(open);
-        // What was begun ends in its own time, and is one of its kind until then.
-        queue.done(&1, false);
-        assert_eq!((kept(&queue), queue.lengths()), (0, (0, 0)));
-        let _open = queue.open();
-        queue.add(4);
-        assert_eq!(queue.next().await, 4);
-    }
-}
+mod tests;

@@ -191,7 +191,14 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
     let of_revisions = || watcher::Config::default().labels(keys::REVISION);
     watch!(pods, of_revisions(), |w, o| w.belongs_to_revision(&**o));
     watch!(core_services, all(), |w, o| w.core_service_changed(o));
-    watch!(slices, all(), |w, o| w.slice_changed(o));
+    follow(
+        tasks,
+        world,
+        Api::all(client.clone()),
+        all(),
+        |w| &w.slices,
+        |w, before, after| w.slice_changed(before.map(|b| &**b), after.map(|a| &**a)),
+    );
     follow(
         tasks,
         world,

@@ -177,7 +177,8 @@ impl World {
 
     fn want_each<K: ResourceExt>(&self, kind: Kind, all: Vec<Arc<K>>) {
         for object in all {
-            self.want(kind, &object.namespace().unwrap_or_default(), &object.name_any());
+            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+            self.queue.add_idle(Key { kind, namespace, name });
         }
     }
 
@@ -314,12 +315,19 @@ impl World {
         self.mapped(&namespace, &name);
     }
 
-    pub(crate) fn slice_changed(&self, object: &EndpointSlice) {
+    pub(crate) fn slice_changed(&self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
+        let Some(object) = after.or(before) else { return };
         let namespace = object.namespace().unwrap_or_default();
         let Some(service) = label(&object.metadata, SERVICE_NAME) else { return };
         if namespace == self.system_namespace && service == "activator" {
-            for sks in self.skss.all() {
-                self.want(Kind::Sks, &sks.namespace().unwrap_or_default(), &sks.name_any());
+            // All of them: a Serve revision returns to its activators, and must find the present ones.
+            let same = |before: &EndpointSlice, after: &EndpointSlice| {
+                before.endpoints == after.endpoints && before.ports == after.ports
+            };
+            if !before.zip(after).is_some_and(|(before, after)| same(before, after)) {
+                for sks in self.skss.all() {
+                    self.want(Kind::Sks, &sks.namespace().unwrap_or_default(), &sks.name_any());
+                }
             }
             return;
         }
