@@ -55,6 +55,12 @@ pub fn is_qualified_name(text: &str) -> bool {
         && text.ends_with(alnum)
 }
 
+/// The name of the `at`th EndpointSlice of a public Service.
+#[must_use]
+pub fn public_slice(service: &str, at: usize) -> String {
+    child(service, &format!("-{at}"))
+}
+
 /// The name of a child: `<parent><suffix>`, and where that is longer than 63 characters a shortened parent with a
 /// checksum of the whole in between, so that it stays a label and stays unique.
 #[must_use]

@@ -30,8 +30,10 @@ pub(crate) use status::since_epoch;
 pub const TICK: Duration = Duration::from_secs(2);
 /// The time between two collections from a revision's pods.
 pub const COLLECT_EVERY: Duration = Duration::from_secs(1);
-/// When to try again what failed.
+/// When to try again what failed; twice as long each time.
 const RETRY: Duration = Duration::from_secs(1);
+/// No pause is longer.
+const LAST_RETRY: Duration = Duration::from_secs(8);
 
 /// A namespace and a name; a revision, its PodAutoscaler, ServerlessService and Metric share them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +87,17 @@ pub struct Sks {
     pub proxied_since: Option<Duration>,
 }
 
+/// What matters of a Metric: all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Metric {
+    /// The stable window.
+    pub stable_window: Duration,
+    /// The panic window.
+    pub panic_window: Duration,
+    /// The private Service; empty where nothing is collected.
+    pub scrape_target: String,
+}
+
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
@@ -98,6 +111,8 @@ pub enum Event {
     PodGone(Key, String),
     /// A ServerlessService is there, changed or (none) gone.
     Sks(Key, Option<Sks>),
+    /// A Metric is there, changed or (none) gone.
+    Metric(Key, Option<Metric>),
     /// The Deployment of a revision has this many replicas in its spec; none when it is gone.
     Replicas(Key, Option<u32>),
     /// The configuration changed.
@@ -156,12 +171,10 @@ pub enum Effect {
     Metric {
         /// Its owner.
         pa: Arc<PodAutoscaler>,
-        /// The stable window.
-        stable_window: Duration,
-        /// The panic window.
-        panic_window: Duration,
-        /// The private Service.
-        scrape_target: String,
+        /// What it shall say.
+        wanted: Metric,
+        /// Whether it is there already.
+        exists: bool,
     },
     /// Write the status. Answered by `Written(.., Status, ..)`.
     Status(Key, Box<PodAutoscalerStatus>),
@@ -229,6 +242,12 @@ impl Engine {
                     self.changed(&key, now);
                 }
             }
+            Event::Metric(key, metric) => {
+                if metric.is_some() || self.revisions.contains_key(&key) {
+                    self.revisions.entry(key.clone()).or_default().set_metric(metric);
+                    self.changed(&key, now);
+                }
+            }
             Event::Replicas(key, replicas) => {
                 if replicas.is_some() || self.revisions.contains_key(&key) {
                     self.revisions.entry(key.clone()).or_default().set_replicas(replicas);
@@ -279,7 +298,7 @@ impl Engine {
             }
             Event::Written(key, write, ok) => {
                 if let Some(revision) = self.revisions.get_mut(&key) {
-                    revision.written(write, ok, now + RETRY);
+                    revision.written(write, ok, now);
                     if ok {
                         self.react(&key, false, now);
                     } else {

@@ -227,4 +227,39 @@ mod tests {
             Some([("autoscaling.knative.dev/class".to_owned(), keys::HPA.to_owned())].into());
         assert!(!is_ours(&pa, &Defaults::default()));
     }
+
+    #[test]
+    fn every_key_counts_for_revisions_that_are_there() {
+        for (key, value) in [
+            ("enable-scale-to-zero", "false"),
+            ("container-concurrency-target-default", "50"),
+            ("container-concurrency-target-percentage", "50"),
+            ("requests-per-second-target-default", "50"),
+            ("target-burst-capacity", "0"),
+            ("activator-capacity", "50"),
+            ("stable-window", "30s"),
+            ("panic-window-percentage", "50"),
+            ("panic-threshold-percentage", "300"),
+            ("max-scale-up-rate", "10"),
+            ("max-scale-down-rate", "10"),
+            ("scale-down-delay", "5s"),
+            ("scale-to-zero-grace-period", "5s"),
+            ("scale-to-zero-pod-retention-period", "5s"),
+            ("initial-scale", "3"),
+            ("min-scale", "2"),
+            ("max-scale", "5"),
+            ("pod-autoscaler-class", keys::HPA),
+        ] {
+            let metric = if key.starts_with("requests") { "rps" } else { "concurrency" };
+            let pa = pa(json!({"autoscaling.knative.dev/metric": metric}), 0);
+            let data = config::Data::from([(key.to_owned(), value.to_owned())]);
+            let autoscaler = config::Autoscaler::parse(&data).expect("a good value");
+            let (before, after) = (Defaults::default(), Defaults { autoscaler, ..Defaults::default() });
+            let seen = |defaults: &Defaults| (settings(&pa, defaults), is_ours(&pa, defaults));
+            assert_ne!(seen(&before), seen(&after), "{key}");
+        }
+        let later = Defaults { progress_deadline: Duration::from_secs(7), ..Defaults::default() };
+        let waits = |defaults| settings(&pa(json!({}), 0), defaults).protocol.activation_timeout;
+        assert_ne!(waits(&Defaults::default()), waits(&later));
+    }
 }

@@ -233,7 +233,7 @@ fn slices(plan: &mut Plan, sks: &ServerlessService, endpoints: &[Endpoint], live
             [(SERVICE_NAME, name.as_str()), (MANAGED_BY, "ebb-controller"), (keys::SERVICE_TYPE, "Public")];
         let ipv6 = chunk.first().and_then(|e| e.addresses.first()).is_some_and(|a| a.contains(':'));
         let slice = EndpointSlice {
-            metadata: child_meta(sks, ebb_api::names::child(&name, &format!("-{at}")), &labels),
+            metadata: child_meta(sks, ebb_api::names::public_slice(&name, at), &labels),
             address_type: if ipv6 { "IPv6" } else { "IPv4" }.into(),
             endpoints: chunk.to_vec(),
             ports: Some(vec![

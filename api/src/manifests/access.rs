@@ -51,6 +51,7 @@ const TABLE: [Rights; 4] = [
         everywhere: &[
             (AUTOSCALING, &["podautoscalers"], FOLLOW),
             (AUTOSCALING, &["podautoscalers/status"], &["patch"]),
+            (AUTOSCALING, &["metrics"], FOLLOW),
             (AUTOSCALING, &["metrics"], WRITE),
             // To name a PodAutoscaler as an owner that waits for its dependents.
             (AUTOSCALING, &["podautoscalers/finalizers"], &["update"]),
@@ -59,7 +60,7 @@ const TABLE: [Rights; 4] = [
             ("apps", &["deployments"], FOLLOW),
             ("apps", &["deployments/scale"], &["get", "patch"]),
             ("", &["pods"], FOLLOW),
-            (DISCOVERY, &["endpointslices"], &["list"]),
+            (DISCOVERY, &["endpointslices"], &["get"]),
         ],
         everywhere_named: &[],
         at_home: &[("", &["configmaps"], READ), (COORDINATION, &["leases"], &["create"])],

@@ -10,7 +10,7 @@ use ebb_api::conditions::{Conditioned, Status};
 use ebb_api::meta::autoscaling::HPA;
 
 use super::explain::{Entry, Explanation};
-use super::{COLLECT_EVERY, Effect, Key, Load, Pod, Sks, TICK, Write, status};
+use super::{COLLECT_EVERY, Effect, Key, LAST_RETRY, Load, Pod, RETRY, Sks, TICK, Write, status};
 use crate::core::{Metric, Mode, Observed, Reason, Samples, State, decide};
 use crate::settings::{Defaults, Settings, class_of, settings};
 use crate::window::Series;
@@ -50,7 +50,10 @@ pub(super) struct Revision {
     confirmed: bool,
     proxied_since: Option<Duration>,
     under_way: UnderWay,
-    metric_made: Option<(Duration, Duration, String)>,
+    /// The Metric as last seen or written.
+    metric: Option<super::Metric>,
+    /// For each kind of write, how many failed since the last that did not, and until when it waits therefore.
+    failed: [(u32, Duration); 4],
     status_known: Option<PodAutoscalerStatus>,
     /// Since when a status waits to be written until things have settled.
     unsettled: Option<Duration>,
@@ -120,6 +123,7 @@ impl Revision {
             settings: before.settings,
             pods: before.pods,
             sks: before.sks,
+            metric: before.metric,
             replicas: before.replicas,
             proxied_since: before.proxied_since,
             under_way: before.under_way,
@@ -141,13 +145,23 @@ impl Revision {
     /// Forgets all but what may outlive the PodAutoscaler; answers with the calendar's entry.
     pub(super) fn forget_pa(&mut self) -> Option<Duration> {
         let before = std::mem::take(self);
-        *self = Self { pods: before.pods, sks: before.sks, replicas: before.replicas, ..Self::default() };
+        *self = Self {
+            pods: before.pods,
+            sks: before.sks,
+            metric: before.metric,
+            replicas: before.replicas,
+            ..Self::default()
+        };
         before.wake
     }
 
     /// Nothing of it is there any more.
     pub(super) fn is_forgettable(&self) -> bool {
-        self.pa.is_none() && self.pods.is_empty() && self.sks.is_none() && self.replicas.is_none()
+        self.pa.is_none()
+            && self.pods.is_empty()
+            && self.sks.is_none()
+            && self.metric.is_none()
+            && self.replicas.is_none()
     }
 
     pub(super) fn pa(&self) -> Option<&Arc<PodAutoscaler>> {
@@ -174,6 +188,13 @@ impl Revision {
             }
         }
         self.sks = sks;
+    }
+
+    /// Takes the Metric over, unless it is of before a write that is under way.
+    pub(super) fn set_metric(&mut self, metric: Option<super::Metric>) {
+        if !self.under_way.metric {
+            self.metric = metric;
+        }
     }
 
     pub(super) fn set_replicas(&mut self, replicas: Option<u32>) {
@@ -209,11 +230,17 @@ impl Revision {
         self.confirmed
     }
 
+    /// Whether a write may be made that perhaps has just failed. A scale may: somebody waits for it, and asks no more often than once a second.
+    fn may(&self, write: Write, now: Duration) -> bool {
+        let (failures, until) = self.failed[write as usize];
+        write == Write::Scale || failures == 0 || until <= now
+    }
+
     fn retry_at(&mut self, retry: Duration) {
         self.recheck = Some(self.recheck.map_or(retry, |at| at.min(retry)));
     }
 
-    pub(super) fn written(&mut self, write: Write, ok: bool, retry: Duration) {
+    pub(super) fn written(&mut self, write: Write, ok: bool, now: Duration) {
         match write {
             Write::Scale => {
                 let asked = self.under_way.scale.take();
@@ -235,7 +262,7 @@ impl Revision {
             Write::Metric => {
                 self.under_way.metric = false;
                 if !ok {
-                    self.metric_made = None;
+                    self.metric = None;
                 }
             }
             Write::Status => {
@@ -245,8 +272,14 @@ impl Revision {
                 }
             }
         }
-        if !ok {
-            self.retry_at(retry);
+        let (failures, until) = &mut self.failed[write as usize];
+        if ok {
+            *failures = 0;
+        } else {
+            *until = now + (RETRY * (1 << (*failures).min(8))).min(LAST_RETRY);
+            *failures += 1;
+            let until = *until;
+            self.retry_at(until);
         }
     }
 
@@ -351,7 +384,7 @@ impl Revision {
         if private.is_empty() && !self.initialized {
             // Neither the pods nor the path to them can be known before the private Service is.
             if self.sks.is_none() {
-                self.want_sks(&pa, Mode::Proxy, 2, effects);
+                self.want_sks(&pa, Mode::Proxy, 2, now, effects);
             }
             self.stand(None, now);
             self.want_status(key, &pa, None, now, effects);
@@ -383,8 +416,8 @@ impl Revision {
         }
         let excess = self.excess_burst.unwrap_or_else(|| self.settings.spec.initial_burst());
         let mode = if step.want > Some(0) && excess >= 0 { Mode::Serve } else { Mode::Proxy };
-        self.want_sks(&pa, mode, self.settings.spec.activators(self.ready()), effects);
-        self.want_metric(&pa, private, effects);
+        self.want_sks(&pa, mode, self.settings.spec.activators(self.ready()), now, effects);
+        self.want_metric(&pa, private, now, effects);
         self.stand(step.want, now);
         let settles = self.want_status(key, &pa, step.want, now, effects);
         self.remember(step.stage, step.want, mode, now);
@@ -395,7 +428,7 @@ impl Revision {
 
     /// Says so when this is of the one known class that nothing serves; any other may be served by somebody else.
     fn refuse(&mut self, key: &Key, pa: &PodAutoscaler, now: Duration, effects: &mut Vec<Effect>) {
-        if !self.unserved || self.under_way.status {
+        if !self.unserved || self.under_way.status || !self.may(Write::Status, now) {
             return;
         }
         let known = self.status_known.clone().unwrap_or_default();
@@ -470,11 +503,13 @@ impl Revision {
         pa: &Arc<PodAutoscaler>,
         mode: Mode,
         num_activators: u32,
+        now: Duration,
         effects: &mut Vec<Effect>,
     ) {
         self.mode = mode;
         let there = self.sks.as_ref().map(|sks| (sks.mode, sks.num_activators));
-        if there == Some((mode, num_activators)) || self.under_way.sks.is_some() {
+        let busy = self.under_way.sks.is_some() || !self.may(Write::Sks, now);
+        if there == Some((mode, num_activators)) || busy {
             return;
         }
         // In Serve mode the number of activators matters to nobody: no write for it alone.
@@ -488,21 +523,27 @@ impl Revision {
         effects.push(Effect::Sks { pa: pa.clone(), mode, num_activators, exists: there.is_some() });
     }
 
-    fn want_metric(&mut self, pa: &Arc<PodAutoscaler>, private: String, effects: &mut Vec<Effect>) {
+    fn want_metric(
+        &mut self,
+        pa: &Arc<PodAutoscaler>,
+        private: String,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
         let spec = &self.settings.spec;
         let scrape_target = if self.settings.protocol.always_proxied { String::new() } else { private };
-        let wanted = (spec.stable_window, spec.panic_window, scrape_target);
-        if self.under_way.metric || self.metric_made.as_ref() == Some(&wanted) {
+        let wanted = super::Metric {
+            stable_window: spec.stable_window,
+            panic_window: spec.panic_window,
+            scrape_target,
+        };
+        let busy = self.under_way.metric || !self.may(Write::Metric, now);
+        if busy || self.metric.as_ref() == Some(&wanted) {
             return;
         }
         self.under_way.metric = true;
-        effects.push(Effect::Metric {
-            pa: pa.clone(),
-            stable_window: wanted.0,
-            panic_window: wanted.1,
-            scrape_target: wanted.2.clone(),
-        });
-        self.metric_made = Some(wanted);
+        let exists = self.metric.replace(wanted.clone()).is_some();
+        effects.push(Effect::Metric { pa: pa.clone(), wanted, exists });
     }
 
     fn want_status(
@@ -513,7 +554,7 @@ impl Revision {
         now: Duration,
         effects: &mut Vec<Effect>,
     ) -> Option<Duration> {
-        if self.under_way.status {
+        if self.under_way.status || !self.may(Write::Status, now) {
             return None;
         }
         let facts = status::Facts {

@@ -505,9 +505,17 @@ fn many_revisions_at_zero_cost_nothing() {
             private_service_name: "p".to_owned(),
             ..Sks::default()
         };
-        engine.handle(Event::Sks(key, Some(sks)), START);
+        engine.handle(Event::Sks(key.clone(), Some(sks)), START);
+        let metric = Metric {
+            stable_window: Duration::from_secs(60),
+            panic_window: Duration::from_secs(6),
+            scrape_target: "p".to_owned(),
+        };
+        engine.handle(Event::Metric(key, Some(metric)), START);
     }
-    engine.handle(Event::Start, START);
+    let effects = engine.handle(Event::Start, START);
+    let anew = effects.iter().find(|effect| !matches!(effect, Effect::Status(..)));
+    assert!(anew.is_none(), "what is there is not written again by whoever leads next: {anew:?}");
     assert_eq!(engine.next_wake(), None);
     assert_eq!(engine.counts(), (10_000, 10_000));
 }
@@ -534,4 +542,62 @@ fn explanations_tell_the_history() {
     let json = serde_json::to_value(&told).expect("json");
     assert!(json["decisions"][0]["at"].as_str().is_some_and(|at| at.ends_with('Z')), "{json}");
     let _: BTreeMap<String, serde_json::Value> = serde_json::from_value(json).expect("an object");
+}
+
+#[test]
+fn what_fails_is_tried_less_and_less() {
+    let mut engine = Engine::new();
+    let (key, mut now) = (Key::new("n", "r"), START);
+    engine.handle(Event::Revision(pa(json!({}), 0)), now);
+    let mut effects = engine.handle(Event::Start, now);
+    let mut tried = Vec::new();
+    while tried.len() < 8 {
+        for effect in std::mem::take(&mut effects) {
+            let write = match effect {
+                Effect::Sks { .. } => {
+                    tried.push(now);
+                    Write::Sks
+                }
+                Effect::Status(..) => Write::Status,
+                other => panic!("{other:?}"),
+            };
+            // That other writes work does not make this one more frequent.
+            effects.extend(engine.handle(Event::Written(key.clone(), write, write == Write::Status), now));
+        }
+        if effects.is_empty() {
+            now = engine.next_wake().expect("it is tried again").max(now);
+            effects = engine.tick(now);
+        }
+    }
+    let pauses: Vec<u64> = tried.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
+    // A look at the revision every two seconds tries again what is missing, were it not for the pauses.
+    assert_eq!(pauses, [1, 2, 4, 8, 8, 8, 8]);
+}
+
+#[test]
+fn a_metric_that_somebody_took_away_is_made_again() {
+    let mut world = World::new(json!({}), 0, 1);
+    let effects = world.engine.handle(Event::Metric(world.key.clone(), None), world.now);
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::Metric { exists: false, .. })),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_setting_reaches_a_revision_that_runs() {
+    let mut world = World::new(json!({}), 0, 1);
+    world.run(10);
+    assert_eq!(world.replicas, 1, "the stable window is a minute");
+    let mut defaults = Defaults::default();
+    defaults.autoscaler.stable_window = Duration::from_secs(6);
+    defaults.autoscaler.scale_to_zero_grace_period = Duration::from_secs(1);
+    let effects = world.engine.handle(Event::Config(Box::new(defaults)), world.now);
+    let told = effects.iter().any(|effect| {
+        matches!(effect, Effect::Metric { wanted, .. } if wanted.stable_window == Duration::from_secs(6))
+    });
+    assert!(told, "{effects:?}");
+    world.obey(effects);
+    world.run(15);
+    assert_eq!(world.replicas, 0);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use ebb_api::autoscaling::{Metric, MetricSpec, PodAutoscaler};
+use ebb_api::names::public_slice;
 use ebb_api::networking::{ServerlessService, ServerlessServiceSpec, SksMode};
 use ebb_component::leader::Term;
 use ebb_http::{Outgoing, Pool, PoolConfig, Protocol, RequestBody, Target, headers};
@@ -15,9 +16,10 @@ use http_body_util::{BodyExt, Limited};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::collect::Collector;
 use super::{Mailbox, Message};
@@ -29,6 +31,8 @@ const MANAGER: &str = "ebb-autoscaler";
 /// Whoever waits for a revision to be woken asks again after this.
 const WAKE: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Writes at a time, scales aside, which a cold start waits for.
+const AT_ONCE: usize = 64;
 
 /// Turns effects into IO and tells the engine how it went.
 pub(crate) struct Executor {
@@ -39,6 +43,8 @@ pub(crate) struct Executor {
     mailbox: Mailbox,
     /// Writes are made in it only.
     term: ArcSwapOption<Term>,
+    /// For what nobody waits for: after a start, thousands of revisions may have something to write at once.
+    turns: Semaphore,
 }
 
 impl Executor {
@@ -55,6 +61,7 @@ impl Executor {
             activator: format!("spiffe://{trust_domain}/ns/{}/sa/activator", config.namespace).into(),
             mailbox,
             term: ArcSwapOption::empty(),
+            turns: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -69,6 +76,8 @@ impl Executor {
             let _ = self.mailbox.send(Message::Event(event));
             return;
         };
+        // Never closed, so an error means nothing here.
+        let _turn = if write == Write::Scale { None } else { self.turns.acquire().await.ok() };
         let started = std::time::Instant::now();
         let term = self.term.load_full().filter(|term| term.is_on());
         let done = match term {
@@ -121,13 +130,13 @@ impl Executor {
                 let done = self.sks(&pa, mode, num_activators, exists).await;
                 written(&pa, Write::Sks, done)
             }
-            Effect::Metric { pa, stable_window, panic_window, scrape_target } => {
+            Effect::Metric { pa, wanted, exists } => {
                 let spec = MetricSpec {
-                    stable_window: nanos(stable_window),
-                    panic_window: nanos(panic_window),
-                    scrape_target,
+                    stable_window: nanos(wanted.stable_window),
+                    panic_window: nanos(wanted.panic_window),
+                    scrape_target: wanted.scrape_target,
                 };
-                let done = self.metric(&pa, spec).await;
+                let done = self.metric(&pa, spec, exists).await;
                 written(&pa, Write::Metric, done)
             }
             Effect::Status(key, status) => {
@@ -182,18 +191,18 @@ impl Executor {
         create_or_patch(&api, &sks, exists, patch).await
     }
 
-    async fn metric(&self, pa: &PodAutoscaler, spec: MetricSpec) -> kube::Result<()> {
+    async fn metric(&self, pa: &PodAutoscaler, spec: MetricSpec, exists: bool) -> kube::Result<()> {
         let api: Api<Metric> = Api::namespaced(self.client.clone(), &pa.namespace().unwrap_or_default());
         let patch = json!({"spec": spec});
-        create_or_patch(&api, &Metric { metadata: child(pa), spec, status: None }, false, patch).await
+        create_or_patch(&api, &Metric { metadata: child(pa), spec, status: None }, exists, patch).await
     }
 
     /// Every address of the public Service must answer as an activator.
     async fn probe(&self, key: &Key) -> Result<(), String> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
-        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", key.name));
-        let slices = api.list(&of_service).await.map_err(|error| error.to_string())?;
-        let addresses = public_addresses(&slices.items);
+        // By its name: a list by label has the API server look at every slice of the namespace. There are never activators for a second one.
+        let slice = api.get_opt(&public_slice(&key.name, 0)).await.map_err(|error| error.to_string())?;
+        let addresses = slice.as_ref().map(public_addresses).unwrap_or_default();
         if addresses.is_empty() {
             return Err(format!("the Service {key} has no endpoints with a port https"));
         }
@@ -228,17 +237,13 @@ impl Executor {
     }
 }
 
-fn public_addresses(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
-    let mut addresses = Vec::new();
-    for slice in slices {
-        let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some("https"));
-        let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else {
-            continue;
-        };
-        let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
-        addresses.extend(ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)));
-    }
-    addresses
+fn public_addresses(slice: &EndpointSlice) -> Vec<SocketAddr> {
+    let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some("https"));
+    let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else {
+        return Vec::new();
+    };
+    let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+    ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
 async fn create_or_patch<K>(

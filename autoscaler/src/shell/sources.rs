@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebb_api::autoscaling::PodAutoscaler;
+use ebb_api::autoscaling::{Metric, PodAutoscaler};
 use ebb_api::conditions::{Conditioned, READY, Status};
 use ebb_api::config;
 use ebb_api::meta::serving::REVISION;
@@ -21,13 +21,13 @@ use tokio_util::task::TaskTracker;
 
 use super::{Mailbox, Message};
 use crate::core::Mode;
-use crate::engine::{Event, Key, Pod, Sks, since_epoch};
+use crate::engine::{self, Event, Key, Pod, Sks, since_epoch};
 use crate::settings::Defaults;
 
 /// What the controller adds to a revision's name.
 const DEPLOYMENT: &str = "-deployment";
 /// The watches that must have delivered before anything is decided.
-const SOURCES: usize = 5;
+const SOURCES: usize = 6;
 
 /// Starts all watches.
 pub(crate) fn spawn(
@@ -58,6 +58,23 @@ pub(crate) fn spawn(
             source.tell(Event::Sks(key, Some(view(&sks))));
         }
         Change::Gone { namespace, name } => source.tell(Event::Sks(Key::new(namespace, name), None)),
+        Change::Synced => source.synced(),
+    }));
+
+    let mut source = start();
+    let api: Api<Metric> = Api::all(client.clone());
+    tasks.spawn(follow(api, watcher::Config::default(), shutdown.clone(), move |change| match change {
+        Change::Apply(metric) => {
+            let key = Key::new(metric.namespace().unwrap_or_default(), metric.name_any());
+            let nanos = |n: i64| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
+            let seen = engine::Metric {
+                stable_window: nanos(metric.spec.stable_window),
+                panic_window: nanos(metric.spec.panic_window),
+                scrape_target: metric.spec.scrape_target,
+            };
+            source.tell(Event::Metric(key, Some(seen)));
+        }
+        Change::Gone { namespace, name } => source.tell(Event::Metric(Key::new(namespace, name), None)),
         Change::Synced => source.synced(),
     }));
 
@@ -123,7 +140,14 @@ pub(crate) fn spawn(
                 source.tell(Event::Config(Box::new(defaults.lock().clone())));
             }
         }
-        Change::Gone { .. } => {}
+        // Without it, what it says by default.
+        Change::Gone { name, .. } => {
+            let mut empty = ConfigMap::default();
+            empty.metadata.name = Some(name);
+            if configure(&empty, &mut defaults.lock()) {
+                source.tell(Event::Config(Box::new(defaults.lock().clone())));
+            }
+        }
         Change::Synced => source.synced(),
     }));
 }
