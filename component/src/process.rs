@@ -58,6 +58,15 @@ impl std::fmt::Debug for Started {
     }
 }
 
+/// A client of the cluster's API server that tries nothing again by itself. kube would, after a 429 or a 503, for minutes in the end, and hold
+/// whoever waits for the answer: a scale from zero, or one of the few that reconcile. Here each caller has its own pauses, which know what
+/// is urgent and what has changed meanwhile.
+async fn client() -> kube::Result<kube::Client> {
+    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.default_retry = false;
+    kube::Client::try_from(config)
+}
+
 impl Started {
     /// The mesh identity, waited for as long as it takes: the authority may start after us. None if we shall end before. Meets the
     /// condition `identity`.
@@ -116,7 +125,7 @@ impl Process {
         let (bind, ports, health) = at(&config);
         let ended = runtime.block_on(async {
             let admin = Admin::start(self.name, bind, ports, health).await?;
-            let client = kube::Client::try_default().await.map_err(|why| {
+            let client = client().await.map_err(|why| {
                 format!("no Kubernetes API server is configured ({why}): run in a pod, or set KUBECONFIG")
             })?;
             let shutdown = CancellationToken::new();
