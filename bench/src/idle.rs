@@ -8,6 +8,7 @@ use testkit::{Process, http};
 
 use crate::figures::distribution;
 use crate::platform::{Platform, Target, ebb};
+use crate::usage::{cpu_ms, own_kib, rss_kib};
 
 pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let (mut first, mut again) = (Vec::new(), Vec::new());
@@ -43,30 +44,6 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
         "queue_proxy_rss_kib": sidecar_rss, "queue_proxy_own_kib": sidecar_own, "ebb_up_own_kib": up_own,
         "ebb_up_idle_cpu_ms_per_s": cpu as f64 / 10.0,
     }))
-}
-
-fn rss_kib(pid: u32) -> Result<u64> {
-    status_kib(pid, "VmRSS:")
-}
-
-/// Of it, what is not pages of the executable's file, which all processes of a machine that run it share.
-fn own_kib(pid: u32) -> Result<u64> {
-    status_kib(pid, "RssAnon:")
-}
-
-fn status_kib(pid: u32, key: &str) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with(key)).with_context(|| format!("no {key}"))?;
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).with_context(|| format!("{key} no number"))
-}
-
-/// Processor time so far, user and system.
-fn cpu_ms(pid: u32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    // Clock ticks are hundredths of a second on every Linux that Rust runs on.
-    Ok((ticks(11) + ticks(12)) * 10)
 }
 
 fn processes(name: &str) -> Result<Vec<u32>> {

@@ -10,7 +10,9 @@ mod create;
 mod figures;
 mod idle;
 mod platform;
+mod scale;
 mod storm;
+mod usage;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -23,7 +25,7 @@ struct Cli {
     #[arg(value_enum)]
     name: Name,
     /// How many samples; each benchmark has its own default.
-    #[arg(short, long)]
+    #[arg(short, long, visible_alias = "services")]
     n: Option<usize>,
     /// One line of figures for a machine to read.
     #[arg(long)]
@@ -44,6 +46,9 @@ enum Name {
     Idle,
     /// Memory and processor time of each component's pods, idle and with many Services (on a cluster only).
     Components,
+    /// Thousands of Services on one `ebb up`: create to Ready, API calls for each, memory, processor time and writes at rest, cold starts beside
+    /// them, a restart.
+    Scale,
 }
 
 fn main() -> Result<()> {
@@ -62,6 +67,7 @@ fn main() -> Result<()> {
             anyhow::bail!("idle measures `ebb up`; for a cluster there is `components`")
         }
         Name::Idle => idle::run(or(10, 10), target)?,
+        Name::Scale => scale::run(or(2000, 2000), target)?,
         Name::Components => components::run(or(200, 200), target)?,
     };
     if cli.json {

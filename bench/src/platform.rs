@@ -128,17 +128,9 @@ impl Platform {
     /// The same with more annotations.
     pub(crate) async fn create_with(&self, name: &str, annotations: Value) -> Result<Duration> {
         let services = self.services();
+        let service = self.service(name, annotations)?;
         let start = Instant::now();
-        let mut manifest = json!({
-            "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": name},
-            "spec": {"template": {
-                "metadata": {"annotations": annotations},
-                "spec": {"containers": [{"image": self.image}]},
-            }},
-        });
-        manifest["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/window"] =
-            "6s".into();
-        let created = services.create(&PostParams::default(), &serde_json::from_value(manifest)?).await?;
+        let created = services.create(&PostParams::default(), &service).await?;
         let version = created.metadata.resource_version.unwrap_or_default();
         let only = WatchParams::default().fields(&format!("metadata.name={name}"));
         let mut events = services.watch(&only, &version).await?.boxed();
@@ -162,6 +154,27 @@ impl Platform {
                 bail!("{name} is not Ready after {} s: {}", PATIENCE.as_secs(), said(&service))
             }
         }
+    }
+
+    /// A Service of the example with these annotations.
+    pub(crate) fn service(&self, name: &str, annotations: Value) -> Result<Service> {
+        let mut manifest = json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"template": {
+                "metadata": {"annotations": annotations},
+                "spec": {"containers": [{"image": self.image}]},
+            }},
+        });
+        manifest["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/window"] =
+            "6s".into();
+        Ok(serde_json::from_value(manifest)?)
+    }
+
+    /// Ends the process in order and starts it again on its folder; only what was started here can.
+    pub(crate) fn restart(mut self) -> Result<Self> {
+        let process = self.process.take().context("it was not started here")?;
+        self.process = Some(process.restart()?);
+        Ok(self)
     }
 
     fn learn_suffix(&self, name: &str, service: &Value) -> Result<()> {
