@@ -24,6 +24,8 @@ pub mod revision;
 pub mod route;
 mod secrets;
 pub mod service;
+#[cfg(test)]
+mod settings_live;
 pub mod sks;
 #[cfg(test)]
 mod testing;

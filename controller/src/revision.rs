@@ -3,6 +3,7 @@
 mod autoscaler;
 mod deployment;
 pub mod digest;
+mod leftovers;
 pub mod network_policy;
 mod queue_proxy;
 mod status;
@@ -182,7 +183,13 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
             if let Some(spec) = &mut wanted.spec {
                 spec.replicas = None;
             }
-            plan.ensure(Some(live), &wanted, Compare::Covers);
+            match leftovers::patch(live, &wanted) {
+                Some(patch) => {
+                    let target = Target::of::<Deployment>(live.namespace(), live.name_any());
+                    plan.then.push(Change::Patch(target, patch));
+                }
+                None => drop(plan.ensure(Some(live), &wanted, Compare::Covers)),
+            }
             status::of_deployment(&mut status, live, observed.pods, configs, now);
         }
     }

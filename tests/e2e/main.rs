@@ -6,6 +6,7 @@
 
 mod cluster_cases;
 mod component_cases;
+mod config_cases;
 mod fault_cases;
 mod given;
 mod harness;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         (mesh_cases::CASES, Needs::Any),
         (mesh_cases::NETWORK_POLICY_CASES, Needs::NetworkPolicy),
         (fault_cases::CASES, Needs::EbbUp),
+        (config_cases::CASES, Needs::EbbUp),
         (component_cases::CASES, Needs::Cluster),
     ] {
         cases.extend(table.iter().map(|(name, case)| (*name, *case, needs)));
