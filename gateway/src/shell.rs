@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ebb_component::{Admin, Health, ListenError, listen};
@@ -27,6 +28,9 @@ pub use handler::Handler;
 
 /// What the data path reads.
 pub type Snapshot = Arc<ArcSwap<Table<Arc<Upstream>>>>;
+
+/// Clients outside keep connections, and nobody tells them that this gateway goes but its last answers.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
 /// Why the gateway cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +101,7 @@ pub(crate) async fn serve(
         () = shutdown.cancelled() => {}
     }
     let servers = TaskTracker::new();
-    let limits = ServerConfig::default();
+    let limits = ServerConfig { drain_idle: DRAIN_IDLE, ..ServerConfig::default() };
     let external = Handler::new(snapshot.clone(), Side::External, &config);
     let inside = Handler::new(snapshot, Side::Local, &config);
     for listener in http {

@@ -100,6 +100,10 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// A connection without requests is closed after so long. Keep it above every client pool's own limit.
     pub idle_timeout: Duration,
+    /// How long a drain leaves unused HTTP/1.1 connections open. Closing one at the moment its client uses it again loses a request that may not be
+    /// repeated; meanwhile each answer says `Connection: close`, so that nobody who is active is left. HTTP/2 needs none: its GOAWAY says which
+    /// requests count.
+    pub drain_idle: Duration,
     /// A connection whose client takes nothing of an answer for so long is cut.
     pub stall_timeout: Duration,
     /// The largest request head of HTTP/1.1, and read buffer, in bytes. At least 8192.
@@ -118,6 +122,7 @@ impl Default for ServerConfig {
             max_connections: 100_000,
             header_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
+            drain_idle: Duration::ZERO,
             stall_timeout: Duration::from_secs(60),
             h1_buffer: 64 << 10,
             h2_header_list: 64 << 10,

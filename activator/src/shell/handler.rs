@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ebb_http::forward::{Forwarded, error_response, host_of};
-use ebb_http::telemetry::Red;
+use ebb_http::telemetry::{Bounded, Red};
 use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
 use ebb_http::{
     Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Source, Tunnels, Via, headers, timing,
@@ -13,7 +13,7 @@ use ebb_mesh::{Mode, Policy, SpiffeId};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use metrics::{Gauge, Histogram};
+use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 
 use super::registry::Registry;
@@ -41,10 +41,12 @@ pub struct Handler {
     meters: Meters,
 }
 
-/// What is counted of requests. Revisions are not told apart: their sidecars and the autoscaler do that.
+/// What is counted of requests. Durations do not tell revisions apart: their sidecars do that.
 #[derive(Debug)]
 struct Meters {
     answered: Red,
+    /// By revision, class of code, and whether it had to start.
+    by_revision: Bounded<(Key, u16, bool), Counter>,
     waiting: Gauge,
     wait: Histogram,
     cold: Histogram,
@@ -54,10 +56,33 @@ impl Meters {
     fn new() -> Self {
         Self {
             answered: Red::new("ebb_activator", &[]),
+            by_revision: Bounded::new(SERIES, requests_of("other", "other", "other", "other")),
             waiting: metrics::gauge!("ebb_activator_requests_waiting"),
             wait: metrics::histogram!("ebb_activator_wait_seconds"),
             cold: metrics::histogram!("ebb_activator_cold_start_seconds"),
         }
+    }
+}
+
+/// Series of requests by revision; what comes beyond is counted together.
+const SERIES: usize = 2000;
+
+fn requests_of(namespace: &str, name: &str, class: &str, start: &'static str) -> Counter {
+    metrics::counter!(
+        "ebb_activator_revision_requests_total",
+        "namespace_name" => namespace.to_owned(),
+        "revision_name" => name.to_owned(),
+        "response_code_class" => class.to_owned(),
+        "start" => start,
+    )
+}
+
+impl Meters {
+    fn count(&self, key: &Key, status: StatusCode, cold: bool) {
+        let class = status.as_u16() / 100;
+        let start = if cold { "cold" } else { "warm" };
+        let make = || requests_of(&key.namespace, &key.name, &format!("{class}xx"), start);
+        self.by_revision.get(&(key.clone(), class, cold), make).increment(1);
     }
 }
 
@@ -125,8 +150,10 @@ impl Handler {
             return own(StatusCode::NOT_FOUND, format!("there is no revision {key}\n"));
         };
         let started = Instant::now();
-        let response = self.forward(revision, request, &peer).await;
+        let mut cold = false;
+        let response = self.forward(revision, request, &peer, &mut cold).await;
         self.meters.answered.record(response.status(), started.elapsed());
+        self.meters.count(&key, response.status(), cold);
         response
     }
 
@@ -135,6 +162,7 @@ impl Handler {
         revision: Arc<Revision>,
         request: Request<Incoming>,
         peer: &Peer,
+        cold: &mut bool,
     ) -> Response<Guarded<Body, Held>> {
         let arrived = Instant::now();
         let mut breakdown = timing::wanted(request.headers()).then(|| Breakdown::new(now_us()));
@@ -162,10 +190,13 @@ impl Handler {
         for _ in 0..ATTEMPTS {
             let place = match revision.take() {
                 Some(place) => place,
-                None => match self.wait(&revision, deadline, outgoing.held_bytes()).await {
-                    Ok(place) => place,
-                    Err(why) => return refused(why),
-                },
+                None => {
+                    *cold |= !revision.has_pods();
+                    match self.wait(&revision, deadline, outgoing.held_bytes(), *cold).await {
+                        Ok(place) => place,
+                        Err(why) => return refused(why),
+                    }
+                }
             };
             let address = place.address();
             // A pod that left between the grant and now.
@@ -227,8 +258,14 @@ impl Handler {
         )
     }
 
-    async fn wait(&self, revision: &Arc<Revision>, deadline: Instant, bytes: u64) -> Result<Place, Refused> {
-        let (cold, began) = (!revision.has_pods(), Instant::now());
+    async fn wait(
+        &self,
+        revision: &Arc<Revision>,
+        deadline: Instant,
+        bytes: u64,
+        cold: bool,
+    ) -> Result<Place, Refused> {
+        let began = Instant::now();
         let place = match self.budget.take(&revision.share, bytes) {
             Some(_reserved) => {
                 let _waiting = Waiting::new(&self.meters.waiting);

@@ -215,7 +215,7 @@ impl Backend {
                     Err(error) => return Err(Box::new(SendFailed { error, request: Some(request) })),
                 },
             };
-            let spare = Spare::keep(&request, reused);
+            let spare = Spare::keep(&request, reused, Protocol::Http1);
             let trace = request.body().trace();
             on_continue(&mut request, &trace);
             match sender.try_send_request(request).await {
@@ -253,7 +253,7 @@ impl Backend {
                 Err(error) => return Err(Box::new(SendFailed { error, request: Some(request) })),
             };
             // Shared connections are as good as reused: any may go away with other requests' fault.
-            let spare = Spare::keep(&request, true);
+            let spare = Spare::keep(&request, true, Protocol::Http2);
             let trace = request.body().trace();
             on_continue(&mut request, &trace);
             match stream.0.sender.clone().try_send_request(request).await {
@@ -424,10 +424,11 @@ struct Spare {
 }
 
 impl Spare {
-    fn keep(request: &Request<RequestBody>, reused: bool) -> Self {
+    fn keep(request: &Request<RequestBody>, reused: bool, protocol: Protocol) -> Self {
         let idempotent = request.method().is_idempotent();
-        let worth =
-            reused && (idempotent || request.body().is_streaming()) && request.method() != Method::CONNECT;
+        // HTTP/2 may say of any request that it was not looked at; of HTTP/1.1 that is known only where the body was not touched.
+        let maybe = idempotent || request.body().is_streaming() || protocol == Protocol::Http2;
+        let worth = reused && maybe && request.method() != Method::CONNECT;
         let head = worth.then(|| {
             let mut copy = Request::new(());
             *copy.method_mut() = request.method().clone();

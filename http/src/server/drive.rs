@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
@@ -72,8 +73,10 @@ pub(super) async fn connection<A, H>(
             let answer = handler.clone().handle(request, peer.clone());
             async move {
                 let mut response = answer.await;
-                // The protocol stays, and what came since was not looked at.
-                if watch.is_opaque() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // The server leaves; or the protocol stays, and what came since was not looked at.
+                if (watch.is_opaque() || watch.is_leaving())
+                    && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(response.map(|body| Reply::new(body, busy)))
@@ -81,7 +84,7 @@ pub(super) async fn connection<A, H>(
         })
     };
     let period = config.header_timeout / 2;
-    let ticks = |limit: std::time::Duration| {
+    let ticks = |limit: Duration| {
         u32::try_from((limit.as_millis() / period.as_millis().max(1)).max(1)).unwrap_or(u32::MAX)
     };
     let judge =
@@ -95,7 +98,8 @@ pub(super) async fn connection<A, H>(
                 .max_headers(256)
                 .serve_connection(io, service)
                 .with_upgrades();
-            until_end(pin!(connection), &watch, judge, period, hostile, shutdown).await
+            let leave = Leave { shutdown, after: config.drain_idle };
+            until_end(pin!(connection), &watch, judge, period, hostile, leave).await
         }
         Protocol::Http2 => {
             let (stream, whole) = config.h2_windows;
@@ -110,10 +114,11 @@ pub(super) async fn connection<A, H>(
                 .initial_stream_window_size(stream)
                 .initial_connection_window_size(whole)
                 .max_send_buf_size(64 << 10)
-                .keep_alive_interval(std::time::Duration::from_secs(30))
-                .keep_alive_timeout(std::time::Duration::from_secs(20))
+                .keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(20))
                 .serve_connection(io, service);
-            until_end(pin!(connection), &watch, judge, period, hostile, shutdown).await
+            let leave = Leave { shutdown, after: Duration::ZERO };
+            until_end(pin!(connection), &watch, judge, period, hostile, leave).await
         }
     };
     if let Err(error) = ended {
@@ -153,23 +158,39 @@ where
     }
 }
 
+/// When a connection ends for its server's sake.
+struct Leave {
+    shutdown: CancellationToken,
+    /// So long after it.
+    after: Duration,
+}
+
 async fn until_end<C: Drain>(
     mut connection: Pin<&mut C>,
     watch: &Watch,
     mut judge: Judge,
-    period: std::time::Duration,
+    period: Duration,
     hostile: bool,
-    shutdown: CancellationToken,
+    leave: Leave,
 ) -> hyper::Result<()> {
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut stop = pin!(shutdown.cancelled());
-    let mut draining = false;
+    let mut stop = pin!(leave.shutdown.cancelled());
+    let (mut stopping, mut draining) = (false, false);
+    let mut left = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = stop.as_mut(), if !draining => {
+            () = stop.as_mut(), if !stopping => {
+                stopping = true;
+                // Where it ends at once hyper says so in its last answer.
+                if !leave.after.is_zero() {
+                    watch.leave();
+                }
+                left.as_mut().reset(Instant::now() + leave.after);
+            }
+            () = left.as_mut(), if stopping && !draining => {
                 draining = true;
                 connection.as_mut().drain();
             }

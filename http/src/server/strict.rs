@@ -271,7 +271,7 @@ impl Scanner {
         else {
             return Err(Violation::RequestLine);
         };
-        if method.is_empty() || !method.iter().copied().all(is_token) {
+        if !is_token(method) {
             return Err(Violation::RequestLine);
         }
         self.head.http11 = match version {
@@ -348,13 +348,32 @@ impl Scanner {
     }
 }
 
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+/// Letters, digits and `others`, as a table: every byte of every field's name is looked up.
+const fn bytes(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 128 {
+        table[b] = (b as u8).is_ascii_alphanumeric();
+        b += 1;
+    }
+    let mut n = 0;
+    while n < others.len() {
+        table[others[n] as usize] = true;
+        n += 1;
+    }
+    table
+}
+
+static TOKEN: [bool; 256] = bytes(b"!#$%&'*+-.^_`|~");
+static HOST: [bool; 256] = bytes(b"-._~%!$&'()*+;=:[]");
+
+fn is_token(value: &[u8]) -> bool {
+    !value.is_empty() && value.iter().all(|&b| TOKEN[b as usize])
 }
 
 /// A host with or without a port; an empty one is allowed (RFC 9110 7.2).
 fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&b))
+    value.iter().all(|&b| HOST[b as usize])
 }
 
 /// Name and trimmed value of a header line.
@@ -364,7 +383,7 @@ fn split(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
     }
     let colon = memchr::memchr(b':', line).ok_or(Violation::HeaderName)?;
     let name = &line[..colon];
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    if !is_token(name) {
         return Err(Violation::HeaderName);
     }
     Ok((name, line[colon + 1..].trim_ascii()))

@@ -25,6 +25,7 @@ pub(super) struct Watch {
     /// Requests that were given up before they had an answer.
     abandoned: AtomicU64,
     opaque: AtomicBool,
+    leaving: AtomicBool,
     evicted: Notify,
 }
 
@@ -63,6 +64,16 @@ impl Watch {
     /// Whether a request asked for another protocol: what came after it was read without being looked at.
     pub(super) fn is_opaque(&self) -> bool {
         self.opaque.load(Ordering::Relaxed)
+    }
+
+    /// From now on each answer is the last.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::leave`] was called.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     pub(super) fn look(&self) -> Look {

@@ -407,6 +407,56 @@ async fn a_drain_finishes_every_request_and_takes_no_new_connection() {
     }
 }
 
+/// Two servers, of which one goes while many clients send what may not be repeated: each uses the other once the first one does not take connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_leaves_under_load_loses_no_request() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let answering = || {
+            let count = count.clone();
+            handler_fn(move |r: Request<Incoming>, _| {
+                count.fetch_add(1, Ordering::SeqCst);
+                async move { Response::new(Full::new(r.into_body().collect().await.unwrap().to_bytes())) }
+            })
+        };
+        let config = ServerConfig { drain_idle: Duration::from_secs(1), ..ServerConfig::default() };
+        let (leaving, staying) = (start(answering(), config).await, start(answering(), config).await);
+        let addresses = [leaving.address, staying.address];
+        let clients: Vec<_> = (0..16)
+            .map(|_| {
+                let pool = pool(PoolConfig::default());
+                let [first, second] =
+                    addresses.map(|address| pool.backend(&Target::plain(address, protocol)));
+                tokio::spawn(async move {
+                    for n in 0..300 {
+                        let body = RequestBody::full(format!("request {n}"));
+                        let post = Request::post("/").header(header::HOST, "a").body(body).unwrap();
+                        let mut outgoing = Outgoing::own(post).unwrap();
+                        let answer = match outgoing.send(&first).await {
+                            Err(error) if error.retry() == Retry::Safe => outgoing.send(&second).await,
+                            answer => answer,
+                        };
+                        assert_eq!(text(answer.unwrap()).await, format!("request {n}"));
+                        // A pause now and then leaves connections unused.
+                        if n % 7 == 0 {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        while count.load(Ordering::SeqCst) < 1000 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        leaving.stop.cancel();
+        for client in clients {
+            client.await.expect("every request is answered");
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 16 * 300, "{protocol:?}: each once");
+        tokio::time::timeout(Duration::from_secs(10), leaving.ended).await.expect("it leaves").unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_slow_head_costs_only_its_sender() {
     let config = ServerConfig { header_timeout: Duration::from_millis(200), ..ServerConfig::default() };
