@@ -23,7 +23,7 @@ pub use domain::{CLUSTER_DOMAIN, Domain};
 pub use features::{Features, Flag};
 pub use gc::Gc;
 pub use leader_election::LeaderElection;
-pub use network::{HttpProtocol, Network};
+pub use network::{HttpProtocol, Network, ProxyProtocol};
 pub use observability::Observability;
 
 /// The data of a ConfigMap.

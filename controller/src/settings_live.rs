@@ -39,6 +39,8 @@ enum Seen {
     Lookup,
     /// The autoscaler's decisions.
     Autoscaler,
+    /// The gateway's live settings, which are tried in `ebb-gateway`.
+    Gateway,
     /// What the explanation says: these words are in it.
     Said(&'static str),
     /// It is checked, and nothing acts by it.
@@ -190,6 +192,7 @@ const TABLE: &[(&str, &[Row])] = &[
             ("autocreate-cluster-domain-claims", "true", Seen::DomainMapping),
             ("default-external-scheme", "https", Seen::Route),
             ("external-url-port", "8080", Seen::Route),
+            ("gateway-proxy-protocol", "http", Seen::Gateway),
         ],
     ),
     (
@@ -198,6 +201,8 @@ const TABLE: &[(&str, &[Row])] = &[
             ("logging.enable-request-log", "true", Seen::Deployment),
             ("logging.enable-probe-request-log", "true", Seen::Deployment),
             ("logging.request-log-template", "{}", Seen::Deployment),
+            ("logging.enable-gateway-access-log", "true", Seen::Gateway),
+            ("logging.gateway-access-log-template", "{}", Seen::Gateway),
             ("metrics-protocol", "prometheus", Unused),
             ("metrics-endpoint", "http://collector", Unused),
             ("tracing-protocol", "grpc", Unused),
@@ -474,6 +479,7 @@ fn every_key_acts_without_a_restart_or_says_so() {
             Admission => admission(&before) != admission(&after),
             Lookup => before.deployment != after.deployment,
             Autoscaler => before.autoscaler != after.autoscaler,
+            Seen::Gateway => before.network != after.network || before.observability != after.observability,
             Unused => true,
             Said(words) => example(name).is_some_and(|text| text.replace("\n# ", " ").contains(words)),
         };

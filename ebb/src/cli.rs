@@ -72,6 +72,9 @@ pub(crate) struct UpArgs {
     /// Port of the gateway on 127.0.0.1 (0: any free one).
     #[arg(long, default_value_t = 8080, value_name = "N")]
     pub(crate) gateway_port: u16,
+    /// Port of the gateway for https on 127.0.0.1 (0: any free one); 8443, or any free one where that is taken.
+    #[arg(long, value_name = "N")]
+    pub(crate) gateway_tls_port: Option<u16>,
     /// Port of the image registry on 127.0.0.1 (0: any free one).
     #[arg(long, default_value_t = 5000, value_name = "N")]
     pub(crate) registry_port: u16,

@@ -47,6 +47,7 @@ async fn in_folder(folder: &Path, door: Option<Door>) -> anyhow::Result<Vec<Row>
         data_dir: folder.join("data"),
         api_port: 0,
         gateway_port: 0,
+        gateway_tls_port: Some(0),
         registry_port: 0,
         bare: false,
         door,

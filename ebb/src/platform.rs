@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) api_port: u16,
     /// Port of the gateway on loopback; 0 for any.
     pub(crate) gateway_port: u16,
+    /// Port of the gateway for https on loopback; 0 for any, none for the usual one or any.
+    pub(crate) gateway_tls_port: Option<u16>,
     /// Port of the registry on 127.0.0.1; 0 for any.
     pub(crate) registry_port: u16,
     /// Only the embedded Kubernetes, and nothing of the platform on it.
@@ -48,6 +50,7 @@ pub(crate) struct Options {
 pub(crate) struct Ports {
     pub(crate) api: u16,
     pub(crate) gateway: u16,
+    pub(crate) gateway_tls: u16,
     pub(crate) registry: u16,
 }
 
@@ -84,14 +87,17 @@ impl Platform {
         let start = Instant::now();
         more_files();
         // First of all, so that a port that is taken is said at once.
-        let listeners = match listen(options.gateway_port, options.door.as_ref()) {
+        let listeners = match listen_all(&options) {
             Ok(listeners) => listeners,
             Err(_) if Cluster::runs_on(&options.data_dir) => {
                 return Err(named(cluster::Error::InUse(options.data_dir)));
             }
             Err(error) => return Err(error),
         };
-        let gateway = listeners.first().context("no listener for the gateway")?.local_addr()?.port();
+        let port = |listeners: &[TcpListener]| -> anyhow::Result<u16> {
+            Ok(listeners.first().context("no listener for the gateway")?.local_addr()?.port())
+        };
+        let (gateway, gateway_tls) = (port(&listeners.http)?, port(&listeners.tls)?);
         let mut config = ClusterConfig::new(options.data_dir.clone());
         config.api_port = options.api_port;
         config.registry_port = options.registry_port;
@@ -102,8 +108,12 @@ impl Platform {
         let components = Components::new()?;
         let cluster = Cluster::start(config).await.map_err(named)?;
         tracing::info!(elapsed = ?start.elapsed(), "cluster is up");
-        let ports =
-            Ports { api: cluster.api_addr().port(), gateway, registry: cluster.registry_addr().port() };
+        let ports = Ports {
+            api: cluster.api_addr().port(),
+            gateway,
+            gateway_tls,
+            registry: cluster.registry_addr().port(),
+        };
         if options.bare {
             return Ok(Self { cluster, components, ports });
         }
@@ -152,7 +162,7 @@ impl Platform {
 async fn start_components(
     cluster: &Cluster,
     components: &Components,
-    listeners: Vec<TcpListener>,
+    listeners: ebb_gateway::Listeners,
     ports: Ports,
 ) -> anyhow::Result<()> {
     let plan = cluster.network();
@@ -180,7 +190,7 @@ async fn start_components(
     let (namespace, leads) = (&options.namespace, components::leads(&at));
     tokio::try_join!(
         install::lead(&client, namespace, &leads),
-        install::publish_gateway(&client, namespace, ports.gateway),
+        install::publish_gateway(&client, namespace, ports),
     )?;
     tracing::info!("the platform's own objects are there");
     components.start(cluster, namespace, &at, listeners).await
@@ -233,14 +243,29 @@ fn taken(flag: &str, address: SocketAddr, cause: &std::io::Error) -> anyhow::Err
     )
 }
 
-/// The gateway's listeners for users: IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
-fn listen(port: u16, door: Option<&Door>) -> anyhow::Result<Vec<TcpListener>> {
+/// The usual port for https; where it is taken, any other does, so that platforms run side by side without being told.
+const USUAL_TLS_PORT: u16 = 8443;
+
+/// The gateway's listeners for users.
+fn listen_all(options: &Options) -> anyhow::Result<ebb_gateway::Listeners> {
+    let door = options.door.as_ref();
+    let http = listen("--gateway-port", options.gateway_port, door)?;
+    let flag = "--gateway-tls-port";
+    let tls = match options.gateway_tls_port {
+        Some(port) => listen(flag, port, door)?,
+        None => listen(flag, USUAL_TLS_PORT, door).or_else(|_| listen(flag, 0, door))?,
+    };
+    Ok(ebb_gateway::Listeners { http, tls, ..Default::default() })
+}
+
+/// Listeners on IPv4 loopback, and IPv6 where the machine has it, since `localhost` may mean either.
+fn listen(flag: &str, port: u16, door: Option<&Door>) -> anyhow::Result<Vec<TcpListener>> {
     let bind = |ip: IpAddr, port: u16| match door {
         Some(door) => door.listen((ip, port).into()),
         None => TcpListener::bind((ip, port)),
     };
     let first = bind(Ipv4Addr::LOCALHOST.into(), port)
-        .map_err(|cause| taken("--gateway-port", (Ipv4Addr::LOCALHOST, port).into(), &cause))?;
+        .map_err(|cause| taken(flag, (Ipv4Addr::LOCALHOST, port).into(), &cause))?;
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
     if door.is_some() {

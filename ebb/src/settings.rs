@@ -21,6 +21,9 @@ pub(crate) struct Running {
     pub(crate) api_port: u16,
     /// Port of the gateway on 127.0.0.1.
     pub(crate) gateway_port: u16,
+    /// Port of the gateway for https on 127.0.0.1.
+    #[serde(default)]
+    pub(crate) gateway_tls_port: u16,
     /// Port of the image registry on 127.0.0.1.
     pub(crate) registry_port: u16,
 }

@@ -21,6 +21,7 @@ pub(crate) async fn run(args: UpArgs, door: Option<Door>) -> anyhow::Result<Exit
         data_dir: dir.clone(),
         api_port: args.api_port,
         gateway_port: args.gateway_port,
+        gateway_tls_port: args.gateway_tls_port,
         registry_port: args.registry_port,
         bare: args.bare,
         door: door.clone(),
@@ -32,6 +33,7 @@ pub(crate) async fn run(args: UpArgs, door: Option<Door>) -> anyhow::Result<Exit
         pid: door.map_or_else(std::process::id, |door| door.outside_pid()),
         api_port: ports.api,
         gateway_port: ports.gateway,
+        gateway_tls_port: ports.gateway_tls,
         registry_port: ports.registry,
     };
     let failed = match running.write(&dir) {

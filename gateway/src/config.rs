@@ -28,8 +28,6 @@ pub struct Config {
     pub cluster_domain: String,
     /// How long a request waits for an endpoint where there is none (EBB_ENDPOINT_WAIT_MS).
     pub endpoint_wait: Duration,
-    /// Whether each request is logged (EBB_ACCESS_LOG=true).
-    pub access_log: bool,
 }
 
 /// Sockets that are bound already; where a list is empty, the gateway binds by its [`Config`].
@@ -55,7 +53,6 @@ impl Default for Config {
             class: EBB_INGRESS_CLASS.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             endpoint_wait: Duration::from_secs(10),
-            access_log: false,
         }
     }
 }
@@ -81,7 +78,6 @@ impl Config {
                 "a number of milliseconds",
                 10_000,
             )?),
-            access_log: env.parsed("EBB_ACCESS_LOG", "true or false", false)?,
         })
     }
 

@@ -9,13 +9,15 @@
 use std::time::Duration;
 
 pub mod config;
+pub mod gateway_api;
+pub mod proxy_protocol;
 mod shell;
 pub mod table;
 pub mod upstream;
 
 pub use config::{Config, Listeners};
 use shell::serve;
-pub use shell::{Error, Handler, Snapshot, run};
+pub use shell::{AccessLog, Answer, Edge, Error, Handler, Live, Snapshot, run};
 
 /// How long each node's packet rules, and a load balancer, may go on sending connections.
 const LINGER: Duration = Duration::from_secs(8);

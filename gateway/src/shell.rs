@@ -14,17 +14,26 @@ use tokio_util::task::TaskTracker;
 
 use crate::WATCHES;
 use crate::config::{Config, Listeners};
+use crate::gateway_api::Keeper;
 use crate::table::{Side, Table};
 use crate::upstream::Upstream;
+use live::Door;
 
+mod access_log;
+mod edge;
 mod endpoints;
 mod handler;
+mod keyring;
+mod live;
 mod programmer;
 mod settle;
 mod sources;
 mod tls;
 
+pub use access_log::{AccessLog, Answer};
+pub use edge::Edge;
 pub use handler::Handler;
+pub use live::Live;
 
 /// What the data path reads.
 pub type Snapshot = Arc<ArcSwap<Table<Arc<Upstream>>>>;
@@ -75,8 +84,7 @@ pub(crate) async fn serve(
     let local = bound(listeners.local, SocketAddr::new(config.bind, config.local_port)).await?;
 
     let pool = Pool::new(identity.clone(), PoolConfig::default());
-    let snapshot: Snapshot = Arc::default();
-    let certificates = tls::Certificates::default();
+    let seen = programmer::Seen::default();
     let background = CancellationToken::new();
     let synced = admin.health().condition(WATCHES);
     let tasks = TaskTracker::new();
@@ -89,8 +97,8 @@ pub(crate) async fn serve(
         config.clone(),
         identity.trust_domain(),
         pool,
-        snapshot.clone(),
-        certificates.clone(),
+        seen.clone(),
+        Keeper::new(client.clone()),
         settler,
     );
     tasks.spawn(programmer.run(inbox, client, synced.clone(), background.clone()));
@@ -100,14 +108,16 @@ pub(crate) async fn serve(
         () = synced.cancelled() => {}
         () = shutdown.cancelled() => {}
     }
+    let programmer::Seen { snapshot, certificates, live } = seen;
     let servers = TaskTracker::new();
     let limits = ServerConfig { drain_idle: DRAIN_IDLE, ..ServerConfig::default() };
-    let external = Handler::new(snapshot.clone(), Side::External, &config);
-    let inside = Handler::new(snapshot, Side::Local, &config);
+    let external = Handler::new(snapshot.clone(), Side::External, &config, live.clone());
+    let inside = Handler::new(snapshot, Side::Local, &config, live.clone());
     for listener in http {
-        servers.spawn(ebb_http::serve(listener, PlainAcceptor, external.clone(), limits, shutdown.clone()));
+        let acceptor = Edge::new(PlainAcceptor, Door::Http, live.clone());
+        servers.spawn(ebb_http::serve(listener, acceptor, external.clone(), limits, shutdown.clone()));
     }
-    let acceptor = tls::acceptor(&certificates)?;
+    let acceptor = Edge::new(tls::acceptor(&certificates)?, Door::Https, live);
     for listener in tls {
         servers.spawn(ebb_http::serve(
             listener,

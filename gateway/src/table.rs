@@ -1,25 +1,35 @@
 //! The route table: an immutable snapshot of all Ingresses, and the pure function from a request to its target.
 //!
-//! - A host is looked up exactly, without port, case or trailing dot. Rules for inside the cluster are in the local
-//!   table only; the local table has all rules.
+//! - A host is looked up exactly, without port, case or trailing dot, then by the nearest wildcard. Rules for inside the
+//!   cluster are in the local table only; the local table has all rules.
 //! - Of a host's paths the longest prefix wins, and of equal prefixes the one with more required headers, so that the
-//!   order in which somebody wrote them does not matter.
+//!   order in which somebody wrote them does not matter. A KIngress's path is a literal prefix, as its API says.
 //! - A split is drawn by weight from a random number: 0 is never, 100 is always.
-//! - When two Ingresses claim one host, the older one has it.
+//! - When two Ingresses claim one host, the older one has it; HTTPRoutes of one host are served together.
+//!
+//! [`Routes`] is the writer's side: it takes one object at a time and changes only what that object had or gets, so that a
+//! change costs the same at ten thousand hosts as at ten.
 //!
 //! The table is generic over what a backend is (`B`), so that it can be built and tested without any network.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 
-mod build;
 mod hash;
+mod ingress;
+mod matching;
+mod routes;
+mod rule;
+mod shards;
 
-pub use build::{Builder, Problem};
 pub use hash::ingress_hash;
+pub use ingress::{Problem, compile};
+pub use matching::{Match, PathMatch};
+pub use routes::{Certificate, Claims, Compiled, Routes, Served, Touched};
+pub use rule::{Changes, Edits, Kind, Owner, PathChange, Redirect, Rule, Split};
+pub use shards::Shards;
 
 /// The namespace and name of an Ingress or a Secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,59 +80,22 @@ pub enum Side {
     Local,
 }
 
-/// All routes. See the module's documentation.
+/// All routes. See the module's documentation. A copy is cheap, also when one of the two is changed.
 #[derive(Debug)]
 pub struct Table<B> {
-    external: HashMap<Box<str>, Arc<Vec<Rule<B>>>>,
-    local: HashMap<Box<str>, Arc<Vec<Rule<B>>>>,
-    /// The hash and generation that each Ingress is served with.
-    pub served: BTreeMap<Key, Served>,
-    /// The Secret of each host that has a certificate.
-    pub certificates: BTreeMap<String, Key>,
-    /// Ingresses that cannot be served, or not as they were written.
-    pub problems: BTreeMap<Key, Problem>,
+    external: Hosts<B>,
+    local: Hosts<B>,
+    /// Whether any host of either side begins with `*`.
+    wildcards: bool,
 }
 
-/// As what an Ingress is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Served {
-    /// Its `metadata.generation`.
-    pub generation: i64,
-    /// The hash that a probe gets.
-    pub hash: String,
-    /// The hosts to probe, with whether they are only visible inside.
-    pub hosts: Vec<(String, Side)>,
-}
+/// Each host's rules in the order in which they count.
+type Hosts<B> = Shards<Rules<B>>;
+/// Rules in the order in which they count.
+pub type Rules<B> = Arc<[Arc<Rule<B>>]>;
 
-/// What becomes of requests with one prefix of one host.
-#[derive(Debug)]
-pub struct Rule<B> {
-    prefix: String,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    /// The Host that the backend sees instead.
-    pub rewrite_host: Option<HeaderValue>,
-    /// Headers for all splits.
-    pub append: Vec<(HeaderName, HeaderValue)>,
-    splits: Vec<Split<B>>,
-    total: u32,
-    /// The hash of the Ingress.
-    pub hash: HeaderValue,
-    /// Plain HTTP from outside is redirected to https.
-    pub redirect: bool,
-    /// Whose rule it is.
-    pub ingress: Arc<Key>,
-}
-
-/// One share of a rule's requests.
-#[derive(Debug)]
-pub struct Split<B> {
-    /// Draws below this (and not below the split before) are this split's.
-    upto: u32,
-    /// Where they go.
-    pub backend: B,
-    /// Headers for this split.
-    pub append: Vec<(HeaderName, HeaderValue)>,
-}
+/// The host of rules for hosts that no other rule names.
+const ANY: &str = "*";
 
 /// The parts of a request that decide about its way.
 #[derive(Debug, Clone, Copy)]
@@ -133,15 +106,23 @@ pub struct RequestParts<'a> {
     pub host: &'a str,
     /// The path, without the query.
     pub path: &'a str,
+    /// The query.
+    pub query: Option<&'a str>,
+    /// The method.
+    pub method: &'a Method,
     /// All headers.
     pub headers: &'a HeaderMap,
+    /// Whether it came over TLS.
+    pub secure: bool,
 }
 
 /// Where a request goes.
 #[derive(Debug)]
 pub enum Outcome<'a, B> {
-    /// To this split by this rule.
-    Forward(&'a Rule<B>, &'a Split<B>),
+    /// To the backend of the rule's split with this index.
+    Forward(&'a Arc<Rule<B>>, usize),
+    /// Elsewhere, the client shall know.
+    Redirect(&'a Arc<Rule<B>>, &'a Redirect),
     /// No rule has this host.
     UnknownHost,
     /// The host exists, but only for clients inside the cluster.
@@ -150,17 +131,19 @@ pub enum Outcome<'a, B> {
     UnknownPath,
     /// The rule has no backend with a share.
     NoBackend(&'a Rule<B>),
+    /// The backend that was drawn cannot be used.
+    BadBackend(&'a Rule<B>),
 }
 
 impl<B> Default for Table<B> {
     fn default() -> Self {
-        Self {
-            external: HashMap::new(),
-            local: HashMap::new(),
-            served: BTreeMap::new(),
-            certificates: BTreeMap::new(),
-            problems: BTreeMap::new(),
-        }
+        Self { external: Shards::default(), local: Shards::default(), wildcards: false }
+    }
+}
+
+impl<B> Clone for Table<B> {
+    fn clone(&self) -> Self {
+        Self { external: self.external.clone(), local: self.local.clone(), wildcards: self.wildcards }
     }
 }
 
@@ -168,70 +151,69 @@ impl<B> Default for Table<B> {
 pub fn route<'a, B>(table: &'a Table<B>, request: &RequestParts<'_>, random: u32) -> Outcome<'a, B> {
     let mut buffer = String::new();
     let host = normalize(request.host, &mut buffer);
-    let hosts = match request.side {
-        Side::External => &table.external,
-        Side::Local => &table.local,
-    };
-    let Some(rules) = hosts.get(host) else {
-        let elsewhere = request.side == Side::External && table.local.contains_key(host);
+    let Some(rules) = table.rules(request.side, host) else {
+        let elsewhere = request.side == Side::External && table.rules(Side::Local, host).is_some();
         return if elsewhere { Outcome::OnlyLocal } else { Outcome::UnknownHost };
     };
-    let Some(rule) = rules.iter().find(|rule| rule.matches(request)) else { return Outcome::UnknownPath };
+    let Some(rule) = rules.iter().find(|rule| rule.matches.matches(request)) else {
+        return Outcome::UnknownPath;
+    };
+    if let Some(redirect) = &rule.redirect
+        && !(redirect.plain_only && (request.secure || request.side == Side::Local))
+    {
+        return Outcome::Redirect(rule, redirect);
+    }
     match rule.draw(random) {
-        Some(split) => Outcome::Forward(rule, split),
         None => Outcome::NoBackend(rule),
+        Some(split) if rule.splits[split].backend.is_none() => Outcome::BadBackend(rule),
+        Some(split) => Outcome::Forward(rule, split),
     }
 }
 
 impl<B> Table<B> {
+    fn side(&self, side: Side) -> &Hosts<B> {
+        if side == Side::External { &self.external } else { &self.local }
+    }
+
+    /// The rules of a host, else of the wildcard that is nearest to it.
+    fn rules(&self, side: Side, host: &str) -> Option<&Rules<B>> {
+        let hosts = self.side(side);
+        if let Some(rules) = hosts.get(host) {
+            return Some(rules);
+        }
+        if !self.wildcards {
+            return None;
+        }
+        let mut buffer = String::with_capacity(host.len() + 1);
+        let mut rest = host;
+        while let Some((_, parent)) = rest.split_once('.') {
+            buffer.clear();
+            buffer.push_str("*.");
+            buffer.push_str(parent);
+            if let Some(rules) = hosts.get(&buffer) {
+                return Some(rules);
+            }
+            rest = parent;
+        }
+        hosts.get(ANY)
+    }
+
     /// How many hosts are served, outside and inside.
     pub fn hosts(&self) -> (usize, usize) {
         (self.external.len(), self.local.len())
     }
 
-    /// The hash of the Ingress that has a host on a side.
+    /// The hash of the object that has a host on a side.
     pub fn hash_of(&self, side: Side, host: &str) -> Option<&HeaderValue> {
         let mut buffer = String::new();
-        let hosts = if side == Side::External { &self.external } else { &self.local };
-        hosts.get(normalize(host, &mut buffer))?.first().map(|rule| &rule.hash)
+        self.rules(side, normalize(host, &mut buffer))?.first().map(|rule| &rule.hash)
     }
 
-    /// Some hosts that are served on a side, sorted: for the body of a 404.
+    /// Some hosts that are served on a side: for the body of a 404.
     pub fn some_hosts(&self, side: Side, most: usize) -> Vec<&str> {
-        let hosts = if side == Side::External { &self.external } else { &self.local };
-        let mut names: Vec<&str> = hosts.keys().map(AsRef::as_ref).collect();
+        let mut names: Vec<&str> = self.side(side).iter().map(|(name, _)| name).take(most).collect();
         names.sort_unstable();
-        names.truncate(most);
         names
-    }
-
-    /// All backends.
-    pub fn backends(&self) -> impl Iterator<Item = &B> {
-        self.local
-            .values()
-            .flat_map(|rules| rules.iter())
-            .flat_map(|rule| rule.splits.iter().map(|split| &split.backend))
-    }
-}
-
-impl<B> Rule<B> {
-    fn matches(&self, request: &RequestParts<'_>) -> bool {
-        request.path.starts_with(self.prefix.as_str())
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| request.headers.get_all(name).iter().any(|got| got == value))
-    }
-
-    fn draw(&self, random: u32) -> Option<&Split<B>> {
-        // Multiply and shift maps 2^32 draws on `total` shares evenly to one in 40 million.
-        let drawn = ((u64::from(random) * u64::from(self.total)) >> 32) as u32;
-        self.splits.iter().find(|split| drawn < split.upto)
-    }
-
-    /// The rule's requests come back to this gateway under another host; where they are looked up next.
-    pub fn next_host(&self) -> Option<&str> {
-        self.rewrite_host.as_ref().and_then(|host| host.to_str().ok())
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ebb_api::networking::Ingress;
-use ebb_gateway::table::{BackendKey, Builder, Side};
+use ebb_gateway::table::{BackendKey, Routes, Side, compile};
 use ebb_gateway::upstream::{Address, Content, Upstream};
-use ebb_gateway::{Config, Handler, Snapshot};
+use ebb_gateway::{Config, Edge, Handler, Live, Snapshot};
 use ebb_http::{
     Body, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig, Protocol, RequestBody,
     ServerConfig, Target, handler_fn, headers, serve,
@@ -31,6 +31,7 @@ struct Stage {
     pool: Pool,
     upstreams: Arc<Mutex<Vec<Arc<Upstream>>>>,
     snapshot: Snapshot,
+    live: Arc<Live>,
     external: SocketAddr,
     local: SocketAddr,
     stop: CancellationToken,
@@ -52,11 +53,13 @@ async fn stage(spec: Value) -> Stage {
     let snapshot = Snapshot::default();
     let config = Config { endpoint_wait: Duration::from_secs(5), ..Config::default() };
     let mut bound = Vec::new();
+    let live: Arc<Live> = Arc::default();
     for side in [Side::External, Side::Local] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         bound.push(listener.local_addr().expect("bound"));
-        let handler = Handler::new(snapshot.clone(), side, &config);
-        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
+        let handler = Handler::new(snapshot.clone(), side, &config, live.clone());
+        let acceptor = Edge::http(PlainAcceptor, live.clone());
+        tokio::spawn(serve(listener, acceptor, handler, ServerConfig::default(), stop.clone()));
     }
     let _stop = stop.clone().drop_guard();
     let stage = Stage {
@@ -64,6 +67,7 @@ async fn stage(spec: Value) -> Stage {
         pool,
         upstreams: Arc::default(),
         snapshot,
+        live,
         external: bound[0],
         local: bound[1],
         stop,
@@ -79,7 +83,7 @@ impl Stage {
             "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
             "metadata": {"namespace": "default", "name": "hello", "generation": 1}, "spec": spec}))
         .expect("an ingress");
-        let resolve = |key: &BackendKey| {
+        let resolve = &mut |key: &BackendKey| {
             let mut all = self.upstreams.lock();
             if let Some(known) = all.iter().find(|upstream| upstream.key == *key) {
                 return known.clone();
@@ -88,7 +92,9 @@ impl Stage {
             all.push(upstream.clone());
             upstream
         };
-        self.snapshot.store(Arc::new(Builder::new("cluster.local", resolve).build([&ingress])));
+        let mut routes = Routes::default();
+        routes.set(compile(&ingress, "cluster.local", resolve));
+        self.snapshot.store(Arc::new(routes.table()));
     }
 
     fn set(&self, service: &str, endpoints: &[SocketAddr]) {
@@ -201,8 +207,9 @@ async fn answers_probes_with_the_hash_of_what_it_serves() {
     let probe = [("K-Network-Probe", "probe"), ("K-Network-Hash", "override")];
     let (status, headers, _) = client.get(stage.external, "hello.example.com", &probe).await;
     assert_eq!(status, StatusCode::OK);
-    let served = stage.snapshot.load().served.values().next().expect("one").hash.clone();
-    assert_eq!(headers[headers::K_NETWORK_HASH], served.as_str());
+    let served = headers[headers::K_NETWORK_HASH].to_str().expect("a hash").to_owned();
+    let known = stage.snapshot.load().hash_of(Side::External, "hello.example.com").cloned().expect("known");
+    assert_eq!((known.to_str().ok(), served.len()), (Some(served.as_str()), 64));
     let own = [("K-Network-Probe", "probe"), ("K-Network-Hash", "mine")];
     let (_, headers, _) = client.get(stage.external, "hello.example.com", &own).await;
     assert_eq!(headers[headers::K_NETWORK_HASH], "mine");
@@ -374,4 +381,191 @@ async fn web_sockets_pass() {
     let mut echo = [0; 4];
     tcp.read_exact(&mut echo).await.expect("an echo");
     assert_eq!(&echo, b"ping");
+}
+
+/// What was written, for a look at it.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Written {
+    async fn lines(&self, count: usize) -> Vec<String> {
+        loop {
+            let text = String::from_utf8_lossy(&self.0.lock()).into_owned();
+            if text.lines().count() >= count {
+                return text.lines().map(str::to_owned).collect();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_is_a_line_of_the_access_log_while_it_is_on() {
+    let stage = stage(both_sides()).await;
+    let written = Written::default();
+    stage.live.access_log.write_to(written.clone());
+    let (pod, _, _) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    let client = Client::new();
+    client.get(stage.external, "hello.example.com", &[("x-n", "off")]).await;
+    let template = r#"{{.Request.Host}} {{.Response.Code}} {{.Response.Size}} {{.Revision.Name}} {{.Request.Header.Get "x-n"}}"#;
+    stage.live.access_log.set(Some(ebb_http::log::Template::parse(template).expect("a template")));
+    client.get(stage.external, "hello.example.com", &[("x-n", "on")]).await;
+    client.get(stage.external, "nobody.example.com", &[("x-n", "on")]).await;
+    let lines = written.lines(2).await;
+    assert_eq!(lines[0], "hello.example.com 200 3 one on");
+    assert!(lines[1].starts_with("nobody.example.com 404 ") && lines[1].ends_with("  on"), "{}", lines[1]);
+    stage.live.access_log.set(None);
+    client.get(stage.external, "hello.example.com", &[]).await;
+    assert_eq!(written.lines(2).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_protocol_tells_the_client_and_counts_only_where_it_is_on() {
+    let stage = stage(both_sides()).await;
+    let (pod, _, _) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    let ask = async |head: &[u8]| -> String {
+        let mut tcp = TcpStream::connect(stage.external).await.expect("connected");
+        tcp.write_all(head).await.expect("written");
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: hello.example.com\r\nconnection: close\r\n\r\n")
+            .await
+            .expect("written");
+        let mut answer = String::new();
+        let _ = tcp.read_to_string(&mut answer).await;
+        answer
+    };
+    let line = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\n";
+    assert!(ask(b"").await.contains("saw-x-forwarded-for: 127.0.0.1"));
+    let answer = ask(line).await;
+    assert!(!answer.contains("200 OK") && !answer.contains("192.0.2.7"), "off, it is no request: {answer}");
+    stage.live.set_proxy_protocol(ebb_api::config::ProxyProtocol { http: true, https: false });
+    let answer = ask(line).await;
+    assert!(answer.contains("200 OK") && answer.contains("saw-x-forwarded-for: 192.0.2.7"), "{answer}");
+    assert_eq!(ask(b"").await, "", "on, every connection must begin with it");
+}
+
+/// A pod that answers an upgrade with 101 and sends back what it gets.
+async fn echo(stage: &Stage) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pod = listener.local_addr().expect("bound");
+    let own = identity(&stage.authority, "default", "default").await;
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.expect("a connection");
+        let (mut tls, _) = own.accept(tcp).await.expect("a handshake");
+        let mut bytes = vec![0; 4096];
+        let _ = tls.read(&mut bytes).await.expect("a request");
+        tls.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await
+        .expect("written");
+        while let Ok(n) = tls.read(&mut bytes).await
+            && n > 0
+        {
+            tls.write_all(&bytes[..n]).await.expect("written");
+            tls.flush().await.expect("flushed");
+        }
+    });
+    pod
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_replaced_under_load_loses_nothing() {
+    let stage = stage(json!({"rules": [
+        {"hosts": ["hello.example.com"], "http": {"paths": [{"splits": [split("one", 100)]}]}},
+        {"hosts": ["socket.example.com"], "http": {"paths": [{"splits": [split("two", 100)]}]}}]}))
+    .await;
+    let (pod, _, count) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    let echo = echo(&stage).await;
+    stage.set("two", &[echo]);
+    // Old and new share the port, as behind a load balancer that goes on sending connections to whoever takes them.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = socket.local_addr().expect("bound");
+    let config = Config::default();
+    let start = || {
+        let stop = CancellationToken::new();
+        let handler = Handler::new(stage.snapshot.clone(), Side::External, &config, stage.live.clone());
+        let listener = ebb_http::adopt(socket.try_clone().expect("a copy")).expect("a listener");
+        let served = serve(listener, PlainAcceptor, handler.clone(), ServerConfig::default(), stop.clone());
+        (stop, handler, tokio::spawn(served))
+    };
+    let mut running = start();
+
+    let mut web_socket = TcpStream::connect(at).await.expect("connected");
+    web_socket
+        .write_all(b"GET / HTTP/1.1\r\nhost: socket.example.com\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n")
+        .await
+        .expect("written");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(web_socket.read_u8().await.expect("a byte"));
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    let first = running.1.clone();
+
+    let done = Arc::new(AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for protocol in [Protocol::Http1, Protocol::Http2, Protocol::Http1, Protocol::Http2] {
+        let done = done.clone();
+        clients.push(tokio::spawn(async move {
+            let pool = Pool::new(PlainConnector, PoolConfig::default());
+            let backend = pool.backend(&Target::plain(at, protocol));
+            let mut sent = 0;
+            while !done.load(Ordering::SeqCst) {
+                let request = Request::get("/").header("host", "hello.example.com");
+                let mut outgoing = Outgoing::own(request.body(RequestBody::empty()).expect("a request"))
+                    .expect("has a host");
+                let response = outgoing.send(&backend).await.expect("an answer");
+                assert_eq!(response.status(), StatusCode::OK);
+                response.into_body().collect().await.expect("a body");
+                sent += 1;
+            }
+            sent
+        }));
+    }
+    let mut ended = Vec::new();
+    for _ in 0..5 {
+        let until = count.load(Ordering::SeqCst) + 100;
+        while count.load(Ordering::SeqCst) < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let next = start();
+        let (stop, _, served) = std::mem::replace(&mut running, next);
+        stop.cancel();
+        ended.push(served);
+    }
+    for served in ended {
+        served.await.expect("every connection was let go");
+    }
+    done.store(true, Ordering::SeqCst);
+    let mut sent = 0;
+    for client in clients {
+        sent += client.await.expect("no request failed");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), sent, "each request reached the pod once");
+
+    // The socket goes on through the gateway that ended, which waits for it.
+    web_socket.write_all(b"still here").await.expect("written");
+    let mut back = [0; 10];
+    web_socket.read_exact(&mut back).await.expect("an echo");
+    assert_eq!(&back, b"still here");
+    let closed = first.tunnels().wait_closed();
+    tokio::pin!(closed);
+    assert!(futures::poll!(closed.as_mut()).is_pending());
+    drop(web_socket);
+    closed.await;
+    running.0.cancel();
 }

@@ -129,6 +129,7 @@ impl Acceptor for MeshAcceptor {
             secure: true,
             identity: id.map(|id| id.to_shared()),
             server_name: state.server_name().map(Arc::from),
+            ..Handshake::default()
         };
         Ok((Box::new(tls), shake))
     }

@@ -8,6 +8,7 @@ mod cluster_cases;
 mod component_cases;
 mod config_cases;
 mod fault_cases;
+mod gateway_cases;
 mod given;
 mod harness;
 mod mesh_cases;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     for (table, needs) in [
         (serving_cases::CASES, Needs::Any),
         (cluster_cases::CASES, Needs::Any),
+        (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),
         (mesh_cases::NETWORK_POLICY_CASES, Needs::NetworkPolicy),
         (fault_cases::CASES, Needs::EbbUp),

@@ -1,6 +1,6 @@
 //! `config-network`: hosts, certificates and what lies between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::reader::Reader;
@@ -20,6 +20,15 @@ pub enum HttpProtocol {
     Enabled,
     /// It is redirected.
     Redirected,
+}
+
+/// Where the gateway is behind a load balancer that tells by the PROXY protocol who connects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// At its port for HTTP.
+    pub http: bool,
+    /// At its port for TLS.
+    pub https: bool,
 }
 
 /// How Routes get their hosts.
@@ -47,6 +56,8 @@ pub struct Network {
     pub default_external_scheme: String,
     /// A port to be put into external URLs, where the gateway has another than the scheme's own.
     pub external_url_port: Option<u16>,
+    /// Whether connections to the gateway's port for HTTP, and for TLS, begin with a PROXY protocol header.
+    pub gateway_proxy_protocol: ProxyProtocol,
     /// Whether pods take plaintext, where neither revision nor namespace says so; none leaves it to the controller's settings.
     pub mtls_mode: Option<Mode>,
 }
@@ -67,6 +78,7 @@ impl Default for Network {
             autocreate_cluster_domain_claims: false,
             default_external_scheme: "http".into(),
             external_url_port: None,
+            gateway_proxy_protocol: ProxyProtocol::default(),
             mtls_mode: None,
         }
     }
@@ -130,6 +142,15 @@ impl Network {
             match raw.parse::<u16>() {
                 Ok(port) if port > 0 => c.external_url_port = Some(port),
                 _ => r.fail("external-url-port", format!("{raw:?} is not a port")),
+            }
+        }
+        let mut listeners = BTreeSet::new();
+        r.set("gateway-proxy-protocol", &mut listeners);
+        for listener in listeners {
+            match listener.as_str() {
+                "http" => c.gateway_proxy_protocol.http = true,
+                "https" => c.gateway_proxy_protocol.https = true,
+                other => r.fail("gateway-proxy-protocol", format!("{other:?} is neither http nor https")),
             }
         }
         if let Some(raw) = r.raw("mtls-mode").filter(|mode| !mode.is_empty()) {

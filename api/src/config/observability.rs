@@ -12,6 +12,10 @@ pub struct Observability {
     pub enable_probe_request_log: bool,
     /// The form of a log line.
     pub request_log_template: String,
+    /// Whether the gateway logs each request.
+    pub enable_gateway_access_log: bool,
+    /// The form of its lines; empty for JSON.
+    pub gateway_access_log_template: String,
     /// none, prometheus, grpc or http/protobuf.
     pub metrics_protocol: String,
     /// Where metrics are sent.
@@ -40,6 +44,8 @@ impl Observability {
             "logging.request-log-template",
             || "must be set when logging.enable-request-log is true".into(),
         );
+        r.bool("logging.enable-gateway-access-log", &mut c.enable_gateway_access_log);
+        r.string("logging.gateway-access-log-template", &mut c.gateway_access_log_template);
         r.string("metrics-protocol", &mut c.metrics_protocol);
         r.string("metrics-endpoint", &mut c.metrics_endpoint);
         r.string("tracing-protocol", &mut c.tracing_protocol);

@@ -32,6 +32,7 @@ fn bad_values_name_their_key() {
         ("config-network", "http-protocol", "disabledish"),
         ("config-network", "external-url-port", "70000"),
         ("config-network", "mtls-mode", "sometimes"),
+        ("config-network", "gateway-proxy-protocol", "http,ftp"),
         ("config-observability", "tracing-sampling-rate", "2"),
     ] {
         let errors = Configs::default().set(map, &data(&[(key, value)])).expect_err(key);

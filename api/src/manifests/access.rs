@@ -36,6 +36,8 @@ const NETWORKING: &str = "networking.internal.knative.dev";
 const AUTOSCALING: &str = "autoscaling.internal.knative.dev";
 const CACHING: &str = "caching.internal.knative.dev";
 const DISCOVERY: &str = "discovery.k8s.io";
+/// Gateway API, whose CRDs users install.
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const COORDINATION: &str = "coordination.k8s.io";
 
 const TABLE: [Rights; 4] = [
@@ -165,9 +167,15 @@ const TABLE: [Rights; 4] = [
             (DISCOVERY, &["endpointslices"], FOLLOW),
             // Certificates of the hosts that Ingresses name.
             ("", &["secrets"], FOLLOW),
+            // Gateway API, where it is installed.
+            ("apiextensions.k8s.io", &["customresourcedefinitions"], FOLLOW),
+            ("", &["namespaces"], FOLLOW),
+            (GATEWAY_API, &["gateways", "httproutes", "referencegrants"], FOLLOW),
+            (GATEWAY_API, &["gatewayclasses"], &["list", "watch", "create"]),
+            (GATEWAY_API, &["gatewayclasses/status", "gateways/status", "httproutes/status"], &["patch"]),
         ],
         everywhere_named: &[],
-        at_home: &[],
+        at_home: &[("", &["configmaps"], FOLLOW)],
         at_home_named: &[],
     },
 ];

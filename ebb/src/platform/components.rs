@@ -70,7 +70,7 @@ pub(super) fn leads(at: &Addresses) -> [Lead; 5] {
             address: at.activator,
             ports: &[("http", 8012), ("http2", 8013), ("https", 8112)],
         },
-        Lead { service: "gateway", address: at.gateway, ports: &[("http", 8080)] },
+        Lead { service: "gateway", address: at.gateway, ports: &[("http", 8080), ("https", 8443)] },
         Lead { service: "gateway-internal", address: at.gateway, ports: &[("http", 8082)] },
     ]
 }
@@ -88,7 +88,7 @@ impl Components {
         cluster: &Cluster,
         namespace: &str,
         at: &Addresses,
-        listeners: Vec<TcpListener>,
+        mut listeners: ebb_gateway::Listeners,
     ) -> anyhow::Result<()> {
         let client = |account: &str| cluster.client(&format!("system:serviceaccount:{namespace}:{account}"));
         let config = ebb_controller::Config {
@@ -137,9 +137,8 @@ impl Components {
             bind: IpAddr::V4(at.gateway),
             ..Default::default()
         };
-        let mut http = listeners;
-        http.push(listen(at.gateway, config.http_port)?);
-        let listeners = ebb_gateway::Listeners { http, ..Default::default() };
+        listeners.http.push(listen(at.gateway, config.http_port)?);
+        listeners.tls.push(listen(at.gateway, config.tls_port)?);
         let run = ebb_gateway::run(config, listeners, client("gateway"), gateway, self.stop.child_token());
         self.spawn(&requests, "gateway", run);
         // Before its webhooks are registered, the API would refuse what users apply.

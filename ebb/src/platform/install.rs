@@ -10,6 +10,8 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use super::Ports;
+
 const MANAGER: &str = "ebb-up";
 
 /// Where a Service of the platform leads, since its component is no pod here: name of the port and number.
@@ -53,12 +55,15 @@ pub(super) async fn lead(client: &Client, namespace: &str, leads: &[Lead]) -> an
     Ok(())
 }
 
-/// The gateway's Service shows where it listens for users: on loopback, at its real port.
-pub(super) async fn publish_gateway(client: &Client, namespace: &str, port: u16) -> anyhow::Result<()> {
+/// The gateway's Service shows where it listens for users: on loopback, at its real ports.
+pub(super) async fn publish_gateway(client: &Client, namespace: &str, at: Ports) -> anyhow::Result<()> {
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let spec = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "gateway"},
-        "spec": {"type": "LoadBalancer", "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": port}]},
+        "spec": {"type": "LoadBalancer", "ports": [
+            {"name": "http", "port": 80, "protocol": "TCP", "nodePort": at.gateway},
+            {"name": "https", "port": 443, "protocol": "TCP", "nodePort": at.gateway_tls},
+        ]},
     });
     let params = PatchParams::apply("ebb-gateway-port").force();
     services.patch("gateway", &params, &Patch::Apply(&spec)).await.context("setting the gateway's port")?;

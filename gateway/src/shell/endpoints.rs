@@ -29,12 +29,27 @@ pub(crate) struct Endpoints {
 #[derive(Debug, Clone, PartialEq)]
 struct ServiceView {
     external_name: Option<String>,
-    ports: Vec<(Option<String>, u16)>,
+    ports: Vec<PortView>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct PortView {
+    name: Option<String>,
+    number: u16,
+    /// Its protocol is said to be HTTP/2 without TLS.
+    h2c: bool,
+}
+
+impl PortView {
+    fn new(name: Option<&String>, number: i32, protocol: Option<&String>) -> Option<Self> {
+        let h2c = protocol.is_some_and(|protocol| protocol == "kubernetes.io/h2c");
+        Some(Self { name: name.cloned(), number: u16::try_from(number).ok()?, h2c })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct SliceView {
-    ports: Vec<(Option<String>, u16)>,
+    ports: Vec<PortView>,
     /// Addresses with whether they are ready and not on their way out.
     addresses: Vec<(IpAddr, bool)>,
 }
@@ -64,7 +79,7 @@ impl Endpoints {
                 .and_then(|spec| spec.ports.as_ref())
                 .into_iter()
                 .flatten()
-                .filter_map(|port| Some((port.name.clone(), u16::try_from(port.port).ok()?)))
+                .filter_map(|port| PortView::new(port.name.as_ref(), port.port, port.app_protocol.as_ref()))
                 .collect(),
         };
         (self.services.insert(key.clone(), view.clone()) != Some(view)).then_some(key)
@@ -95,7 +110,7 @@ impl Endpoints {
         let ports = slice.ports.iter().flatten();
         let view = SliceView {
             ports: ports
-                .filter_map(|port| Some((port.name.clone(), u16::try_from(port.port?).ok()?)))
+                .filter_map(|port| PortView::new(port.name.as_ref(), port.port?, port.app_protocol.as_ref()))
                 .collect(),
             addresses,
         };
@@ -132,8 +147,8 @@ impl Endpoints {
             let port = slice
                 .ports
                 .iter()
-                .find(|port| port.0.as_deref() == Some(name))
-                .map_or(fallback, |port| port.1);
+                .find(|port| port.name.as_deref() == Some(name))
+                .map_or(fallback, |port| port.number);
             all.extend(
                 slice.addresses.iter().filter(|entry| entry.1).map(|entry| SocketAddr::new(entry.0, port)),
             );
@@ -155,9 +170,12 @@ impl Endpoints {
         let name = match &backend.port {
             Port::Name(name) => Some(name.clone()),
             Port::Number(number) => service
-                .and_then(|service| service.ports.iter().find(|port| port.1 == *number))
-                .and_then(|port| port.0.clone()),
+                .and_then(|service| service.ports.iter().find(|port| port.number == *number))
+                .and_then(|port| port.name.clone()),
         };
+        let h2c = service
+            .is_some_and(|service| service.ports.iter().any(|port| port.h2c && port.name == name))
+            || name.as_deref().is_some_and(|name| name == "http2" || name.starts_with("h2c"));
         let activators: HashSet<IpAddr> = self
             .slices_of(&self.activators)
             .flat_map(|slice| slice.addresses.iter().map(|entry| entry.0))
@@ -167,12 +185,13 @@ impl Endpoints {
         let mut all = BTreeSet::new();
         for slice in self.slices_of(&backend.service) {
             let Some((port, mesh)) = choose(slice, name.as_deref()) else { continue };
+            let h2 = h2c || (!mesh && port.h2c);
             for (ip, _) in slice.addresses.iter().filter(|entry| entry.1) {
                 let peer = if activators.contains(ip) { &self.peer_activator } else { &pods };
                 all.insert(Address {
-                    socket: SocketAddr::new(*ip, port),
+                    socket: SocketAddr::new(*ip, port.number),
                     peer: mesh.then(|| peer.clone()),
-                    h2: name.as_deref().is_some_and(|name| name == "http2" || name.starts_with("h2c")),
+                    h2,
                 });
             }
         }
@@ -190,16 +209,17 @@ impl Endpoints {
 }
 
 /// The port of a slice to use, and whether it is the mesh's.
-fn choose(slice: &SliceView, name: Option<&str>) -> Option<(u16, bool)> {
-    let mesh = slice.ports.iter().find(|port| port.0.as_deref() == Some("https") && port.1 == ports::MTLS);
+fn choose<'a>(slice: &'a SliceView, name: Option<&str>) -> Option<(&'a PortView, bool)> {
+    let mesh =
+        slice.ports.iter().find(|port| port.name.as_deref() == Some("https") && port.number == ports::MTLS);
     if let Some(port) = mesh {
-        return Some((port.1, true));
+        return Some((port, true));
     }
     let named =
-        slice.ports.iter().find(|port| port.0.as_deref().unwrap_or_default() == name.unwrap_or_default());
+        slice.ports.iter().find(|port| port.name.as_deref().unwrap_or_default() == name.unwrap_or_default());
     match named {
-        Some(port) => Some((port.1, false)),
-        None if slice.ports.len() == 1 => Some((slice.ports[0].1, false)),
+        Some(port) => Some((port, false)),
+        None if slice.ports.len() == 1 => Some((&slice.ports[0], false)),
         None => None,
     }
 }
@@ -285,6 +305,32 @@ mod tests {
         assert_eq!(found(all.content(&key("plain"))), [("10.0.0.9:9000".to_owned(), None)]);
         let by_name = BackendKey { port: Port::Name("admin".to_owned()), ..key("plain") };
         assert_eq!(found(all.content(&by_name)), [("10.0.0.9:9001".to_owned(), None)]);
+    }
+
+    #[test]
+    fn http2_by_the_ports_name_or_its_protocol() {
+        for (port, of_slice, expected) in [
+            (json!({"name": "http2", "port": 80}), json!({"name": "http2", "port": 9000}), true),
+            (
+                json!({"name": "web", "port": 80, "appProtocol": "kubernetes.io/h2c"}),
+                json!({"name": "web", "port": 9000}),
+                true,
+            ),
+            (json!({"port": 80}), json!({"port": 9000, "appProtocol": "kubernetes.io/h2c"}), true),
+            (
+                json!({"name": "web", "port": 80, "appProtocol": "http"}),
+                json!({"name": "web", "port": 9000}),
+                false,
+            ),
+        ] {
+            let mut all = endpoints();
+            all.set_service(&service("plain", json!({"ports": [port]})));
+            let slice =
+                slice("default", "p-1", "plain", json!([of_slice]), json!([{"addresses": ["10.0.0.9"]}]));
+            all.set_slice(&slice);
+            let Content::Endpoints(found) = all.content(&key("plain")) else { panic!("endpoints") };
+            assert_eq!(found[0].h2, expected, "{port} {of_slice}");
+        }
     }
 
     #[test]

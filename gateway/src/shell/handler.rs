@@ -8,14 +8,18 @@ use std::time::Duration;
 use ebb_http::forward::{Forwarded, error_response, host_of};
 use ebb_http::telemetry::Red;
 use ebb_http::{Body, Outgoing, Peer, Retry, Tunnels, Via, balance, headers, timing};
+use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use metrics::Counter;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Snapshot;
+use super::access_log::Answer;
+use super::live::Live;
 use crate::config::Config;
-use crate::table::{Outcome, RequestParts, Rule, Side, Table, route};
+use crate::table::{Changes, Key, Outcome, Redirect, RequestParts, Rule, Side, Table, route};
 use crate::upstream::Upstream;
 
 /// How often a request may come back to this gateway under another host before that is called a loop.
@@ -33,28 +37,42 @@ pub struct Handler {
     side: Side,
     tunnels: Tunnels,
     endpoint_wait: Duration,
-    access_log: bool,
+    live: Arc<Live>,
     answered: Red,
     retried: Counter,
     waited: Counter,
 }
 
-/// What is left of a route once the table is let go.
-struct Way {
-    upstream: Arc<Upstream>,
-    rewrite_host: Option<HeaderValue>,
-    append: Vec<(HeaderName, HeaderValue)>,
+/// What is left of a route once the table is let go: the rules that were met, more than one where a backend was another name
+/// of this gateway.
+type Hops = SmallVec<[Hop; 1]>;
+
+/// A rule and the split that was drawn.
+struct Hop {
+    rule: Arc<Rule<Arc<Upstream>>>,
+    split: usize,
+}
+
+impl Hop {
+    fn upstream(&self) -> Option<&Arc<Upstream>> {
+        self.rule.splits[self.split].backend.as_ref()
+    }
+
+    /// The changes of the rule, then those of the split.
+    fn changes(&self) -> [&Changes; 2] {
+        [&self.rule.changes, &self.rule.splits[self.split].changes]
+    }
 }
 
 impl Handler {
     /// A handler that serves `side` of whatever table is in `snapshot`.
-    pub fn new(snapshot: Snapshot, side: Side, config: &Config) -> Arc<Self> {
+    pub fn new(snapshot: Snapshot, side: Side, config: &Config, live: Arc<Live>) -> Arc<Self> {
         Arc::new(Self {
             snapshot,
             side,
             tunnels: Tunnels::default(),
             endpoint_wait: config.endpoint_wait,
-            access_log: config.access_log,
+            live,
             answered: Red::new("ebb_gateway", &[("side", side_name(side))]),
             retried: metrics::counter!("ebb_gateway_retries_total"),
             waited: metrics::counter!("ebb_gateway_requests_without_endpoint_total"),
@@ -66,25 +84,26 @@ impl Handler {
         &self.tunnels
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Answer> {
         let started = Instant::now();
-        if !self.access_log {
-            let response = self.serve(request, &peer).await;
-            self.answered.record(response.status(), started.elapsed());
-            return response;
-        }
-        let line = format!("{} {} {}", request.method(), host_of(&request).unwrap_or("-"), request.uri());
-        let response = self.serve(request, &peer).await;
+        let line = self.live.access_log.begin(&request, &peer);
+        let mut revision = None;
+        let response = self.serve(request, &peer, &mut revision).await;
         self.answered.record(response.status(), started.elapsed());
-        tracing::info!(target: "access", remote = %peer.remote, status = response.status().as_u16(), took = ?started.elapsed(), "{line}");
-        response
+        Answer::of(response, line, revision.as_ref())
     }
 
-    async fn serve(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
-        let way = match self.way(&request, peer) {
-            Ok(way) => way,
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        revision: &mut Option<Arc<Key>>,
+    ) -> Response<Body> {
+        let hops = match self.hops(&request, peer) {
+            Ok(hops) => hops,
             Err(answer) => return *answer,
         };
+        *revision = hops.last().and_then(|hop| hop.rule.splits[hop.split].revision.clone());
         let timed = timing::wanted(request.headers()).then(Instant::now);
         let forwarded = match self.side {
             Side::External => Forwarded::Replace,
@@ -95,8 +114,11 @@ impl Handler {
             Ok(outgoing) => outgoing,
             Err(error) => return error_response(&error),
         };
-        self.prepare(&mut outgoing, &way);
-        let mut response = self.forward(&mut outgoing, &way.upstream).await;
+        self.prepare(&mut outgoing, &hops);
+        let mut response = self.within(&mut outgoing, &hops).await;
+        for change in hops.iter().rev().flat_map(Hop::changes) {
+            change.response.apply(response.headers_mut());
+        }
         if let Some(started) = timed {
             timing::add(response.headers_mut(), &[("gateway", started.elapsed())]);
         }
@@ -104,7 +126,7 @@ impl Handler {
     }
 
     /// Looks the request up, following names of this gateway itself; or answers it.
-    fn way(&self, request: &Request<Incoming>, peer: &Peer) -> Result<Way, Box<Response<Body>>> {
+    fn hops(&self, request: &Request<Incoming>, peer: &Peer) -> Result<Hops, Box<Response<Body>>> {
         let table = self.snapshot.load();
         let asked = host_of(request).unwrap_or_default();
         let probe = request.headers().get(headers::K_NETWORK_PROBE);
@@ -115,28 +137,37 @@ impl Handler {
                 None => text(StatusCode::NOT_FOUND, format!("no Ingress has the host {asked:?}\n")),
             }));
         }
-        let mut host = asked;
-        let mut side = self.side;
-        let mut rewrite_host = None;
-        let mut append = Vec::new();
+        let uri = request.uri();
+        let mut parts = RequestParts {
+            side: self.side,
+            host: asked,
+            path: uri.path(),
+            query: uri.query(),
+            method: request.method(),
+            headers: request.headers(),
+            secure: peer.secure,
+        };
+        let mut hops = Hops::new();
         for _ in 0..MAX_HOPS {
-            let parts = RequestParts { side, host, path: request.uri().path(), headers: request.headers() };
-            let (rule, split) = match route(&table, &parts, balance::random() as u32) {
+            let outcome = route(&table, &parts, balance::random() as u32);
+            if probe.is_some_and(|probe| probe == "probe")
+                && let Outcome::Forward(rule, _) | Outcome::Redirect(rule, _) = &outcome
+            {
+                return Err(Box::new(probe_answer(request, rule)));
+            }
+            let (rule, split) = match outcome {
                 Outcome::Forward(rule, split) => (rule, split),
-                missing => return Err(Box::new(not_found(&table, self.side, host, &parts, &missing))),
+                Outcome::Redirect(rule, redirect) => {
+                    return Err(Box::new(redirected(request, peer.secure, rule, redirect)));
+                }
+                missing => return Err(Box::new(not_found(&table, self.side, &parts, &missing))),
             };
-            if let Some(answer) = self.own_answer(request, peer, rule) {
-                return Err(Box::new(answer));
+            hops.push(Hop { rule: rule.clone(), split });
+            if !rule.splits[split].backend.as_ref().is_some_and(|backend| backend.is_gateway()) {
+                return Ok(hops);
             }
-            append.extend(rule.append.iter().chain(&split.append).cloned());
-            if rule.rewrite_host.is_some() {
-                rewrite_host.clone_from(&rule.rewrite_host);
-            }
-            if !split.backend.is_gateway() {
-                return Ok(Way { upstream: split.backend.clone(), rewrite_host, append });
-            }
-            host = rule.next_host().unwrap_or(host);
-            side = Side::Local;
+            parts.host = rule.next_host().unwrap_or(parts.host);
+            parts.side = Side::Local;
         }
         Err(Box::new(text(
             StatusCode::LOOP_DETECTED,
@@ -146,36 +177,9 @@ impl Handler {
         )))
     }
 
-    /// Probes of the configuration, and the redirect to https.
-    fn own_answer(
-        &self,
-        request: &Request<Incoming>,
-        peer: &Peer,
-        rule: &Rule<Arc<Upstream>>,
-    ) -> Option<Response<Body>> {
-        if request.headers().get(headers::K_NETWORK_PROBE).is_some_and(|probe| probe == "probe") {
-            let Some(asked) = request.headers().get(headers::K_NETWORK_HASH) else {
-                return Some(text(
-                    StatusCode::BAD_REQUEST,
-                    "a probe needs the header K-Network-Hash\n".to_owned(),
-                ));
-            };
-            let hash = if asked == headers::HASH_OVERRIDE { rule.hash.clone() } else { asked.clone() };
-            return Some(hash_answer(hash));
-        }
-        if rule.redirect && self.side == Side::External && !peer.secure {
-            let host = host_of(request)?.split(':').next()?;
-            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-            let location = HeaderValue::from_str(&format!("https://{host}{path}")).ok()?;
-            let mut response = text(StatusCode::MOVED_PERMANENTLY, String::new());
-            response.headers_mut().insert(header::LOCATION, location);
-            return Some(response);
-        }
-        None
-    }
-
-    fn prepare(&self, outgoing: &mut Outgoing, way: &Way) {
-        let Some(to) = outgoing.headers_mut() else { return };
+    fn prepare(&self, outgoing: &mut Outgoing, hops: &Hops) {
+        let Some(request) = outgoing.request_mut() else { return };
+        let to = request.headers_mut();
         if self.side == Side::External {
             // Words between components; nobody outside may speak them.
             for name in [
@@ -195,17 +199,48 @@ impl Handler {
             }
         }
         to.remove(headers::K_NETWORK_HASH);
-        for (name, value) in &way.append {
-            to.insert(name.clone(), value.clone());
+        for hop in hops {
+            for change in hop.changes() {
+                change.request.apply(request.headers_mut());
+                if let Some(host) = &change.host {
+                    request.headers_mut().insert(header::HOST, host.clone());
+                }
+                if let Some(path) = &change.path
+                    && let Some(target) = request
+                        .uri()
+                        .path_and_query()
+                        .and_then(|from| path.target(from, hop.rule.matches.path.len()))
+                {
+                    *request.uri_mut() = target.into();
+                }
+            }
         }
-        if let Some(host) = &way.rewrite_host {
-            to.insert(header::HOST, host.clone());
+    }
+
+    /// Forwards within the times that the rules allow.
+    async fn within(&self, outgoing: &mut Outgoing, hops: &Hops) -> Response<Body> {
+        let Some((hop, upstream)) = hops.last().and_then(|hop| Some((hop, hop.upstream()?))) else {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "the rule has no backend\n".to_owned());
+        };
+        let allowed = hops.iter().filter_map(|hop| hop.rule.timeout).min();
+        let forward = self.forward(outgoing, upstream, hop.rule.backend_timeout);
+        match allowed {
+            None => forward.await,
+            Some(allowed) => match tokio::time::timeout(allowed, forward).await {
+                Ok(response) => response,
+                Err(_) => late(&hop.rule, allowed),
+            },
         }
     }
 
     /// Sends the request to an endpoint; to another one when it certainly was not seen by the first. A request that
     /// finds no endpoint waits for one: lists are empty for a moment when modes change.
-    async fn forward(&self, outgoing: &mut Outgoing, upstream: &Arc<Upstream>) -> Response<Body> {
+    async fn forward(
+        &self,
+        outgoing: &mut Outgoing,
+        upstream: &Arc<Upstream>,
+        allowed: Option<Duration>,
+    ) -> Response<Body> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut started: Option<Instant> = None;
         loop {
@@ -232,7 +267,20 @@ impl Handler {
                 tried.clear();
                 continue;
             };
-            match outgoing.send(endpoint.backend(outgoing.needs())).await {
+            let backend = endpoint.backend(outgoing.needs());
+            let sent = match allowed {
+                None => outgoing.send(backend).await,
+                Some(allowed) => match tokio::time::timeout(allowed, outgoing.send(backend)).await {
+                    Ok(sent) => sent,
+                    Err(_) => {
+                        return text(
+                            StatusCode::GATEWAY_TIMEOUT,
+                            format!("Service {} did not answer within {allowed:?}\n", upstream.key.service),
+                        );
+                    }
+                },
+            };
+            match sent {
                 Ok(response) => return response,
                 Err(error) => {
                     let socket = endpoint.address.socket;
@@ -252,13 +300,13 @@ impl Handler {
 }
 
 impl ebb_http::Handler for Handler {
-    type Body = Body;
+    type Body = Answer;
 
     fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: Arc<Peer>,
-    ) -> impl Future<Output = Response<Body>> + Send + 'static {
+    ) -> impl Future<Output = Response<Answer>> + Send + 'static {
         self.answer(request, peer)
     }
 }
@@ -274,19 +322,30 @@ fn side_name(side: Side) -> String {
 fn not_found(
     table: &Table<Arc<Upstream>>,
     side: Side,
-    host: &str,
     parts: &RequestParts<'_>,
     outcome: &Outcome<'_, Arc<Upstream>>,
 ) -> Response<Body> {
-    let mut body = match outcome {
-        Outcome::OnlyLocal => {
-            format!("host {host} is cluster-local: it is served to clients inside the cluster only\n")
+    let host = parts.host;
+    let (status, mut body) = match outcome {
+        Outcome::OnlyLocal => (
+            StatusCode::NOT_FOUND,
+            format!("host {host} is cluster-local: it is served to clients inside the cluster only\n"),
+        ),
+        Outcome::UnknownPath => {
+            (StatusCode::NOT_FOUND, format!("host {host} has no route for the path {}\n", parts.path))
         }
-        Outcome::UnknownPath => format!("host {host} has no route for the path {}\n", parts.path),
-        Outcome::NoBackend(rule) => {
-            format!("the Ingress {} gives no backend a share of this path\n", rule.ingress)
-        }
-        _ => format!("no Route has the host {host:?}; check the URL with `kubectl get ksvc -A`\n"),
+        Outcome::NoBackend(rule) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the {} gives no backend a share of this path\n", rule.owner),
+        ),
+        Outcome::BadBackend(rule) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("a backend of the {} cannot be used; its status says why\n", rule.owner),
+        ),
+        _ => (
+            StatusCode::NOT_FOUND,
+            format!("no Route has the host {host:?}; check the URL with `kubectl get ksvc -A`\n"),
+        ),
     };
     if side == Side::Local && matches!(outcome, Outcome::UnknownHost) {
         let known = table.some_hosts(side, HINTS);
@@ -294,12 +353,41 @@ fn not_found(
             let _ = writeln!(body, "known hosts, among others: {}", known.join(", "));
         }
     }
-    let status = if matches!(outcome, Outcome::NoBackend(_)) {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::NOT_FOUND
-    };
     text(status, body)
+}
+
+fn late(rule: &Rule<Arc<Upstream>>, allowed: Duration) -> Response<Body> {
+    text(
+        StatusCode::GATEWAY_TIMEOUT,
+        format!("no answer within {allowed:?}, which is all that the {} allows\n", rule.owner),
+    )
+}
+
+fn redirected(
+    request: &Request<Incoming>,
+    secure: bool,
+    rule: &Rule<Arc<Upstream>>,
+    redirect: &Redirect,
+) -> Response<Body> {
+    let root = PathAndQuery::from_static("/");
+    let target = request.uri().path_and_query().unwrap_or(&root);
+    let host = host_of(request).unwrap_or_default();
+    let location = redirect.location(secure, host, target, rule.matches.path.len());
+    let Ok(location) = HeaderValue::from_str(&location) else {
+        return text(StatusCode::BAD_REQUEST, "the request's target cannot be redirected\n".to_owned());
+    };
+    let mut response = text(redirect.status, String::new());
+    response.headers_mut().insert(header::LOCATION, location);
+    rule.changes.response.apply(response.headers_mut());
+    response
+}
+
+/// The answer to a probe of the configuration.
+fn probe_answer(request: &Request<Incoming>, rule: &Rule<Arc<Upstream>>) -> Response<Body> {
+    let Some(asked) = request.headers().get(headers::K_NETWORK_HASH) else {
+        return text(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned());
+    };
+    hash_answer(if asked == headers::HASH_OVERRIDE { rule.hash.clone() } else { asked.clone() })
 }
 
 fn hash_answer(hash: HeaderValue) -> Response<Body> {

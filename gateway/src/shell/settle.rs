@@ -24,8 +24,7 @@ use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
-use crate::table::{Key, Problem, Served, Table};
-use crate::upstream::Upstream;
+use crate::table::{Key, Problem, Served};
 
 const NETWORK_CONFIGURED: &str = "NetworkConfigured";
 const LOAD_BALANCER_READY: &str = "LoadBalancerReady";
@@ -120,17 +119,18 @@ impl Settler {
     }
 
     /// Settles an Ingress whose status does not say what is the case.
-    pub(crate) fn check(&mut self, key: &Key, ingress: &Arc<Ingress>, table: &Table<Arc<Upstream>>) {
-        let served = table.served.get(key);
+    pub(crate) fn check(
+        &mut self,
+        key: &Key,
+        ingress: &Arc<Ingress>,
+        served: Option<Served>,
+        problem: Option<Problem>,
+    ) {
         let version = Version {
             generation: ingress.metadata.generation,
-            hash: served.map(|served| served.hash.clone()).unwrap_or_default(),
-            problem: table.problems.get(key).cloned(),
+            hash: served.as_ref().map(|served| served.hash.clone()).unwrap_or_default(),
+            problem,
         };
-        if served.is_some_and(|served| Some(served.generation) != ingress.metadata.generation) {
-            // The table is of before; the next one will be checked again.
-            return;
-        }
         let current = ingress.status.clone().unwrap_or_default();
         if !self.io.differs(&current, &version) {
             self.running.remove(key);
@@ -139,7 +139,7 @@ impl Settler {
         if self.running.get(key).is_some_and(|(of, task)| *of == version && !task.is_finished()) {
             return;
         }
-        let (io, of, key_of, served) = (self.io.clone(), version.clone(), key.clone(), served.cloned());
+        let (io, of, key_of, served) = (self.io.clone(), version.clone(), key.clone(), served);
         let task = tokio::spawn(async move { io.settle(&key_of, current, &of, served.as_ref()).await });
         self.running.insert(key.clone(), (version, AbortOnDropHandle::new(task)));
     }
@@ -170,6 +170,10 @@ impl Io {
         conditions.initialize().mark_true(LOAD_BALANCER_READY);
         match &version.problem {
             None => conditions.mark_true(NETWORK_CONFIGURED),
+            // A Secret that is not there may still come: nobody's fault yet.
+            Some(problem @ Problem::NoCertificate { .. }) => {
+                conditions.mark_unknown(NETWORK_CONFIGURED, reason(problem), &problem.to_string())
+            }
             Some(problem) => conditions.mark_false(NETWORK_CONFIGURED, reason(problem), &problem.to_string()),
         };
         let api: Api<Ingress> = Api::namespaced(self.client.clone(), &key.namespace);
@@ -191,6 +195,7 @@ impl Io {
     async fn until_served(&self, key: &Key, served: &Served) {
         // All hosts come with one table: one of them tells.
         let Some((host, _)) = served.hosts.first() else { return };
+        let host = &host.replacen('*', "any", 1);
         let mut done: HashSet<SocketAddr> = HashSet::new();
         let mut silent: HashMap<SocketAddr, u32> = HashMap::new();
         for round in 1_u32.. {
@@ -267,6 +272,7 @@ enum Probe {
 fn reason(problem: &Problem) -> &'static str {
     match problem {
         Problem::HostTaken { .. } => "HostTaken",
+        Problem::NoCertificate { .. } => "CertificateMissing",
         _ => "InvalidIngress",
     }
 }

@@ -3,7 +3,7 @@
 use ebb_api::meta::networking::INGRESS_CLASS;
 use ebb_api::networking::Ingress;
 use ebb_component::watch::{Change, follow};
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::gateway_api::{News, watch};
 use crate::table::Key;
 
 /// How many watches must have delivered before the first table is served.
-pub(crate) const SOURCES: usize = 3;
+pub(crate) const SOURCES: usize = 4;
 
 /// News for the programmer.
 pub(crate) enum Message {
@@ -27,13 +28,27 @@ pub(crate) enum Message {
     SliceGone(Key),
     Secret(Box<Secret>),
     SecretGone(Key),
+    /// All Secrets with certificates were told.
+    SecretsSynced,
+    /// Of Gateway API.
+    GatewayApi(News),
+    /// A ConfigMap of the platform's.
+    Config(Box<ConfigMap>),
+    /// The name of one that is gone.
+    ConfigGone(String),
     /// One of the watches has delivered what exists.
     Synced,
 }
 
+impl From<News> for Message {
+    fn from(news: News) -> Self {
+        Message::GatewayApi(news)
+    }
+}
+
 pub(crate) type Inbox = mpsc::UnboundedReceiver<Message>;
 
-/// Starts the watches of Ingresses, Services and EndpointSlices.
+/// Starts the watches of Ingresses, Services, EndpointSlices and the platform's ConfigMaps.
 pub(crate) fn spawn(
     tasks: &TaskTracker,
     client: &kube::Client,
@@ -84,6 +99,19 @@ pub(crate) fn spawn(
             Change::Synced => once.synced(&to),
         };
     }));
+
+    tasks.spawn(watch(client.clone(), sender.clone(), shutdown.clone()));
+
+    let to = sender.clone();
+    let mut once = Once::default();
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &config.namespace);
+    tasks.spawn(follow(api, all(), shutdown.clone(), move |change| {
+        let _ = match change {
+            Change::Apply(map) => to.send(Message::Config(Box::new(map))),
+            Change::Gone { name, .. } => to.send(Message::ConfigGone(name)),
+            Change::Synced => once.synced(&to),
+        };
+    }));
     (sender, inbox)
 }
 
@@ -99,7 +127,7 @@ pub(crate) async fn secrets(
         let _ = match change {
             Change::Apply(secret) => to.send(Message::Secret(Box::new(secret))),
             Change::Gone { namespace, name } => to.send(Message::SecretGone(Key::new(namespace, name))),
-            Change::Synced => Ok(()),
+            Change::Synced => to.send(Message::SecretsSynced),
         };
     })
     .await;

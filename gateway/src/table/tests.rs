@@ -18,15 +18,33 @@ fn split(service: &str, percent: u32) -> Value {
            "appendHeaders": {"Knative-Serving-Revision": service}})
 }
 
-fn build(ingresses: &[Ingress]) -> Table<String> {
-    Builder::new("cluster.local", |key: &BackendKey| key.service.name.clone()).build(ingresses)
+fn compiled(ingress: &Ingress) -> Compiled<String> {
+    compile(ingress, "cluster.local", &mut |key: &BackendKey| key.service.name.clone())
 }
+
+fn routes(ingresses: &[Ingress]) -> Routes<String> {
+    let mut routes = Routes::default();
+    for ingress in ingresses {
+        routes.set(compiled(ingress));
+    }
+    routes
+}
+
+fn build(ingresses: &[Ingress]) -> Table<String> {
+    routes(ingresses).table()
+}
+
+fn owner(namespace: &str, name: &str) -> Owner {
+    Owner { kind: Kind::Ingress, key: Key::new(namespace, name) }
+}
+
+const GET: &Method = &Method::GET;
 
 const EARLY: &str = "2026-01-01T00:00:00Z";
 const LATE: &str = "2026-01-02T00:00:00Z";
 
-fn hello() -> Table<String> {
-    build(&[ingress(
+fn hello() -> Routes<String> {
+    routes(&[ingress(
         "default",
         "hello",
         EARLY,
@@ -47,8 +65,11 @@ fn to<'a>(
     headers: &HeaderMap,
     random: u32,
 ) -> &'a str {
-    match route(table, &RequestParts { side, host, path, headers }, random) {
-        Outcome::Forward(_, split) => &split.backend,
+    let request = RequestParts { side, host, path, query: None, method: GET, headers, secure: false };
+    match route(table, &request, random) {
+        Outcome::Forward(rule, split) => rule.splits[split].backend.as_deref().expect("a backend"),
+        Outcome::Redirect(..) => "redirect",
+        Outcome::BadBackend(_) => "bad backend",
         Outcome::UnknownHost => "unknown host",
         Outcome::OnlyLocal => "only local",
         Outcome::UnknownPath => "unknown path",
@@ -62,7 +83,7 @@ fn simple<'a>(table: &'a Table<String>, side: Side, host: &str) -> &'a str {
 
 #[test]
 fn hosts_with_and_without_port_case_and_dot() {
-    let table = hello();
+    let table = hello().table();
     for host in ["hello.default.example.com", "HELLO.default.example.com:8080", "hello.default.example.com."]
     {
         assert_eq!(simple(&table, Side::External, host), "one", "{host}");
@@ -74,16 +95,17 @@ fn hosts_with_and_without_port_case_and_dot() {
 
 #[test]
 fn visibility() {
-    let table = hello();
+    let routes = hello();
+    let table = routes.table();
     for host in ["hello.default", "hello.default.svc", "hello.default.svc.cluster.local:80"] {
         assert_eq!(simple(&table, Side::Local, host), "one", "{host}");
         assert_eq!(simple(&table, Side::External, host), "only local", "{host}");
     }
     assert_eq!(simple(&table, Side::Local, "hello.default.example.com"), "one", "inside sees everything");
-    let served = &table.served[&Key::new("default", "hello")];
+    let served = routes.served(&owner("default", "hello")).expect("served");
     assert_eq!(served.generation, 3);
-    assert!(served.hosts.contains(&("hello.default".to_owned(), Side::Local)));
-    assert!(served.hosts.contains(&("hello.default.example.com".to_owned(), Side::External)));
+    assert!(served.hosts.contains(&("hello.default".into(), Side::Local)));
+    assert!(served.hosts.contains(&("hello.default.example.com".into(), Side::External)));
 }
 
 #[test]
@@ -129,11 +151,17 @@ fn a_host_without_a_catch_all() {
 #[test]
 fn the_older_ingress_keeps_the_host() {
     let spec = |service| json!({"rules": [{"hosts": ["h"], "http": {"paths": [{"splits": [split(service, 100)]}]}}]});
-    let table = build(&[ingress("b", "new", LATE, spec("new")), ingress("a", "old", EARLY, spec("old"))]);
-    assert_eq!(simple(&table, Side::External, "h"), "old");
-    let problem = &table.problems[&Key::new("b", "new")];
-    assert_eq!(*problem, Problem::HostTaken { host: "h".to_owned(), by: Key::new("a", "old") });
-    assert!(table.served.contains_key(&Key::new("a", "old")));
+    let mut routes = routes(&[ingress("b", "new", LATE, spec("new"))]);
+    let touched = routes.set(compiled(&ingress("a", "old", EARLY, spec("old"))));
+    assert_eq!(touched.owners, [owner("a", "old"), owner("b", "new")].into(), "who lost it is told");
+    assert_eq!(simple(&routes.table(), Side::External, "h"), "old");
+    let problem = routes.problem(&owner("b", "new")).expect("a problem");
+    assert_eq!(problem, Problem::HostTaken { host: "h".to_owned(), by: Key::new("a", "old") });
+    assert_eq!(routes.served(&owner("b", "new")).expect("known").hosts, []);
+    assert_eq!(routes.problem(&owner("a", "old")), None);
+    routes.remove(&owner("a", "old"));
+    assert_eq!(simple(&routes.table(), Side::External, "h"), "new");
+    assert_eq!(routes.problem(&owner("b", "new")), None);
 }
 
 #[test]
@@ -158,9 +186,13 @@ fn bad_ingresses_are_told_and_do_not_harm_others() {
         EARLY,
         json!({"rules": [{"hosts": ["z"], "http": {"paths": [{"splits": [split("s", 101)]}]}}]}),
     );
-    let table = build(&[good, no_paths, header, percent]);
+    let routes = routes(&[good, no_paths, header, percent]);
+    let table = routes.table();
     assert_eq!(simple(&table, Side::External, "g"), "g");
-    assert_eq!(table.problems.len(), 3);
+    for name in ["no-paths", "header", "percent"] {
+        assert!(routes.problem(&owner("default", name)).is_some(), "{name}");
+        assert_eq!(routes.served(&owner("default", name)), None);
+    }
     for host in ["x", "y", "z"] {
         assert_eq!(simple(&table, Side::External, host), "unknown host");
     }
@@ -179,20 +211,78 @@ fn a_single_split_may_leave_out_its_percentage() {
 
 #[test]
 fn certificates_by_host() {
+    let tls = |hosts: Value, name: &str, created: &str| {
+        ingress(
+            "default",
+            name,
+            created,
+            json!({"tls": [{"hosts": hosts, "secretName": name},
+                           {"hosts": ["b.example.com"], "secretName": name, "secretNamespace": "other"}],
+                   "rules": [{"hosts": [name], "http": {"paths": [{"splits": [split("s", 100)]}]}}]}),
+        )
+    };
+    let mut routes = routes(&[tls(json!(["A.example.com"]), "one", EARLY)]);
+    assert_eq!(routes.secret("a.example.com"), Some(&Key::new("default", "one")));
+    assert_eq!(routes.secret("b.example.com"), Some(&Key::new("other", "one")));
+    let touched = routes.set(compiled(&tls(json!(["a.example.com", "c.example.com"]), "two", LATE)));
+    assert_eq!(touched.certificates.len(), 3);
+    assert_eq!(routes.secret("a.example.com"), Some(&Key::new("default", "one")), "the older one has it");
+    let touched = routes.remove(&owner("default", "one"));
+    assert_eq!(touched.certificates, ["a.example.com".into(), "b.example.com".into()].into());
+    assert_eq!(routes.secret("a.example.com"), Some(&Key::new("default", "two")));
+    routes.remove(&owner("default", "two"));
+    assert_eq!(routes.secured().count(), 0);
+}
+
+#[test]
+fn plain_http_from_outside_is_redirected() {
     let table = build(&[ingress(
         "default",
         "tls",
         EARLY,
-        json!({"tls": [{"hosts": ["A.example.com"], "secretName": "cert"},
-                       {"hosts": ["b.example.com"], "secretName": "cert", "secretNamespace": "other"}],
-               "httpOption": "Redirected",
-               "rules": [{"hosts": ["a.example.com"], "http": {"paths": [{"splits": [split("s", 100)]}]}}]}),
+        json!({"httpOption": "Redirected",
+               "rules": [{"hosts": ["h"], "http": {"paths": [{"splits": [split("s", 100)]}]}}]}),
     )]);
-    assert_eq!(table.certificates["a.example.com"], Key::new("default", "cert"));
-    assert_eq!(table.certificates["b.example.com"], Key::new("other", "cert"));
+    assert_eq!(simple(&table, Side::External, "h"), "redirect");
+    assert_eq!(simple(&table, Side::Local, "h"), "s");
     let none = HeaderMap::new();
-    let parts = RequestParts { side: Side::External, host: "a.example.com", path: "/", headers: &none };
-    assert!(matches!(route(&table, &parts, 0), Outcome::Forward(rule, _) if rule.redirect));
+    let request = RequestParts {
+        side: Side::External,
+        host: "h",
+        path: "/",
+        query: None,
+        method: GET,
+        headers: &none,
+        secure: true,
+    };
+    assert!(matches!(route(&table, &request, 0), Outcome::Forward(..)));
+}
+
+#[test]
+fn wildcards_after_exact_hosts_and_the_nearest_first() {
+    let one = |host: &str| {
+        let spec = json!({"rules": [{"hosts": [host], "http": {"paths": [{"splits": [split(host, 100)]}]}}]});
+        ingress("default", host, EARLY, spec)
+    };
+    let mut routes = routes(&["*.example.com", "a.example.com", "*.b.example.com"].map(one));
+    let table = routes.table();
+    for (host, expected) in [
+        ("a.example.com", "a.example.com"),
+        ("x.example.com", "*.example.com"),
+        ("x.y.example.com", "*.example.com"),
+        ("x.b.example.com", "*.b.example.com"),
+        ("b.example.com", "*.example.com"),
+        ("example.com", "unknown host"),
+        ("com", "unknown host"),
+    ] {
+        assert_eq!(simple(&table, Side::External, host), expected, "{host}");
+    }
+    routes.set(compiled(&one("*")));
+    assert_eq!(simple(&routes.table(), Side::External, "com"), "*");
+    for name in ["*.example.com", "*.b.example.com", "*"] {
+        routes.remove(&owner("default", name));
+    }
+    assert!(!routes.table().wildcards);
 }
 
 /// A small generator is enough, and the same in every run.
@@ -240,7 +330,7 @@ fn percentages_hold() {
 
 #[test]
 fn the_ends_of_the_draw() {
-    let table = hello();
+    let table = hello().table();
     let none = HeaderMap::new();
     let at = |random| to(&table, Side::External, "hello.default.example.com", "/", &none, random);
     assert_eq!(at(0), "one");
@@ -264,7 +354,83 @@ proptest! {
 
     #[test]
     fn routing_never_panics(host in ".{0,40}", path in ".{0,40}", random in any::<u32>()) {
-        let table = hello();
+        let table = hello().table();
         to(&table, Side::External, &host, &path, &HeaderMap::new(), random);
     }
+
+    /// Whatever happened on the way, the table is that of what there is now, as if it had been built of that alone.
+    #[test]
+    fn a_changed_table_is_as_a_new_one(steps in proptest::collection::vec(step(), 1..40)) {
+        let mut changed = Routes::default();
+        let mut present = std::collections::BTreeMap::new();
+        for (number, ingress) in steps {
+            let name = format!("i{number}");
+            match ingress {
+                Some(ingress) => {
+                    changed.set(compiled(&ingress));
+                    present.insert(name, ingress);
+                }
+                None => {
+                    changed.remove(&owner("default", &name));
+                    present.remove(&name);
+                }
+            }
+        }
+        let mut new = Routes::default();
+        for ingress in present.values().rev() {
+            new.set(compiled(ingress));
+        }
+        prop_assert_eq!(told(&changed), told(&new));
+        prop_assert_eq!(changed.table().hosts(), new.table().hosts());
+        prop_assert_eq!(changed.table().wildcards, new.table().wildcards);
+        for name in present.keys() {
+            let owner = owner("default", name);
+            prop_assert_eq!(changed.problem(&owner), new.problem(&owner));
+            let hosts = |routes: &Routes<String>| routes.served(&owner).map(|served| served.hosts);
+            prop_assert_eq!(hosts(&changed), hosts(&new));
+        }
+        let secrets = |routes: &Routes<String>| {
+            routes.secured().map(|(host, key)| (host.clone(), key.clone())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        prop_assert_eq!(secrets(&changed), secrets(&new));
+    }
+}
+
+const HOSTS: [&str; 6] = ["a.test", "b.test", "*.test", "c.default.svc.cluster.local", "*", "d.test"];
+
+/// An Ingress of some number with some hosts, or that it is gone.
+fn step() -> impl Strategy<Value = (usize, Option<Ingress>)> {
+    let hosts = proptest::sample::subsequence(HOSTS.to_vec(), 1..4);
+    let made = (hosts, any::<bool>(), any::<bool>(), 0..3u32, 0..9u32).prop_map(
+        |(hosts, local, tls, day, version)| {
+            let visibility = if local { "ClusterLocal" } else { "ExternalIP" };
+            let secured = if tls { hosts.clone() } else { Vec::new() };
+            (
+                day,
+                json!({"tls": [{"hosts": secured, "secretName": format!("s{version}")}],
+               "rules": [{"hosts": hosts, "visibility": visibility,
+                          "http": {"paths": [{"splits": [split(&format!("v{version}"), 100)]}]}}]}),
+            )
+        },
+    );
+    (0..5usize, proptest::option::weighted(0.75, made)).prop_map(|(number, made)| {
+        // An object keeps its age as long as it has its name, but for one that was made anew.
+        let name = format!("i{number}");
+        let ingress = made
+            .map(|(day, spec)| ingress("default", &name, &format!("2026-01-0{}T00:00:00Z", day + 1), spec));
+        (number, ingress)
+    })
+}
+
+/// Where requests to all hosts go.
+fn told(routes: &Routes<String>) -> Vec<String> {
+    let table = routes.table();
+    let mut all = Vec::new();
+    for side in [Side::External, Side::Local] {
+        for host in HOSTS.iter().copied().chain(["x.test", "c.default", "elsewhere"]) {
+            let hash = table.hash_of(side, host).map(|hash| hash.to_str().unwrap_or_default().to_owned());
+            all.push(format!("{host} {} {hash:?}", simple(&table, side, host)));
+        }
+    }
+    all
 }

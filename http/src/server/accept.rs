@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Handshake {
     pub identity: Option<Arc<str>>,
     /// The host the client asked for (SNI).
     pub server_name: Option<Arc<str>>,
+    /// Whose connection it is, where somebody trusted passed it on for another.
+    pub client: Option<SocketAddr>,
 }
 
 /// Makes a stream of an accepted socket: the place for TLS. The server puts a time limit on it.

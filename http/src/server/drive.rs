@@ -49,7 +49,7 @@ pub(super) async fn connection<A, H>(
     };
     let protocol = shake.protocol.unwrap_or(Protocol::Http1);
     let peer = Arc::new(Peer {
-        remote,
+        remote: shake.client.unwrap_or(remote),
         local,
         secure: shake.secure,
         identity: shake.identity,
