@@ -8,7 +8,7 @@ use testkit::{Process, http};
 
 use crate::figures::distribution;
 use crate::platform::{Platform, Target, ebb};
-use crate::usage::{cpu_ms, own_kib, rss_kib};
+use crate::usage::{cpu_ms, own_kib, processes, rss_kib};
 
 pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     let (mut first, mut again) = (Vec::new(), Vec::new());
@@ -44,15 +44,4 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
         "queue_proxy_rss_kib": sidecar_rss, "queue_proxy_own_kib": sidecar_own, "ebb_up_own_kib": up_own,
         "ebb_up_idle_cpu_ms_per_s": cpu as f64 / 10.0,
     }))
-}
-
-fn processes(name: &str) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        if std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }

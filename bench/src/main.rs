@@ -10,6 +10,7 @@ mod create;
 mod figures;
 mod idle;
 mod platform;
+mod proxy;
 mod scale;
 mod storm;
 mod usage;
@@ -30,6 +31,9 @@ struct Cli {
     /// One line of figures for a machine to read.
     #[arg(long)]
     json: bool,
+    /// Who else is measured by `proxy`, in the same run; may be given several times.
+    #[arg(long, value_enum, default_values = ["envoy"])]
+    peer: Vec<proxy::Peer>,
     #[command(flatten)]
     target: platform::Target,
 }
@@ -49,6 +53,12 @@ enum Name {
     /// Thousands of Services on one `ebb up`: create to Ready, API calls for each, memory, processor time and writes at rest, cold starts beside
     /// them, a restart.
     Scale,
+    /// Gateway and sidecar beside peers in the same two places: requests per second, latency, processor time for a request (n: rounds).
+    Proxy,
+    /// Full load for n minutes: memory along the way.
+    Soak,
+    /// Memory that idle connections take.
+    Connections,
 }
 
 fn main() -> Result<()> {
@@ -68,6 +78,9 @@ fn main() -> Result<()> {
         }
         Name::Idle => idle::run(or(10, 10), target)?,
         Name::Scale => scale::run(or(2000, 2000), target)?,
+        Name::Proxy => proxy::run(or(3, 3), &cli.peer, target)?,
+        Name::Soak => proxy::soak(or(10, 10), target)?,
+        Name::Connections => proxy::connections(target)?,
         Name::Components => components::run(or(200, 200), target)?,
     };
     if cli.json {
