@@ -511,3 +511,27 @@ async fn a_pod_that_only_fails_does_not_draw_the_requests() {
     assert!(failed < 20, "{failed} of 200 went to the pod that fails at once");
     assert_eq!(seen.requests.load(Ordering::SeqCst), 200 - failed);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_a_client_outside_claims_is_a_request() {
+    let stage = stage(Settings::default(), || {}).await;
+    for value in ["queue", "activator"] {
+        let request = Request::get("/")
+            .header("host", "a")
+            .header(headers::KNATIVE_SERVING_NAMESPACE, "default")
+            .header(headers::KNATIVE_SERVING_REVISION, "hello-00001")
+            .header(headers::K_NETWORK_PROBE, value)
+            .body(RequestBody::empty())
+            .expect("a request");
+        let backend = stage.backend();
+        let asked = tokio::spawn(async move {
+            Outgoing::own(request).expect("has a host").send(&backend).await.expect("an answer").status()
+        });
+        until("it waits like any other", || stage.revision.waiting() == 1).await;
+        let (pod, seen) = stage.pod(Duration::ZERO).await;
+        stage.list(&[(pod, true)]);
+        assert_eq!(asked.await.expect("no panic"), StatusCode::OK);
+        assert_eq!(seen.requests.load(Ordering::SeqCst), 1, "{value}");
+        stage.list(&[]);
+    }
+}

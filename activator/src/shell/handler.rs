@@ -9,7 +9,7 @@ use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
 use ebb_http::{
     Body, Error as HttpError, Guarded, Outgoing, Peer, Retry, Source, Tunnels, Via, headers, timing,
 };
-use ebb_mesh::{Mode, Policy, SpiffeId};
+use ebb_mesh::{Mode, PeerPolicy, Policy, SpiffeId};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -37,6 +37,8 @@ pub struct Handler {
     policy: Policy,
     tunnels: Tunnels,
     cluster_suffix: String,
+    /// What it passes on are requests, whatever clients outside put into their headers.
+    gateway: Option<Arc<str>>,
     budget: Budget,
     meters: Meters,
 }
@@ -109,8 +111,10 @@ impl Handler {
     /// A handler over these revisions.
     pub fn new(registry: Arc<Registry>, config: &Config) -> Arc<Self> {
         let mode = if config.plain_ports.is_empty() { Mode::Strict } else { Mode::Permissive };
+        let gateway = PeerPolicy::component(registry.trust_domain(), &config.namespace, "gateway").ok();
         Arc::new(Self {
             registry,
+            gateway: gateway.map(|gateway| gateway.to_shared()),
             policy: Policy { mode, allow: Vec::new() },
             tunnels: Tunnels::default(),
             budget: Budget::new(config.queue_bytes),
@@ -136,7 +140,8 @@ impl Handler {
         if Self::is_control(&request) {
             return self.announce(request, &peer).await;
         }
-        if let Some(answer) = probe(request.headers()) {
+        let passed_on = peer.identity.is_some() && peer.identity == self.gateway;
+        if !passed_on && let Some(answer) = probe(request.headers()) {
             return answer;
         }
         let Some(key) = self.key_of(&request) else {
@@ -183,6 +188,8 @@ impl Handler {
         if let Some(headers) = outgoing.headers_mut() {
             headers.remove(headers::KNATIVE_SERVING_REVISION);
             headers.remove(headers::KNATIVE_SERVING_NAMESPACE);
+            // To a sidecar it would be the activator's own.
+            headers.remove(headers::K_NETWORK_PROBE);
             headers.insert(headers::K_PROXY_REQUEST, HeaderValue::from_static(headers::PROXIED_BY_ACTIVATOR));
         }
         let mut counted = Some(counted);

@@ -47,6 +47,11 @@ impl Registry {
         })
     }
 
+    /// The trust domain of the pods.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
     /// The revision, if it exists.
     pub fn get(&self, key: &Key) -> Option<Arc<Revision>> {
         self.revisions.get(key).map(|found| found.clone())

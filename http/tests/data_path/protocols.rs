@@ -429,3 +429,15 @@ async fn an_app_that_breaks_off_is_a_broken_answer_not_a_short_one() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_of_http_1_0_is_served_in_its_own_way() {
+    let app = echo().await;
+    let front = proxy(Target::plain(app.address, Protocol::Http1), Tunnels::default()).await;
+    let (answer, closed) =
+        exchange(front.address, b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert!(closed && answer.ends_with("\r\n\r\nhello"), "{answer}");
+    assert!(!answer.to_ascii_lowercase().contains("transfer-encoding"), "{answer}");
+    let (answer, _) = exchange(front.address, b"GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("names no host"), "{answer}");
+}
