@@ -61,27 +61,37 @@ pub fn public_slice(service: &str, at: usize) -> String {
     child(service, &format!("-{at}"))
 }
 
-/// The name of a child: `<parent><suffix>`, and where that is longer than 63 characters a shortened parent with a
-/// checksum of the whole in between, so that it stays a label and stays unique.
+/// The name of a child as Knative makes it, so that clients who compute it find the object: `<parent><suffix>`, and where that is longer
+/// than 63 characters a shortened parent with a checksum in between, so that it stays a label and stays unique.
 #[must_use]
 pub fn child(parent: &str, suffix: &str) -> String {
     const LONGEST: usize = 63;
+    const CHECKSUM: usize = 32;
     if parent.len() + suffix.len() <= LONGEST {
         return format!("{parent}{suffix}");
     }
-    // FNV-1a, twice with different bases: stable over versions of this program, which std's hasher is not.
-    let mut digest = String::with_capacity(32);
-    for basis in [0xcbf2_9ce4_8422_2325_u64, 0x6c62_272e_07bb_0142] {
-        let hash = format!("{parent}{suffix}")
-            .bytes()
-            .fold(basis, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-        let _ = write!(digest, "{hash:016x}");
+    let room = LONGEST - CHECKSUM;
+    if suffix.len() < room {
+        return format!("{}{}{suffix}", head(parent, room - suffix.len()), md5(parent));
     }
-    let room = LONGEST.saturating_sub(suffix.len() + digest.len());
-    let head: String = parent.chars().take(room).collect();
-    let tail: String = suffix.chars().take(LONGEST - digest.len()).collect();
-    let name = format!("{head}{digest}{tail}");
-    name.trim_start_matches('-').trim_end_matches(['-', '.']).to_owned()
+    // So long a suffix has no place: it is in the checksum.
+    let mut name = format!("{}{}", head(parent, room), md5(&format!("{parent}{suffix}")));
+    let left = LONGEST - name.len();
+    name.push_str(head(suffix, left));
+    name.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+}
+
+fn head(text: &str, length: usize) -> &str {
+    &text[..text.floor_char_boundary(length)]
+}
+
+fn md5(text: &str) -> String {
+    use md5::{Digest as _, Md5};
+    let mut hex = String::with_capacity(32);
+    for byte in Md5::digest(text) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 #[cfg(test)]
@@ -96,6 +106,14 @@ mod tests {
         assert_eq!(one.len(), 63);
         assert!(one.ends_with("-deployment"));
         assert_ne!(one, two);
+        // The MD5 of the parent, as Knative's clients expect.
+        assert_eq!(one, "aaaaaaaaaaaaaaaaaaaa0f5c6c4e740bfcc08c3c26ccb2673d46-deployment");
+        let suffix = format!("-{}", "b".repeat(29));
+        assert!(child(&long, &suffix).ends_with(&suffix), "30 characters have their place");
+        let none = child(&long, &"b".repeat(40));
+        assert_eq!(none.len(), 63);
+        assert!(none.starts_with(&"a".repeat(31)) && !none.contains("bb"), "{none}");
+        assert_eq!(child("a", &"-".repeat(70)).len(), 33, "what would end with a dash is shorter");
         assert!(dns1035_label(&one).is_empty());
     }
 

@@ -21,7 +21,7 @@ use hyper::ext::Protocol as Protocol8441;
 use hyper::upgrade::OnUpgrade;
 
 pub use self::tunnel::Tunnels;
-use crate::body::{Body, RequestBody};
+use crate::body::{Body, Limits, RequestBody};
 use crate::connect::{Protocol, Security};
 use crate::error::Error;
 use crate::headers;
@@ -67,6 +67,7 @@ struct Upgrade {
     guard: Option<Box<dyn Send>>,
     /// The connection of an HTTP/2 client is in use as long as the tunnel.
     stream: Option<Arc<Busy>>,
+    limits: Limits,
 }
 
 impl Outgoing {
@@ -87,6 +88,7 @@ impl Outgoing {
             tunnels: via.tunnels.clone(),
             guard: None,
             stream: request.extensions_mut().remove(),
+            limits: Limits::default(),
         });
         let (mut parts, body) = request.into_parts();
         let from_http1 = parts.version < Version::HTTP_2;
@@ -154,6 +156,13 @@ impl Outgoing {
         }
     }
 
+    /// Cuts an upgraded connection when one of `limits` passes.
+    pub fn limit_upgrade(&mut self, limits: Limits) {
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.limits = limits;
+        }
+    }
+
     /// The headers, for additions. `None` after a failure that consumed the request.
     pub fn headers_mut(&mut self) -> Option<&mut HeaderMap> {
         self.request.as_mut().map(Request::headers_mut)
@@ -208,7 +217,12 @@ impl Outgoing {
         if let Some(upgrade) = self.upgrade.take() {
             if switching {
                 let backend = hyper::upgrade::on(&mut response);
-                upgrade.tunnels.splice(upgrade.client, backend, (upgrade.guard, upgrade.stream));
+                upgrade.tunnels.splice(
+                    upgrade.client,
+                    backend,
+                    (upgrade.guard, upgrade.stream),
+                    upgrade.limits,
+                );
                 *response.body_mut() = Body::Empty;
                 if !self.from_http1 {
                     *response.status_mut() = StatusCode::OK;

@@ -4,7 +4,7 @@
 //! `{{.Request.Proto}}`, `{{.Request.RemoteAddr}}`, `{{.Request.UserAgent}}`, `{{.Request.Referer}}`, `{{.Request.ContentLength}}` (-1 when it
 //! is not known), `{{.Request.Header.Get "Name"}}`, `{{index .Request.Header "Name"}}` (all values, as `[a b]`), `{{.Response.Code}}`,
 //! `{{.Response.Size}}`, `{{.Response.Latency}}` (seconds), `{{.Revision.Name}}` and its `Namespace`, `Service`, `Configuration`,
-//! `PodName`, `PodIP`; `js` before a field, or `| js` after it, escapes it for JSON; comments, and `{{-` and `-}}`, which eat the blanks
+//! `PodName`, `PodIP`, and `{{.TraceID}}`; `js` before a field, or `| js` after it, escapes it for JSON; comments, and `{{-` and `-}}`, which eat the blanks
 //! beside them. Anything else is refused when parsed.
 
 use std::fmt::Write as _;
@@ -34,6 +34,7 @@ enum Field {
     UserAgent,
     Header(HeaderName),
     AllHeaders(HeaderName),
+    TraceId,
     Code,
     Size,
     Latency,
@@ -58,6 +59,7 @@ pub struct Revision {
     pub fields: [String; 6],
 }
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const REVISION_FIELDS: [&str; 6] = ["Name", "Namespace", "Service", "Configuration", "PodName", "PodIP"];
 
 /// One answered request.
@@ -155,6 +157,7 @@ fn action(text: &str) -> Result<Part, TemplateError> {
         ".Request.Proto" => Field::Proto,
         ".Request.RemoteAddr" => Field::RemoteAddr,
         ".Request.UserAgent" => Field::UserAgent,
+        ".TraceID" => Field::TraceId,
         ".Response.Code" => Field::Code,
         ".Response.Size" => Field::Size,
         ".Response.Latency" => Field::Latency,
@@ -202,6 +205,8 @@ impl Field {
             Field::RemoteAddr => out.push_str(e.remote),
             Field::UserAgent => out.push_str(header(&http::header::USER_AGENT)),
             Field::Header(name) => out.push_str(header(name)),
+            // version-trace-span-flags.
+            Field::TraceId => out.push_str(header(&TRACEPARENT).split('-').nth(1).unwrap_or("")),
             Field::Code => {
                 let _ = write!(out, "{}", e.code);
             }
@@ -271,6 +276,8 @@ mod tests {
         headers.append("x-a", "2".parse().unwrap());
         headers.insert("referer", "r".parse().unwrap());
         headers.insert("content-length", "7".parse().unwrap());
+        headers
+            .insert(TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
         let entry = Entry {
             method: "GET",
             host: "h",
@@ -296,10 +303,13 @@ mod tests {
         assert_eq!(written("a \n {{- .Request.Method -}} \n b{{/* nothing */}}"), "aGETb");
         // The example of Knative's own ConfigMap.
         let line = written(
-            r#"{"httpRequest": {"requestMethod": "{{.Request.Method}}", "requestUrl": "{{js .Request.RequestURI}}", "requestSize": "{{.Request.ContentLength}}", "status": {{.Response.Code}}, "responseSize": "{{.Response.Size}}", "userAgent": "{{js .Request.UserAgent}}", "remoteIp": "{{js .Request.RemoteAddr}}", "serverIp": "{{.Revision.PodIP}}", "referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", "protocol": "{{.Request.Proto}}"}, "traceId": "{{index .Request.Header "X-A"}}"}"#,
+            r#"{"httpRequest": {"requestMethod": "{{.Request.Method}}", "requestUrl": "{{js .Request.RequestURI}}", "requestSize": "{{.Request.ContentLength}}", "status": {{.Response.Code}}, "responseSize": "{{.Response.Size}}", "userAgent": "{{js .Request.UserAgent}}", "remoteIp": "{{js .Request.RemoteAddr}}", "serverIp": "{{.Revision.PodIP}}", "referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", "protocol": "{{.Request.Proto}}"}, "traceId": "{{.TraceID}}"}"#,
         );
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&line["httpRequest"]["status"], &line["traceId"]), (&200.into(), &"[1 2]".into()));
+        assert_eq!(
+            (&line["httpRequest"]["status"], &line["traceId"]),
+            (&200.into(), &"4bf92f3577b34da6a3ce929d0e0e4736".into())
+        );
     }
 
     #[test]

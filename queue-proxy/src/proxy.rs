@@ -69,6 +69,14 @@ impl Drop for Done {
     }
 }
 
+/// What a started response ends with when its time is over.
+const LAST_WORDS: &str = "request timeout";
+
+/// A call of gRPC is whole with its trailers only, and words in it would be taken for a message.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// What a request wants of the sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -233,6 +241,11 @@ impl Proxy {
             status: CLIENT_CLOSED,
             log: self.log.as_ref().map(|log| (log.clone(), log.line(&request, peer.remote), Arc::default())),
         });
+        let mut limits = Limits {
+            total: Some(((began + self.total).into(), self.total)),
+            idle: self.idle,
+            last_words: None,
+        };
         let mut entered = began;
         let limit = self.first_byte;
         let work = async {
@@ -257,6 +270,7 @@ impl Proxy {
                 if let Some(mut done) = done.take() {
                     done.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
                     outgoing.hold(done);
+                    outgoing.limit_upgrade(limits);
                 }
             }
             self.send(&mut outgoing).await
@@ -279,7 +293,7 @@ impl Proxy {
             done.status = response.status().as_u16();
             sent = done.log.as_ref().map(|(_, _, sent)| sent.clone());
         }
-        let limits = Limits { total: Some(((began + self.total).into(), self.total)), idle: self.idle };
+        limits.last_words = (!is_grpc(response.headers())).then_some(LAST_WORDS);
         response.map(|body| Guarded::new(Timed::new(body, limits).counted(sent), done))
     }
 }

@@ -1,8 +1,8 @@
 //! The decisions, as pure functions of an AdmissionRequest.
 
 use base64::Engine as _;
-use ebb_api::config::Configs;
-use ebb_api::field_error::FieldErrors;
+use ebb_api::config::{Configs, Data};
+use ebb_api::field_error::{CURRENT, FieldErrors};
 use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
 use ebb_api::{defaults, validation as rules};
 use serde::Serialize;
@@ -172,7 +172,22 @@ pub fn config_maps(request: &Value) -> Verdict {
     }
     let object = &request["object"];
     let data = serde_json::from_value(object["data"].clone()).unwrap_or_default();
-    verdict(Ok(rules::config_map(object["metadata"]["name"].as_str().unwrap_or_default(), &data)))
+    let mut errors = rules::config_map(object["metadata"]["name"].as_str().unwrap_or_default(), &data);
+    errors.add(log_templates(&data));
+    verdict(Ok(errors))
+}
+
+/// A template that no sidecar can parse would keep every new pod from starting.
+fn log_templates(data: &Data) -> FieldErrors {
+    let mut errors = FieldErrors::none();
+    for (key, text) in
+        data.iter().filter(|(key, _)| key.starts_with("logging.") && key.ends_with("log-template"))
+    {
+        if let Err(problem) = ebb_http::log::Template::parse(text) {
+            errors.add(FieldErrors::new(problem.to_string(), &[CURRENT]).via_key(key).via_field("data"));
+        }
+    }
+    errors
 }
 
 fn verdict(result: Result<FieldErrors, String>) -> Verdict {
@@ -244,6 +259,21 @@ mod tests {
         let request = request(object, Value::Null);
         assert_eq!(defaulting(&request, &Configs::default()), Verdict::allowed());
         assert!(matches!(validation(&request, &Configs::default()), Verdict::Denied(_)));
+    }
+
+    #[test]
+    fn a_log_template_that_no_sidecar_can_use_is_refused_with_its_key() {
+        let map = |template: &str| {
+            let data =
+                json!({"logging.enable-request-log": "true", "logging.request-log-template": template});
+            config_maps(&request(
+                json!({"metadata": {"name": "config-observability"}, "data": data}),
+                Value::Null,
+            ))
+        };
+        assert_eq!(map("{{.Request.Method}} {{.TraceID}}"), Verdict::allowed());
+        let Verdict::Denied(message) = map("{{.Request.Nonsense}}") else { panic!("it is refused") };
+        assert!(message.contains("data[logging.request-log-template]"), "{message}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub struct Limits {
     pub total: Option<(Instant, Duration)>,
     /// The longest pause between two frames.
     pub idle: Option<Duration>,
+    /// What a body of undeclared length ends with when its time is over, as Knative's do: a whole response for HTTP, though not for its reader.
+    /// Without it, and where the length was declared, the response breaks off.
+    pub last_words: Option<&'static str>,
 }
 
 impl Limits {
@@ -33,25 +36,38 @@ impl Limits {
     }
 }
 
-/// Cuts a body off when a limit passes: the frame that comes out then is [`Error::Timeout`].
+/// Cuts a body off when a limit passes: the frame that comes out then is [`Error::Timeout`], or [`Limits::last_words`] and nothing more.
 #[derive(Debug)]
 pub struct Timed<B> {
     inner: B,
     limits: Limits,
     waiting: Option<(Pin<Box<Sleep>>, &'static str, Duration)>,
     counter: Option<Arc<AtomicU64>>,
+    ended: bool,
 }
 
 impl<B> Timed<B> {
     /// Puts `limits` on `inner`.
     pub fn new(inner: B, limits: Limits) -> Self {
-        Self { inner, limits, waiting: None, counter: None }
+        Self { inner, limits, waiting: None, counter: None, ended: false }
     }
 
     /// Adds the bytes that pass to `counter`.
     pub fn counted(mut self, counter: Option<Arc<AtomicU64>>) -> Self {
         self.counter = counter;
         self
+    }
+}
+
+impl<B: Body> Timed<B> {
+    fn cut(&mut self, what: &'static str, limit: Duration) -> Result<Frame<Bytes>, Error> {
+        match self.limits.last_words.filter(|_| self.inner.size_hint().exact().is_none()) {
+            Some(words) => {
+                self.ended = true;
+                Ok(Frame::data(Bytes::from_static(words.as_bytes())))
+            }
+            None => Err(Error::Timeout { what, limit }),
+        }
     }
 }
 
@@ -64,13 +80,16 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
             // A stream that is always ready must not escape the total limit.
             if let (Some(Ok(_)), Some((at, limit))) = (&frame, this.limits.total)
                 && !this.inner.is_end_stream()
                 && Instant::now() >= at
             {
-                return Poll::Ready(Some(Err(Error::Timeout { what: "whole response", limit })));
+                return Poll::Ready(Some(this.cut("whole response", limit)));
             }
             this.waiting = None;
             if let (Some(counter), Some(Ok(frame))) = (&this.counter, &frame) {
@@ -87,11 +106,12 @@ where
         if sleep.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        Poll::Ready(Some(Err(Error::Timeout { what, limit: *limit })))
+        let (what, limit) = (*what, *limit);
+        Poll::Ready(Some(this.cut(what, limit)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.ended || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -148,7 +168,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn total_cuts_a_stream_that_never_pauses() {
         let d = Duration::from_secs(10);
-        let limits = Limits { total: Some((Instant::now() + d, d)), idle: Some(Duration::from_secs(2)) };
+        let limits = Limits {
+            total: Some((Instant::now() + d, d)),
+            idle: Some(Duration::from_secs(2)),
+            last_words: None,
+        };
         assert_eq!(frames_until_cut(Duration::from_millis(1001), limits).await, (9, "whole response"));
     }
 
@@ -162,7 +186,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_cuts_a_pause() {
-        let limits = Limits { total: None, idle: Some(Duration::from_secs(2)) };
+        let limits = Limits { total: None, idle: Some(Duration::from_secs(2)), last_words: None };
         assert_eq!(frames_until_cut(Duration::from_secs(3), limits).await, (0, "next byte"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn last_words_end_a_body_of_undeclared_length_properly() {
+        let limits =
+            Limits { total: None, idle: Some(Duration::from_secs(2)), last_words: Some("request timeout") };
+        let body = Timed::new(Drip::new(Duration::from_secs(3)), limits);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "request timeout");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_owes_its_declared_length_breaks_off() {
+        struct Owing(Drip);
+        impl Body for Owing {
+            type Data = Bytes;
+            type Error = Error;
+            fn poll_frame(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+                Pin::new(&mut self.get_mut().0).poll_frame(cx)
+            }
+            fn size_hint(&self) -> SizeHint {
+                SizeHint::with_exact(100)
+            }
+        }
+        let limits =
+            Limits { total: None, idle: Some(Duration::from_secs(2)), last_words: Some("request timeout") };
+        let body = Timed::new(Owing(Drip::new(Duration::from_secs(3))), limits);
+        assert!(matches!(body.collect().await, Err(Error::Timeout { .. })));
     }
 }

@@ -93,9 +93,22 @@ async fn timeouts_answer_504_and_cut_a_started_response() {
             tokio::spawn(async move {
                 let mut buf = [0; 4096];
                 let n = tcp.read(&mut buf).await.unwrap();
-                if buf[..n].starts_with(b"GET /start") {
-                    let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome").await;
-                }
+                let head: &[u8] = match &buf[..n] {
+                    request if request.starts_with(b"GET /start") => {
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome"
+                    }
+                    request if request.starts_with(b"GET /stream") => {
+                        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n"
+                    }
+                    request if request.starts_with(b"GET /grpc") => {
+                        b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n"
+                    }
+                    request if request.starts_with(b"GET /ws") => {
+                        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+                    }
+                    _ => b"",
+                };
+                let _ = tcp.write_all(head).await;
                 std::future::pending::<()>().await;
             });
         }
@@ -115,6 +128,18 @@ async fn timeouts_answer_504_and_cut_a_started_response() {
     assert_eq!(response.status(), 200);
     assert!(response.into_body().collect().await.is_err(), "cut");
     assert!((1900..3500).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+
+    assert_eq!(got(&backend, "/stream", &[]).await, (200, "somerequest timeout".to_owned()));
+    let call = ask(&backend, "/grpc", &[]).await.unwrap();
+    assert!(call.into_body().collect().await.is_err(), "a call is not whole without its trailers");
+
+    let mut ws = TcpStream::connect(pod.http1).await.unwrap();
+    let request = b"GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    ws.write_all(request).await.unwrap();
+    let mut seen = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), ws.read_to_end(&mut seen));
+    let _ = read.await.expect("the whole time is over for a web socket too");
+    assert!(seen.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&seen));
 }
 
 #[tokio::test]
