@@ -2,7 +2,8 @@
 //!
 //! `/wait-for-drain` only waits: the drain itself begins with SIGTERM, which kubelet sends to the sidecar while the hook of
 //! the user's container runs. A stranger who asks cannot drain the pod. Where no SIGTERM comes (a node agent that runs
-//! hooks first), it answers when the pod has been quiet for a while.
+//! hooks first), it answers when the pod has been quiet for a while. Upgraded connections are the app's to end, so that it must hear of
+//! its end while they are open: the hook fails then, by which a node agent that ends deaf apps after their hook knows that this one is at work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +30,14 @@ pub struct Admin {
 impl Admin {
     async fn wait_for_drain(&self) -> Response<Body> {
         tokio::select! {
+            biased;
             () = self.state.drained.cancelled() => {}
             () = self.quiet_without_signal() => {}
+            () = self.state.only_tunnels.cancelled() => {
+                let open = self.state.tunnels.open();
+                let text = format!("{open} upgraded connections are open, which are the app's to end\n");
+                return with_status(StatusCode::SERVICE_UNAVAILABLE, text);
+            }
         }
         Response::new(Body::from("drained\n"))
     }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub struct Seen {
     /// Requests and upgraded connections that are open.
     pub open: usize,
+    /// The latter alone.
+    pub tunnels: usize,
     /// When the last request came or ended; before the drain counts as its beginning.
     pub last_activity: Instant,
 }
@@ -45,6 +47,11 @@ pub fn next(seen: Seen, began: Instant, now: Instant, quiet: Duration, grace: Du
     Next::Wait(look.min(end))
 }
 
+/// Whether only upgraded connections are left. They end when the app ends them, and that is for the app to be told.
+pub fn only_tunnels(seen: Seen, began: Instant, now: Instant, quiet: Duration) -> bool {
+    seen.tunnels > 0 && seen.open <= seen.tunnels && now >= seen.last_activity.max(began) + quiet
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,8 +63,9 @@ mod tests {
     fn quiet_means_nothing_open_and_nothing_new() {
         let t0 = Instant::now();
         let at = |s: u64| t0 + Duration::from_secs(s);
-        let decide =
-            |open, last, now| next(Seen { open, last_activity: at(last) }, at(100), at(now), QUIET, GRACE);
+        let decide = |open, last, now| {
+            next(Seen { open, tunnels: 0, last_activity: at(last) }, at(100), at(now), QUIET, GRACE)
+        };
         assert_eq!(
             decide(0, 0, 100),
             Next::Wait(at(103)),
@@ -68,5 +76,18 @@ mod tests {
         assert!(matches!(decide(1, 102, 120), Next::Wait(_)), "a long request is not cut within grace");
         assert_eq!(decide(1, 102, 130), Next::Cut);
         assert_eq!(decide(0, 129, 130), Next::Leave);
+    }
+
+    #[test]
+    fn the_app_is_told_when_only_tunnels_are_left() {
+        let t0 = Instant::now();
+        let at = |s: u64| t0 + Duration::from_secs(s);
+        let told = |open, tunnels, now| {
+            only_tunnels(Seen { open, tunnels, last_activity: at(0) }, at(100), at(now), QUIET)
+        };
+        assert!(!told(2, 1, 110), "a request runs");
+        assert!(!told(1, 1, 102), "one may be on its way");
+        assert!(told(1, 1, 103));
+        assert!(!told(0, 0, 110), "nothing is left: that is drained");
     }
 }

@@ -214,8 +214,11 @@ async fn drain_and_close(
     let began = Instant::now();
     tracing::info!(open = state.seen().open, "draining");
     loop {
-        let now = Instant::now();
-        match drain::next(state.seen(), began, now, config.quiet, config.timeout) {
+        let (now, seen) = (Instant::now(), state.seen());
+        if drain::only_tunnels(seen, began, now, config.quiet) {
+            state.only_tunnels.cancel();
+        }
+        match drain::next(seen, began, now, config.quiet, config.timeout) {
             Next::Wait(until) => tokio::time::sleep_until(until.into()).await,
             Next::Leave => break,
             Next::Cut => {

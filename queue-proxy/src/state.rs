@@ -26,6 +26,8 @@ pub struct State {
     pub metrics: Metrics,
     /// Cancelled when nothing is left to wait for: `/wait-for-drain` answers then.
     pub drained: CancellationToken,
+    /// Cancelled when only upgraded connections are left: `/wait-for-drain` says so.
+    pub only_tunnels: CancellationToken,
     /// When the sidecar started.
     pub started: Instant,
     /// The same, in microseconds since the Unix epoch.
@@ -63,6 +65,7 @@ impl State {
             tunnels: Tunnels::default(),
             metrics: Metrics::default(),
             drained: CancellationToken::new(),
+            only_tunnels: CancellationToken::new(),
             started: now,
             started_us: now_us(),
             load: Mutex::new(Load::new(now)),
@@ -130,7 +133,8 @@ impl State {
     /// What a drain goes by.
     pub fn seen(&self) -> Seen {
         // A tunnel's request counts as running as long as the tunnel lives.
-        let open = (self.running() as usize).max(self.tunnels.open());
-        Seen { open, last_activity: *self.last_activity.lock() }
+        let tunnels = self.tunnels.open();
+        let open = (self.running() as usize).max(tunnels);
+        Seen { open, tunnels, last_activity: *self.last_activity.lock() }
     }
 }

@@ -394,7 +394,7 @@ async fn an_upgraded_connection_holds_its_place_and_the_drain() {
             });
         }
     });
-    let vars = [PERMISSIVE, ("REVISION_TIMEOUT_SECONDS", "3"), ("CONTAINER_CONCURRENCY", "1")];
+    let vars = [PERMISSIVE, ("REVISION_TIMEOUT_SECONDS", "6"), ("CONTAINER_CONCURRENCY", "1")];
     let pod = pod(at, &Mesh::start().await, &vars).await;
     ready(pod.http1).await;
     let mut ws = TcpStream::connect(pod.http1).await.unwrap();
@@ -412,6 +412,8 @@ async fn an_upgraded_connection_holds_its_place_and_the_drain() {
     pod.stop.cancel();
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(!pod.ended.is_finished(), "an open tunnel is not quiet");
+    let hook = got(&plain(pod.admin), "/wait-for-drain", &[]).await;
+    assert_eq!(hook.0, 503, "the app is told while the tunnel is open: {}", hook.1);
     ws.write_all(b"ping").await.unwrap();
     ws.read_exact(&mut buf[..4]).await.unwrap();
     // It never ends by itself: the end of grace cuts it.
