@@ -272,6 +272,7 @@ impl Keeper {
         }
         let all = std::mem::take(&mut self.stale.all);
         let some = std::mem::take(&mut self.stale.some);
+        self.stale.told |= all || !some.is_empty();
         let keys: Vec<Key> =
             if all { self.world.routes.keys().cloned().collect() } else { some.into_iter().collect() };
         for key in keys {
