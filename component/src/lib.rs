@@ -10,6 +10,7 @@ pub mod leader;
 pub mod metrics;
 pub mod process;
 mod told;
+pub mod traces;
 pub mod watch;
 
 pub use admin::{Admin, Ports};
@@ -17,6 +18,7 @@ pub use env::{BadVariable, Env};
 pub use health::Health;
 pub use process::{Failure, Process, Started};
 pub use told::{said, told};
+pub use traces::Traces;
 
 /// A port is not to be had.
 #[derive(Debug, thiserror::Error)]

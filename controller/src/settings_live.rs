@@ -205,9 +205,9 @@ const TABLE: &[(&str, &[Row])] = &[
             ("logging.gateway-access-log-template", "{}", Seen::Gateway),
             ("metrics-protocol", "prometheus", Unused),
             ("metrics-endpoint", "http://collector", Unused),
-            ("tracing-protocol", "grpc", Unused),
-            ("tracing-endpoint", "http://collector", Unused),
-            ("tracing-sampling-rate", "1", Unused),
+            ("tracing-protocol", "grpc", Seen::Gateway),
+            ("tracing-endpoint", "http://collector", Seen::Gateway),
+            ("tracing-sampling-rate", "1", Seen::Gateway),
         ],
     ),
 ];

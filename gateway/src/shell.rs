@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use ebb_component::{Admin, Health, ListenError, listen};
+use ebb_component::{Admin, Health, ListenError, Traces, listen};
 use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig};
 use ebb_mesh::Identity;
 use tokio::net::TcpListener;
@@ -25,9 +25,11 @@ mod endpoints;
 mod handler;
 mod keyring;
 mod live;
+mod meter;
 mod programmer;
 mod settle;
 mod sources;
+mod spans;
 mod tls;
 
 pub use access_log::{AccessLog, Answer};
@@ -85,6 +87,7 @@ pub(crate) async fn serve(
 
     let pool = Pool::new(identity.clone(), PoolConfig::default());
     let seen = programmer::Seen::default();
+    seen.live.trace_by(Traces::start("gateway"));
     let background = CancellationToken::new();
     let synced = admin.health().condition(WATCHES);
     let tasks = TaskTracker::new();

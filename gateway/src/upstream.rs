@@ -70,6 +70,8 @@ pub struct Endpoint {
     http1: Arc<Backend>,
     http2: Arc<Backend>,
     avoid_until: AtomicU64,
+    /// It is not a pod, but holds requests for one.
+    pub is_activator: bool,
 }
 
 impl Upstream {
@@ -107,6 +109,7 @@ impl Upstream {
             http1: self.pool.backend(&target(Protocol::Http1)),
             http2: self.pool.backend(&target(Protocol::Http2)),
             avoid_until: AtomicU64::new(0),
+            is_activator: address.peer.as_ref().is_some_and(|peer| peer.ends_with("/sa/activator")),
             address,
         }
     }

@@ -116,8 +116,14 @@ impl Stage {
             counted.fetch_add(1, Ordering::SeqCst);
             async move {
                 let mut response = Response::new(Body::from(name));
-                for seen in ["host", "knative-serving-revision", "x-request-id", "x-forwarded-for", "x-level"]
-                {
+                for seen in [
+                    "host",
+                    "knative-serving-revision",
+                    "x-request-id",
+                    "x-forwarded-for",
+                    "x-level",
+                    "traceparent",
+                ] {
                     if let (Some(value), Ok(name)) =
                         (request.headers().get(seen), http::HeaderName::try_from(format!("saw-{seen}")))
                     {
@@ -568,4 +574,35 @@ async fn a_gateway_that_is_replaced_under_load_loses_nothing() {
     drop(web_socket);
     closed.await;
     running.0.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clients_trace_goes_on_while_tracing_is_on() {
+    let stage = stage(both_sides()).await;
+    let (pod, _, _) = stage.pod("one").await;
+    stage.set("one", &[pod]);
+    let traces = ebb_component::Traces::start("gateway");
+    stage.live.trace_by(traces.clone());
+    let client = Client::new();
+    let said = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let seen = async |more: &[(&str, &str)]| {
+        let (_, headers, _) = client.get(stage.external, "hello.example.com", more).await;
+        headers.get("saw-traceparent").map(|value| value.to_str().expect("text").to_owned())
+    };
+    assert_eq!(seen(&[]).await, None);
+    assert_eq!(
+        seen(&[("traceparent", said)]).await.as_deref(),
+        Some(said),
+        "off, it is a header like others"
+    );
+    let config = ebb_api::config::Observability {
+        tracing_protocol: "http/protobuf".to_owned(),
+        tracing_endpoint: "127.0.0.1:9".to_owned(),
+        ..Default::default()
+    };
+    traces.configure(&config).expect("good");
+    let made = seen(&[]).await.expect("made");
+    assert!(made.len() == 55 && made.ends_with("-00"), "{made}");
+    let went_on = seen(&[("traceparent", said)]).await.expect("went on");
+    assert!(went_on.starts_with(&said[..36]) && went_on.ends_with("-00") && went_on != said, "{went_on}");
 }

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use super::Snapshot;
 use super::access_log::Answer;
 use super::live::Live;
+use super::meter::Meter;
+use super::spans::Trace;
 use crate::config::Config;
 use crate::table::{Changes, Key, Outcome, Redirect, RequestParts, Rule, Side, Table, route};
 use crate::upstream::Upstream;
@@ -38,6 +40,7 @@ pub struct Handler {
     tunnels: Tunnels,
     endpoint_wait: Duration,
     live: Arc<Live>,
+    meter: Meter,
     answered: Red,
     retried: Counter,
     waited: Counter,
@@ -46,6 +49,15 @@ pub struct Handler {
 /// What is left of a route once the table is let go: the rules that were met, more than one where a backend was another name
 /// of this gateway.
 type Hops = SmallVec<[Hop; 1]>;
+
+/// What a request met on its way.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    /// The Revision that was drawn.
+    pub(super) revision: Option<Arc<Key>>,
+    /// Whether it went through the activator.
+    pub(super) activator: bool,
+}
 
 /// A rule and the split that was drawn.
 struct Hop {
@@ -73,6 +85,7 @@ impl Handler {
             tunnels: Tunnels::default(),
             endpoint_wait: config.endpoint_wait,
             live,
+            meter: Meter::default(),
             answered: Red::new("ebb_gateway", &[("side", side_name(side))]),
             retried: metrics::counter!("ebb_gateway_retries_total"),
             waited: metrics::counter!("ebb_gateway_requests_without_endpoint_total"),
@@ -87,23 +100,32 @@ impl Handler {
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Answer> {
         let started = Instant::now();
         let line = self.live.access_log.begin(&request, &peer);
-        let mut revision = None;
-        let response = self.serve(request, &peer, &mut revision).await;
-        self.answered.record(response.status(), started.elapsed());
-        Answer::of(response, line, revision.as_ref())
+        let mut met = Met::default();
+        let trace = self.live.traces().and_then(|traces| Trace::begin(traces, &request));
+        let mut response = self.serve(request, &peer, &mut met, trace.as_ref()).await;
+        let took = started.elapsed();
+        self.answered.record(response.status(), took);
+        if let Some(revision) = &met.revision {
+            self.meter.record(revision, met.activator, response.status(), took);
+        }
+        if let Some(trace) = trace {
+            trace.end(&mut response, &met);
+        }
+        Answer::of(response, line, met.revision.as_ref())
     }
 
     async fn serve(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
-        revision: &mut Option<Arc<Key>>,
+        met: &mut Met,
+        trace: Option<&Trace>,
     ) -> Response<Body> {
         let hops = match self.hops(&request, peer) {
             Ok(hops) => hops,
             Err(answer) => return *answer,
         };
-        *revision = hops.last().and_then(|hop| hop.rule.splits[hop.split].revision.clone());
+        met.revision = hops.last().and_then(|hop| hop.rule.splits[hop.split].revision.clone());
         let timed = timing::wanted(request.headers()).then(Instant::now);
         let forwarded = match self.side {
             Side::External => Forwarded::Replace,
@@ -115,7 +137,10 @@ impl Handler {
             Err(error) => return error_response(&error),
         };
         self.prepare(&mut outgoing, &hops);
-        let mut response = self.within(&mut outgoing, &hops).await;
+        if let (Some(trace), Some(to)) = (trace, outgoing.headers_mut()) {
+            trace.pass_on(to);
+        }
+        let mut response = self.within(&mut outgoing, &hops, met).await;
         for change in hops.iter().rev().flat_map(Hop::changes) {
             change.response.apply(response.headers_mut());
         }
@@ -218,12 +243,12 @@ impl Handler {
     }
 
     /// Forwards within the times that the rules allow.
-    async fn within(&self, outgoing: &mut Outgoing, hops: &Hops) -> Response<Body> {
+    async fn within(&self, outgoing: &mut Outgoing, hops: &Hops, met: &mut Met) -> Response<Body> {
         let Some((hop, upstream)) = hops.last().and_then(|hop| Some((hop, hop.upstream()?))) else {
             return text(StatusCode::INTERNAL_SERVER_ERROR, "the rule has no backend\n".to_owned());
         };
         let allowed = hops.iter().filter_map(|hop| hop.rule.timeout).min();
-        let forward = self.forward(outgoing, upstream, hop.rule.backend_timeout);
+        let forward = self.forward(outgoing, upstream, hop.rule.backend_timeout, met);
         match allowed {
             None => forward.await,
             Some(allowed) => match tokio::time::timeout(allowed, forward).await {
@@ -240,6 +265,7 @@ impl Handler {
         outgoing: &mut Outgoing,
         upstream: &Arc<Upstream>,
         allowed: Option<Duration>,
+        met: &mut Met,
     ) -> Response<Body> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut started: Option<Instant> = None;
@@ -268,6 +294,7 @@ impl Handler {
                 continue;
             };
             let backend = endpoint.backend(outgoing.needs());
+            met.activator = endpoint.is_activator;
             let sent = match allowed {
                 None => outgoing.send(backend).await,
                 Some(allowed) => match tokio::time::timeout(allowed, outgoing.send(backend)).await {

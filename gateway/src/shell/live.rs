@@ -1,9 +1,10 @@
 //! Settings that change while the gateway runs: from the platform's ConfigMaps.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ebb_api::config::{Data, Network, Observability, ProxyProtocol};
+use ebb_component::Traces;
 use ebb_http::log::Template;
 
 use super::access_log::{AccessLog, JSON};
@@ -18,6 +19,7 @@ pub struct Live {
     proxied: [AtomicBool; 2],
     /// The access log.
     pub access_log: Arc<AccessLog>,
+    traces: OnceLock<Arc<Traces>>,
 }
 
 /// One of the ports for the outside.
@@ -33,6 +35,15 @@ impl Live {
         for (flag, on) in self.proxied.iter().zip([at.http, at.https]) {
             flag.store(on, Ordering::Relaxed);
         }
+    }
+
+    /// Traces go here; only the first call counts. Before it there are none.
+    pub fn trace_by(&self, traces: Arc<Traces>) {
+        let _ = self.traces.set(traces);
+    }
+
+    pub(crate) fn traces(&self) -> Option<&Arc<Traces>> {
+        self.traces.get()
     }
 
     pub(crate) fn is_proxied(&self, door: Door) -> bool {
@@ -63,6 +74,9 @@ impl Live {
         let form = Some(config.gateway_access_log_template.as_str()).filter(|form| !form.is_empty());
         let template = Template::parse(form.unwrap_or(JSON))
             .map_err(|error| format!("logging.gateway-access-log-template: {error}"))?;
+        if let Some(traces) = self.traces() {
+            traces.configure(config)?;
+        }
         self.access_log.set(config.enable_gateway_access_log.then_some(template));
         Ok(())
     }
