@@ -145,13 +145,7 @@ impl Revision {
     /// Forgets all but what may outlive the PodAutoscaler; answers with the calendar's entry.
     pub(super) fn forget_pa(&mut self) -> Option<Duration> {
         let before = std::mem::take(self);
-        *self = Self {
-            pods: before.pods,
-            sks: before.sks,
-            metric: before.metric,
-            replicas: before.replicas,
-            ..Self::default()
-        };
+        *self = Self { pods: before.pods, sks: before.sks, replicas: before.replicas, ..Self::default() };
         before.wake
     }
 

@@ -474,7 +474,9 @@ fn a_deleted_revision_leaves_nothing() {
     world.event(Event::Replicas(world.key.clone(), Some(0)));
     world.event(Event::Sks(world.key.clone(), Some(Sks::default())));
     world.event(Event::Sks(world.key.clone(), None));
+    world.event(Event::Metric(world.key.clone(), Some(Metric::default())));
     world.event(Event::Replicas(world.key.clone(), None));
+    world.event(Event::Metric(world.key.clone(), None));
     assert!(world.engine.revisions.is_empty());
     // Nor does what is said of it later bring it back.
     world.event(Event::Sks(world.key.clone(), None));
