@@ -83,7 +83,7 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
         "calls_per_service_by_verb": by(&calls, n, |call| call.verb.clone()),
         "calls_per_service_by_client": by(&calls, n, |call| call.client.clone()),
         "calls_per_service_by_resource": by(&calls, n, Call::what),
-        "errors_per_service_by_code": by(&calls.only(|call| call.code >= 400), n, |call| format!("{} {} {}", call.code, call.verb, call.what())),
+        "errors_per_service_by_code": by(&calls.only(|call| call.code >= 400 && call.code != 499), n, |call| format!("{} {} {}", call.code, call.verb, call.what())),
         "watch_events_per_service": each(calls.events),
         "stored_kib_per_service": two(calls.stored as f64 / 1024.0 / n as f64),
         "written_kib_per_service": two(calls.written as f64 / 1024.0 / n as f64),

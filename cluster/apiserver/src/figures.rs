@@ -17,6 +17,8 @@ const CLIENTS: usize = 64;
 /// So many series are kept; more resources than that are counted as `other`.
 const SERIES: usize = 8192;
 const OTHER: &str = "other";
+/// The code of a request whose client went away before the answer.
+const GONE: u16 = 499;
 const SUBRESOURCES: [&str; 13] = [
     "",
     "status",
@@ -41,6 +43,22 @@ pub(crate) struct Request {
     /// `group/plural`.
     resource: Arc<str>,
     subresource: &'static str,
+}
+
+/// A request that is under way, and counted when it ends, by whatever: a client that has seen in its watch what it wrote may not wait for the
+/// answer.
+pub(crate) struct Counted<'a> {
+    figures: &'a Figures,
+    request: Option<Request>,
+    pub(crate) code: u16,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            self.figures.answered(request, self.code);
+        }
+    }
 }
 
 /// The counts.
@@ -95,8 +113,13 @@ impl Figures {
         new
     }
 
+    /// Counts a request when the answer's code is known, or nobody waits for it any more.
+    pub(crate) fn count(&self, request: Request) -> Counted<'_> {
+        Counted { figures: self, request: Some(request), code: GONE }
+    }
+
     /// A request was answered, or its watch begun.
-    pub(crate) fn answered(&self, request: Request, code: u16) {
+    fn answered(&self, request: Request, code: u16) {
         let mut requests = self.requests.lock();
         let full = requests.len() >= SERIES;
         let mut key = (request, code);
@@ -177,6 +200,18 @@ mod tests {
         }
         assert_eq!(&*figures.client(Some("kubectl")), "kubectl");
         assert_eq!(&*figures.client(Some("late")), OTHER);
+    }
+
+    #[test]
+    fn a_client_that_does_not_wait_is_counted() {
+        let figures = Figures::default();
+        let resource: Arc<str> = "g/r".into();
+        let request = || figures.request(Some("c"), "patch", false, &resource, "status");
+        figures.count(request()).code = 200;
+        drop(figures.count(request()));
+        let requests = figures.requests.lock();
+        let counted = |code| requests.get(&(request(), code)).copied();
+        assert_eq!((counted(200), counted(GONE)), (Some(1), Some(1)));
     }
 
     #[test]

@@ -156,10 +156,10 @@ pub(crate) async fn dispatch(ctx: Ctx, request: Request<Body>) -> Result<Reply, 
     let server = ctx.server.clone();
     let apply = ctx.content_type.as_deref() == Some("application/apply-patch+yaml");
     let agent = ctx.user_agent.as_deref();
-    let counted = server.figures.request(agent, verb, apply, &ctx.resource.storage, &ctx.sub);
+    let request_of = server.figures.request(agent, verb, apply, &ctx.resource.storage, &ctx.sub);
+    let mut counted = server.figures.count(request_of);
     let answer = handle(ctx, verb, request).await;
-    let code = answer.as_ref().map_or_else(|error| error.code, Reply::status);
-    server.figures.answered(counted, code.as_u16());
+    counted.code = answer.as_ref().map_or_else(|error| error.code, Reply::status).as_u16();
     answer
 }
 
