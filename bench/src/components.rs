@@ -71,16 +71,18 @@ async fn usage(platform: &Platform) -> Result<BTreeMap<String, Usage>> {
             if pod["podRef"]["namespace"] != "ebb-system" {
                 continue;
             }
-            let container = &pod["containers"][0];
-            let time = container["cpu"]["time"].as_str().context("the kubelet gives no time")?;
-            let at: jiff::Timestamp = time.parse()?;
-            let number = |v: &Value| v.as_u64().unwrap_or(0);
+            let containers = pod["containers"].as_array().map_or(&[][..], Vec::as_slice);
+            let time = containers.first().and_then(|c| c["cpu"]["time"].as_str());
+            let at: jiff::Timestamp = time.context("the kubelet gives no time")?.parse()?;
+            let sum = |part: &str, field: &str| -> u64 {
+                containers.iter().filter_map(|container| container[part][field].as_u64()).sum()
+            };
             all.insert(
                 pod["podRef"]["name"].as_str().unwrap_or_default().to_owned(),
                 Usage {
                     at: Duration::from_millis(u64::try_from(at.as_millisecond())?),
-                    memory: number(&container["memory"]["workingSetBytes"]),
-                    cpu_ns: number(&container["cpu"]["usageCoreNanoSeconds"]),
+                    memory: sum("memory", "workingSetBytes"),
+                    cpu_ns: sum("cpu", "usageCoreNanoSeconds"),
                 },
             );
         }

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod env;
 pub mod health;
+pub mod keeper;
 pub mod leader;
 pub mod metrics;
 pub mod process;
@@ -16,6 +17,7 @@ pub mod watch;
 pub use admin::{Admin, Ports};
 pub use env::{BadVariable, Env};
 pub use health::Health;
+pub use keeper::ListenerKeeper;
 pub use process::{Failure, Process, Started};
 pub use told::{said, told};
 pub use traces::Traces;

@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::told::told;
 
 /// Bad configuration, as in sysexits.h.
-const EX_USAGE: u8 = 64;
+pub(crate) const EX_USAGE: u8 = 64;
 /// As a shell tells of a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
@@ -201,7 +201,7 @@ impl Process {
 }
 
 /// Log lines go to standard error: EBB_LOG is a filter (default info), EBB_LOG_FORMAT is text or json.
-fn logging(env: &Env<'_>) -> Result<(), String> {
+pub(crate) fn logging(env: &Env<'_>) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_new(env.text("EBB_LOG", "info"))
         .map_err(|why| format!("EBB_LOG is not a filter such as info or info,ebb_gateway=debug: {why}"))?;
     let lines = tracing_subscriber::fmt()

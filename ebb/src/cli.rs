@@ -51,6 +51,9 @@ enum Command {
     /// Run the gateway, on a cluster.
     #[command(hide = true)]
     Gateway,
+    /// Keep the gateway's listening sockets while it is started again, on a cluster.
+    #[command(hide = true)]
+    ListenerKeeper,
 }
 
 /// Where a platform keeps its state.
@@ -251,6 +254,7 @@ impl Cli {
             Command::Autoscaler => Some(ebb_autoscaler::main),
             Command::Activator => Some(ebb_activator::main),
             Command::Gateway => Some(ebb_gateway::main),
+            Command::ListenerKeeper => Some(ebb_component::keeper::main),
             _ => None,
         }
     }
@@ -285,9 +289,11 @@ pub(crate) async fn run(cli: Cli, door: Option<Door>) -> anyhow::Result<ExitCode
         Command::Install(args) => install::run(args).await.map_err(install::mend),
         Command::Uninstall(args) => install::uninstall(args).await.map_err(install::mend),
         // `main` runs these without a runtime of its own.
-        Command::Controller | Command::Autoscaler | Command::Activator | Command::Gateway => {
-            anyhow::bail!("a component was not started as one")
-        }
+        Command::Controller
+        | Command::Autoscaler
+        | Command::Activator
+        | Command::Gateway
+        | Command::ListenerKeeper => anyhow::bail!("a component was not started as one"),
     }
 }
 

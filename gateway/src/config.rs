@@ -1,6 +1,7 @@
 //! What the gateway is told at its start.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ebb_api::meta::networking::EBB_INGRESS_CLASS;
@@ -28,6 +29,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// How long a request waits for an endpoint where there is none (EBB_ENDPOINT_WAIT_MS).
     pub endpoint_wait: Duration,
+    /// The Unix socket of whoever keeps the listening sockets when this process dies (EBB_LISTENER_KEEPER).
+    pub keeper: Option<PathBuf>,
 }
 
 /// Sockets that are bound already; where a list is empty, the gateway binds by its [`Config`].
@@ -53,6 +56,7 @@ impl Default for Config {
             class: EBB_INGRESS_CLASS.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             endpoint_wait: Duration::from_secs(10),
+            keeper: None,
         }
     }
 }
@@ -78,6 +82,7 @@ impl Config {
                 "a number of milliseconds",
                 10_000,
             )?),
+            keeper: env.get(ebb_component::keeper::VARIABLE).map(PathBuf::from),
         })
     }
 

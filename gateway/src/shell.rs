@@ -1,11 +1,12 @@
 //! The IO of the gateway.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use ebb_component::{Admin, Health, ListenError, Traces, listen};
+use ebb_component::{Admin, Health, ListenError, ListenerKeeper, Traces, listen};
 use ebb_http::{PlainAcceptor, Pool, PoolConfig, ServerConfig};
 use ebb_mesh::Identity;
 use tokio::net::TcpListener;
@@ -81,9 +82,13 @@ pub(crate) async fn serve(
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let http = bound(listeners.http, SocketAddr::new(config.bind, config.http_port)).await?;
-    let tls = bound(listeners.tls, SocketAddr::new(config.bind, config.tls_port)).await?;
-    let local = bound(listeners.local, SocketAddr::new(config.bind, config.local_port)).await?;
+    let mut keeper = match config.keeper.clone() {
+        Some(path) => Some(ListenerKeeper::find(path).await),
+        None => None,
+    };
+    let http = bound(listeners.http, SocketAddr::new(config.bind, config.http_port), &mut keeper).await?;
+    let tls = bound(listeners.tls, SocketAddr::new(config.bind, config.tls_port), &mut keeper).await?;
+    let local = bound(listeners.local, SocketAddr::new(config.bind, config.local_port), &mut keeper).await?;
 
     let pool = Pool::new(identity.clone(), PoolConfig::default());
     let seen = programmer::Seen::default();
@@ -91,6 +96,12 @@ pub(crate) async fn serve(
     let background = CancellationToken::new();
     let synced = admin.health().condition(WATCHES);
     let tasks = TaskTracker::new();
+    if let Some(keeper) = keeper {
+        let listeners = [&http, &tls, &local].into_iter().flatten();
+        let copies: std::io::Result<_> = listeners.map(|l| l.as_fd().try_clone_to_owned()).collect();
+        let (copies, shutdown) = (copies.map_err(Error::Handed)?, shutdown.clone());
+        tasks.spawn(async move { shutdown.run_until_cancelled(keeper.hold(copies)).await });
+    }
 
     let own: Vec<SocketAddr> =
         local.iter().filter_map(|listener| listener.local_addr().ok()).map(reachable).collect();
@@ -143,7 +154,12 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn bound(handed: Vec<std::net::TcpListener>, address: SocketAddr) -> Result<Vec<TcpListener>, Error> {
+async fn bound(
+    mut handed: Vec<std::net::TcpListener>,
+    address: SocketAddr,
+    keeper: &mut Option<ListenerKeeper>,
+) -> Result<Vec<TcpListener>, Error> {
+    handed.extend(keeper.as_mut().and_then(|keeper| keeper.take(address)));
     if handed.is_empty() {
         return Ok(vec![listen(address).await?]);
     }

@@ -49,10 +49,14 @@ launch() { # name
   echo $! >"$dir/$1.pid"
 }
 
-# Whether a process does anything yet: one that has ended may stay a while as a zombie until somebody collects it.
+# Whether a process does anything yet: one that has ended may stay a while as a zombie until somebody collects it. Its first thread may be one
+# while others end, and until they have, its ports are taken.
 runs() { # pid
-  local state
-  state=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) && [[ $state != [ZX]* ]]
+  local stat state
+  for stat in /proc/"$1"/task/*/stat; do
+    state=$(sed 's/.*) //' "$stat" 2>/dev/null) && [[ $state != [ZX]* ]] && return
+  done
+  return 1
 }
 
 alive() { # name

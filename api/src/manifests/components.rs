@@ -17,6 +17,8 @@ struct Component {
     grace: u32,
     /// Whether it gets its identity from the authority, which for the controller is itself.
     enrols: bool,
+    /// Whether its listening sockets are kept when it dies: clients from outside come through packet rules, which hear of a death late.
+    kept: bool,
 }
 
 /// Memory from measurement (`bench components`, Kubernetes 1.35, 2 cores), in MiB idle and with 200 Services at zero: activator 5.1, 5.4;
@@ -32,6 +34,7 @@ const TABLE: [Component; 4] = [
         // The longest request that config-defaults allows, and the drain.
         grace: 630,
         enrols: true,
+        kept: false,
     },
     Component {
         name: "autoscaler",
@@ -40,6 +43,7 @@ const TABLE: [Component; 4] = [
         memory: (32, 1024),
         grace: 30,
         enrols: true,
+        kept: false,
     },
     Component {
         name: "controller",
@@ -48,6 +52,7 @@ const TABLE: [Component; 4] = [
         memory: (64, 2048),
         grace: 30,
         enrols: false,
+        kept: false,
     },
     Component {
         name: "gateway",
@@ -56,6 +61,7 @@ const TABLE: [Component; 4] = [
         memory: (32, 1024),
         grace: 630,
         enrols: true,
+        kept: true,
     },
 ];
 
@@ -83,6 +89,8 @@ fn deployment(component: &Component, options: &Options, images: &Images, replica
             "template": {
                 "metadata": {"labels": labels, "annotations": {
                     "prometheus.io/scrape": "true", "prometheus.io/port": "9090",
+                    // Whose logs `kubectl logs` shows.
+                    "kubectl.kubernetes.io/default-container": name,
                 }},
                 "spec": pod(component, options, images),
             },
@@ -108,13 +116,22 @@ fn pod(component: &Component, options: &Options, images: &Images) -> Value {
         },
         "enableServiceLinks": false,
         "topologySpreadConstraints": spread,
-        "containers": [container(component, options, images)],
     });
+    let mut containers = vec![container(component, options, images)];
+    let mut volumes = Vec::new();
     if component.enrols {
-        pod["volumes"] = json!([{"name": "mesh", "projected": {"sources": [
+        volumes.push(json!({"name": "mesh", "projected": {"sources": [
             {"serviceAccountToken": {"audience": MESH_AUDIENCE, "expirationSeconds": 3600, "path": "token"}},
             {"configMap": {"name": MESH_ROOT, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        ]}}]);
+        ]}}));
+    }
+    if component.kept {
+        containers.push(keeper(images));
+        volumes.push(json!({"name": KEEPER, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}));
+    }
+    pod["containers"] = containers.into();
+    if !volumes.is_empty() {
+        pod["volumes"] = volumes.into();
     }
     pod
 }
@@ -147,18 +164,56 @@ fn container(component: &Component, options: &Options, images: &Images) -> Value
             // No limit of CPU: throttled in the middle of a request, a proxy would make all of them slow.
             "limits": {"memory": format!("{}Mi", component.memory.1)},
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
-            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": confined(),
         // So that the status says why a component ended.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    let mut mounts = Vec::new();
     if component.enrols {
-        container["volumeMounts"] =
-            json!([{"name": "mesh", "mountPath": "/var/run/secrets/ebb", "readOnly": true}]);
+        mounts.push(json!({"name": "mesh", "mountPath": "/var/run/secrets/ebb", "readOnly": true}));
+    }
+    if component.kept {
+        mounts.push(keeper_mount());
+        container["env"].as_array_mut().into_iter().for_each(|env| env.push(keeper_path()));
+    }
+    if !mounts.is_empty() {
+        container["volumeMounts"] = mounts.into();
     }
     container
+}
+
+/// The container that keeps a component's listening sockets while the component is started again, and the volume they meet in.
+const KEEPER: &str = "listener-keeper";
+const KEEPER_FOLDER: &str = "/run/ebb";
+
+fn keeper(images: &Images) -> Value {
+    json!({
+        "name": KEEPER,
+        "image": images.ebb(),
+        "args": [KEEPER],
+        "env": [keeper_path()],
+        "volumeMounts": [keeper_mount()],
+        // It sleeps.
+        "resources": {"requests": {"cpu": "1m", "memory": "4Mi"}, "limits": {"memory": "64Mi"}},
+        "securityContext": confined(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+fn keeper_path() -> Value {
+    json!({"name": "EBB_LISTENER_KEEPER", "value": format!("{KEEPER_FOLDER}/keeper")})
+}
+
+fn keeper_mount() -> Value {
+    json!({"name": KEEPER, "mountPath": KEEPER_FOLDER})
+}
+
+/// What restricted pod security asks for, and more.
+fn confined() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
+        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 /// One pod of a component at a time may be taken away on purpose.

@@ -37,8 +37,11 @@ fn component(object: &mut Value) {
     let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
     let spec = &mut object["spec"];
     spec["replicas"] = marker(&format!("{{{{ .Values.{name}.replicas }}}}"));
-    let container = &mut spec["template"]["spec"]["containers"][0];
-    container["image"] = marker("{{ include \"ebb.image\" (list . \"ebb\") }}");
+    let containers = spec["template"]["spec"]["containers"].as_array_mut().expect("containers");
+    for container in containers.iter_mut() {
+        container["image"] = marker("{{ include \"ebb.image\" (list . \"ebb\") }}");
+    }
+    let container = &mut containers[0];
     container["resources"] = marker(&format!("{{{{- toYaml .Values.{name}.resources | nindent 10 }}}}"));
     let log = container["env"].as_array_mut().expect("variables").iter_mut().find(|v| v["name"] == "EBB_LOG");
     log.expect("EBB_LOG")["value"] = marker(&format!("{{{{ .Values.{name}.log | quote }}}}"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -114,22 +114,28 @@ const PACE: Duration = Duration::from_millis(15);
 pub struct Load {
     stop: tokio::sync::watch::Sender<bool>,
     lanes: JoinSet<Tally>,
+    slowest: Arc<Mutex<Duration>>,
 }
 
 impl Load {
     /// Begins, with so many lanes.
     pub fn start(address: SocketAddr, host: &str, lanes: usize, key: fn(&Answer) -> String) -> Self {
         let (stop, stopped) = tokio::sync::watch::channel(false);
+        let slowest = Arc::new(Mutex::new(Duration::ZERO));
         let mut set = JoinSet::new();
         for _ in 0..lanes {
-            let (host, stopped) = (host.to_string(), stopped.clone());
+            let (host, stopped, slowest) = (host.to_string(), stopped.clone(), slowest.clone());
             set.spawn_on(
                 async move {
                     let mut tally = Tally::new();
                     while !*stopped.borrow() {
                         let next = tokio::time::Instant::now() + PACE;
                         let key = match get_async(address, &host, "/", &[]).await {
-                            Ok(answer) => key(&answer),
+                            Ok(answer) => {
+                                let mut slowest = slowest.lock().unwrap_or_else(PoisonError::into_inner);
+                                *slowest = answer.took.max(*slowest);
+                                key(&answer)
+                            }
                             Err(e) => {
                                 // Nobody there: a client waits a moment before it tries again.
                                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -144,7 +150,12 @@ impl Load {
                 runtime().handle(),
             );
         }
-        Self { stop, lanes: set }
+        Self { stop, lanes: set, slowest }
+    }
+
+    /// How long the slowest answer took until now.
+    pub fn slowest(&self) -> Duration {
+        *self.slowest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets what is under way end, and counts.
