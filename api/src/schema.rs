@@ -100,11 +100,13 @@ pub const REFUSED_CONTAINER_FIELDS: &[&str] = &[
 ];
 
 /// Sources of a volume that are always allowed.
-pub const VOLUME_SOURCES: &[&str] = &["configMap", "emptyDir", "projected", "secret"];
+pub const VOLUME_SOURCES: &[&str] = &["configMap", "projected", "secret"];
 
 /// Sources of a volume behind a feature flag.
 pub const FLAGGED_VOLUME_SOURCES: &[(&str, &str)] = &[
     ("csi", "kubernetes.podspec-volumes-csi"),
+    ("emptyDir", "kubernetes.podspec-volumes-emptydir"),
+    ("ephemeral", "kubernetes.podspec-volumes-ephemeral"),
     ("hostPath", "kubernetes.podspec-volumes-hostpath"),
     ("image", "kubernetes.podspec-volumes-image"),
     ("persistentVolumeClaim", "kubernetes.podspec-persistent-volume-claim"),
@@ -232,9 +234,12 @@ fn restrict_pod(pod: &mut Value) {
     let Some(volume) = fields.get_mut("volumes").and_then(|v| v.get_mut("items")).and_then(properties) else {
         return;
     };
-    volume.retain(|name, _| name == "name" || VOLUME_SOURCES.contains(&name.as_str()));
+    // The flag of emptyDir is on by default, so it is told in full.
+    let kept = |name: &str| matches!(name, "name" | "emptyDir") || VOLUME_SOURCES.contains(&name);
+    volume.retain(|name, _| kept(name));
     for (name, flag) in FLAGGED_VOLUME_SOURCES {
-        volume.insert((*name).into(), open(Some("object"), format!("Needs the feature flag {flag}.")));
+        let open = || open(Some("object"), format!("Needs the feature flag {flag}."));
+        volume.entry(*name).or_insert_with(open);
     }
 }
 

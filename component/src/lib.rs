@@ -7,6 +7,7 @@ pub mod admin;
 pub mod env;
 pub mod health;
 pub mod leader;
+pub mod logging;
 pub mod metrics;
 pub mod process;
 mod told;
