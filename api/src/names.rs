@@ -103,7 +103,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     match prefix {
         Some("") => problems.push("prefix part must be non-empty".to_owned()),
         Some(prefix) => {
-            problems.extend(dns1123_subdomain(prefix).into_iter().map(|p| format!("prefix part {p}")))
+            problems.extend(dns1123_subdomain(prefix).into_iter().map(|p| format!("prefix part {p}")));
         }
         None => {}
     }

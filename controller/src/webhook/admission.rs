@@ -290,7 +290,7 @@ mod tests {
         };
         assert_eq!(map("{{.Request.Method}} {{.TraceID}}"), Verdict::allowed());
         let Verdict::Denied(message) = map("{{.Request.Nonsense}}") else { panic!("it is refused") };
-        assert!(message.contains("data[logging.request-log-template]"), "{message}");
+        assert!(message.contains("data.[logging.request-log-template]"), "{message}");
     }
 
     #[test]
