@@ -7,9 +7,11 @@ mod autoscaler;
 mod defaults;
 mod deployment;
 mod domain;
+pub mod example;
 mod features;
 mod gc;
 mod leader_election;
+mod logging;
 mod network;
 mod observability;
 mod reader;
@@ -23,6 +25,7 @@ pub use domain::{CLUSTER_DOMAIN, Domain};
 pub use features::{Features, Flag};
 pub use gc::Gc;
 pub use leader_election::LeaderElection;
+pub use logging::{LOGGED, Logging};
 pub use network::{HttpProtocol, Network, ProxyProtocol};
 pub use observability::Observability;
 
@@ -56,6 +59,8 @@ pub struct Configs {
     pub gc: Gc,
     /// `config-leader-election`.
     pub leader_election: LeaderElection,
+    /// `config-logging`.
+    pub logging: Logging,
     /// `config-network`.
     pub network: Network,
     /// `config-observability`.
@@ -71,6 +76,7 @@ pub const NAMES: &[&str] = &[
     "config-features",
     "config-gc",
     "config-leader-election",
+    "config-logging",
     "config-network",
     "config-observability",
 ];
@@ -89,6 +95,7 @@ impl Configs {
             "config-features" => self.features = Features::parse(data)?,
             "config-gc" => self.gc = Gc::parse(data)?,
             "config-leader-election" => self.leader_election = LeaderElection::parse(data)?,
+            "config-logging" => self.logging = Logging::parse(data)?,
             "config-network" => self.network = Network::parse(data)?,
             "config-observability" => self.observability = Observability::parse(data)?,
             _ => {}

@@ -9,9 +9,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeSet;
 
+use crate::autoscaling::PodAutoscaler;
 use crate::config::{Configs, Flag};
+use crate::meta::autoscaling;
 use crate::meta::serving::{CREATOR, LAST_MODIFIER};
 use crate::names;
+use crate::networking::Ingress;
 use crate::serving::{
     Configuration, DomainMapping, Revision, RevisionSpec, RevisionTemplateSpec, Route, Service, TrafficTarget,
 };
@@ -67,6 +70,32 @@ pub fn domain_mapping(object: &mut DomainMapping, old: Option<&DomainMapping>, u
         object.spec.reference.namespace.clone_from(&object.metadata.namespace);
     }
     user_info(&mut object.metadata, old.map(|o| o.spec != object.spec), user);
+}
+
+/// Fills in an Ingress: a single split takes all.
+pub fn ingress(object: &mut Ingress) {
+    let paths = object.spec.rules.iter_mut().flat_map(|r| r.http.iter_mut()).flat_map(|h| h.paths.iter_mut());
+    for path in paths {
+        if let [only] = path.splits.as_mut_slice()
+            && only.percent == 0
+        {
+            only.percent = 100;
+        }
+    }
+}
+
+/// Fills in a PodAutoscaler: its class, and the metric of that class.
+pub fn pod_autoscaler(object: &mut PodAutoscaler, configs: &Configs) {
+    let annotations = object.metadata.annotations.get_or_insert_with(Default::default);
+    let class = annotations
+        .entry(autoscaling::CLASS.key().to_owned())
+        .or_insert_with(|| configs.autoscaler.pod_autoscaler_class.clone());
+    let metric = match class.as_str() {
+        autoscaling::KPA => "concurrency",
+        autoscaling::HPA => "cpu",
+        _ => "",
+    };
+    annotations.entry(autoscaling::METRIC.key().to_owned()).or_insert_with(|| metric.to_owned());
 }
 
 /// Notes who made an object, and who changed its spec last (`changed` is none on create).
@@ -167,7 +196,8 @@ fn revision_spec(spec: &mut RevisionSpec, configs: &Configs, name: &str, namespa
         let pod = spec.pod.security_context.clone().unwrap_or_default();
         let all = spec.pod.containers.iter_mut().chain(spec.pod.init_containers.iter_mut().flatten());
         for container in all {
-            secure(container, pod.run_as_non_root, pod.seccomp_profile.is_some(), flag == Flag::Enabled);
+            let sealed = pod.seccomp_profile.as_ref().is_some_and(|profile| !profile.type_.is_empty());
+            secure(container, pod.run_as_non_root, sealed, flag == Flag::Enabled);
         }
     }
 }
@@ -239,9 +269,11 @@ fn secure(container: &mut Container, pod_non_root: Option<bool>, pod_seccomp: bo
     let low_port = container.ports.iter().flatten().any(|p| p.container_port < 1024);
     let context = container.security_context.get_or_insert_with(SecurityContext::default);
     context.allow_privilege_escalation.get_or_insert(false);
-    if !pod_seccomp && context.seccomp_profile.is_none() {
-        context.seccomp_profile =
-            Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() });
+    if !pod_seccomp {
+        let profile = context.seccomp_profile.get_or_insert_with(SeccompProfile::default);
+        if profile.type_.is_empty() {
+            profile.type_ = "RuntimeDefault".into();
+        }
     }
     context.capabilities.get_or_insert_with(|| Capabilities {
         drop: Some(vec!["ALL".into()]),

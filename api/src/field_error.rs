@@ -3,7 +3,7 @@
 //! A rule names the path from where it stands; whoever called it puts its own part in front with [`FieldErrors::via_field`]
 //! and the like. Errors of one message are printed together: `missing field(s): spec.a, spec.b`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// The path of the object on which a rule stands.
@@ -118,7 +118,7 @@ impl FieldErrors {
         for path in self.0.iter_mut().flat_map(|e| e.paths.iter_mut()) {
             *path = match path.as_str() {
                 "" => field.to_owned(),
-                rest if rest.starts_with('[') => format!("{field}{rest}"),
+                rest if rest.starts_with(['[', '.']) => format!("{field}{rest}"),
                 rest => format!("{field}.{rest}"),
             };
         }
@@ -135,12 +135,14 @@ impl FieldErrors {
         self
     }
 
-    /// Puts a map's key in front of all paths.
+    /// Puts a map's key in front of all paths. A key with dots stands apart from the field before it, as Knative writes it:
+    /// `annotations.[a.b/c]`.
     #[must_use]
     pub fn via_key(mut self, key: &str) -> Self {
+        let apart = if key.contains('.') { "." } else { "" };
         for path in self.0.iter_mut().flat_map(|e| e.paths.iter_mut()) {
             let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
-            *path = format!("[{key}]{dot}{path}");
+            *path = format!("{apart}[{key}]{dot}{path}");
         }
         self
     }
@@ -169,32 +171,31 @@ impl FieldErrors {
         Self(self.0.iter().filter(|e| !e.warning).cloned().collect())
     }
 
-    /// The warnings, printed.
+    /// The warnings, each on one line: an HTTP header carries them.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let warnings = Self(self.0.iter().filter(|e| e.warning).cloned().collect());
-        warnings.to_string().lines().map(str::to_owned).collect()
+        warnings.printed().into_iter().map(|w| w.replace('\n', ": ")).collect()
+    }
+
+    /// One text for each message and its details, with all the paths where it holds.
+    fn printed(&self) -> Vec<String> {
+        let mut merged: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+        for error in &self.0 {
+            let paths = merged.entry((&error.message, &error.details)).or_default();
+            paths.extend(error.paths.iter().map(|path| path.strip_prefix('.').unwrap_or(path)));
+        }
+        let print = |((message, details), paths): ((&str, &str), BTreeSet<&str>)| {
+            let paths = paths.into_iter().collect::<Vec<_>>().join(", ");
+            let end = if details.is_empty() { String::new() } else { format!("\n{details}") };
+            format!("{message}: {paths}{end}")
+        };
+        merged.into_iter().map(print).collect()
     }
 }
 
 impl fmt::Display for FieldErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut merged: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-        for error in &self.0 {
-            let paths = merged.entry((&error.message, &error.details)).or_default();
-            paths.extend(error.paths.iter().map(String::as_str));
-        }
-        for (at, ((message, details), mut paths)) in merged.into_iter().enumerate() {
-            paths.sort_unstable();
-            paths.dedup();
-            if at > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{message}: {}", paths.join(", "))?;
-            if !details.is_empty() {
-                write!(f, "\n{details}")?;
-            }
-        }
-        Ok(())
+        f.write_str(&self.printed().join("\n"))
     }
 }

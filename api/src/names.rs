@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 const DNS_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const DNS_1123: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 
+const DNS_1123_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const QUALIFIED_NAME: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
 fn label_chars(text: &str) -> bool {
     let alnum = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     !text.is_empty()
@@ -26,6 +29,15 @@ pub fn dns1035_label(text: &str) -> Vec<String> {
     problems
 }
 
+/// What is wrong with the beginning of a DNS-1035 label, to which Kubernetes adds some characters.
+#[must_use]
+pub fn dns1035_prefix(text: &str) -> Vec<String> {
+    match text.strip_suffix('-').filter(|rest| !rest.is_empty()) {
+        Some(rest) => dns1035_label(&format!("{}a", &rest[..rest.floor_char_boundary(rest.len() - 1)])),
+        None => dns1035_label(text),
+    }
+}
+
 /// Whether this is a DNS-1123 label.
 #[must_use]
 pub fn is_dns1123_label(text: &str) -> bool {
@@ -45,14 +57,66 @@ pub fn dns1123_subdomain(text: &str) -> Vec<String> {
     problems
 }
 
-/// Whether this can be an object's name as a qualified name without prefix.
+/// What is wrong with a DNS-1123 label.
 #[must_use]
-pub fn is_qualified_name(text: &str) -> bool {
+pub fn dns1123_label(text: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    if text.len() > 63 {
+        problems.push("must be no more than 63 characters".to_owned());
+    }
+    if !label_chars(text) {
+        problems.push(DNS_1123_LABEL.to_owned());
+    }
+    problems
+}
+
+/// What is wrong with a domain name of at least two labels; a dot at its end is allowed.
+#[must_use]
+pub fn domain_name(text: &str) -> Option<String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let problems = dns1123_subdomain(name);
+    let invalid = |value: &str, why: &str| Some(format!("name: Invalid value: {value:?}: {why}"));
+    if text.is_empty() {
+        return Some("name: Required value".to_owned());
+    }
+    if !problems.is_empty() {
+        return invalid(name, &problems.join(","));
+    }
+    if !name.contains('.') {
+        return invalid(name, "should be a domain with at least two segments separated by dots");
+    }
+    let long = name.split('.').find(|label| !is_dns1123_label(label))?;
+    invalid(long, &dns1123_label(long).join(","))
+}
+
+/// What is wrong with a qualified name: a name with dots and dashes, and perhaps a domain and a slash in front of it.
+#[must_use]
+pub fn qualified_name(text: &str) -> Vec<String> {
     let alnum = |c: char| c.is_ascii_alphanumeric();
-    text.len() <= 63
-        && text.chars().all(|c| alnum(c) || matches!(c, '-' | '_' | '.'))
-        && text.starts_with(alnum)
-        && text.ends_with(alnum)
+    let mut problems = Vec::new();
+    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    if name.contains('/') {
+        return vec![format!(
+            "a qualified name {QUALIFIED_NAME} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+        )];
+    }
+    match prefix {
+        Some("") => problems.push("prefix part must be non-empty".to_owned()),
+        Some(prefix) => {
+            problems.extend(dns1123_subdomain(prefix).into_iter().map(|p| format!("prefix part {p}")));
+        }
+        None => {}
+    }
+    if name.is_empty() {
+        problems.push("name part must be non-empty".to_owned());
+    } else if name.len() > 63 {
+        problems.push("name part must be no more than 63 characters".to_owned());
+    }
+    let good = name.chars().all(|c| alnum(c) || matches!(c, '-' | '_' | '.'));
+    if !good || !name.starts_with(alnum) || !name.ends_with(alnum) {
+        problems.push(format!("name part {QUALIFIED_NAME}"));
+    }
+    problems
 }
 
 /// The name of the `at`th EndpointSlice of a public Service.

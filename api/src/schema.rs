@@ -100,11 +100,13 @@ pub const REFUSED_CONTAINER_FIELDS: &[&str] = &[
 ];
 
 /// Sources of a volume that are always allowed.
-pub const VOLUME_SOURCES: &[&str] = &["configMap", "emptyDir", "projected", "secret"];
+pub const VOLUME_SOURCES: &[&str] = &["configMap", "projected", "secret"];
 
 /// Sources of a volume behind a feature flag.
 pub const FLAGGED_VOLUME_SOURCES: &[(&str, &str)] = &[
     ("csi", "kubernetes.podspec-volumes-csi"),
+    ("emptyDir", "kubernetes.podspec-volumes-emptydir"),
+    ("ephemeral", "kubernetes.podspec-volumes-ephemeral"),
     ("hostPath", "kubernetes.podspec-volumes-hostpath"),
     ("image", "kubernetes.podspec-volumes-image"),
     ("persistentVolumeClaim", "kubernetes.podspec-persistent-volume-claim"),
@@ -128,12 +130,25 @@ pub fn revision_spec(_: &mut SchemaGenerator) -> Schema {
     let mut pod = settings.into_generator().into_root_schema_for::<PodSpec>().to_value();
     restrict_pod(&mut pod);
     tidy(&mut pod);
+    pod["description"] = json!("What runs, as in a pod's spec, and the limits of its requests.");
     if let Some(properties) = properties(&mut pod) {
         let limits = [
-            ("containerConcurrency", "Requests that one pod may have in flight at once; 0 for no limit."),
-            ("timeoutSeconds", "Seconds that a request may take altogether."),
-            ("responseStartTimeoutSeconds", "Seconds until the first byte of a response."),
-            ("idleTimeoutSeconds", "Seconds without a byte from the app after which a request is ended."),
+            (
+                "containerConcurrency",
+                "Requests that one pod may have in flight at once; 0 for no limit. Unless set, as container-concurrency of config-defaults says (0).",
+            ),
+            (
+                "timeoutSeconds",
+                "Seconds that a request may take altogether. Unless set, as revision-timeout-seconds of config-defaults says (300).",
+            ),
+            (
+                "responseStartTimeoutSeconds",
+                "Seconds until the first byte of a response. Unless set, as revision-response-start-timeout-seconds of config-defaults says (300).",
+            ),
+            (
+                "idleTimeoutSeconds",
+                "Seconds without a byte from the app after which a request is ended. Unless set, as revision-idle-timeout-seconds of config-defaults says (none).",
+            ),
         ];
         for (name, text) in limits {
             properties.insert(
@@ -154,10 +169,10 @@ pub fn template_metadata(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-preserve-unknown-fields": true,
         "properties": {
             "name": {"type": "string", "description": "The revision's name; must begin with the Configuration's name and a dash."},
-            "namespace": {"type": "string"},
+            "namespace": {"type": "string", "description": "Not used here: a revision is in the namespace of its Configuration."},
             "labels": map("Labels of the revision and its pods."),
             "annotations": map("Annotations of the revision, such as autoscaling.knative.dev/min-scale."),
-            "finalizers": {"type": "array", "items": {"type": "string"}, "nullable": true}
+            "finalizers": {"type": "array", "items": {"type": "string"}, "nullable": true, "description": "Not used here."}
         }
     }))
 }
@@ -168,13 +183,13 @@ pub fn object_reference(_: &mut SchemaGenerator) -> Schema {
         "type": "object",
         "description": "The object referred to.",
         "properties": {
-            "apiVersion": {"type": "string"},
-            "fieldPath": {"type": "string"},
-            "kind": {"type": "string"},
-            "name": {"type": "string"},
-            "namespace": {"type": "string"},
-            "resourceVersion": {"type": "string"},
-            "uid": {"type": "string"}
+            "apiVersion": {"type": "string", "description": "Its group and version."},
+            "fieldPath": {"type": "string", "description": "Not used here."},
+            "kind": {"type": "string", "description": "Its kind."},
+            "name": {"type": "string", "description": "Its name."},
+            "namespace": {"type": "string", "description": "Not used here: it is in the same namespace."},
+            "resourceVersion": {"type": "string", "description": "Not used here."},
+            "uid": {"type": "string", "description": "Not used here."}
         }
     }))
 }
@@ -232,9 +247,12 @@ fn restrict_pod(pod: &mut Value) {
     let Some(volume) = fields.get_mut("volumes").and_then(|v| v.get_mut("items")).and_then(properties) else {
         return;
     };
-    volume.retain(|name, _| name == "name" || VOLUME_SOURCES.contains(&name.as_str()));
+    // The flag of emptyDir is on by default, so it is told in full.
+    let kept = |name: &str| matches!(name, "name" | "emptyDir") || VOLUME_SOURCES.contains(&name);
+    volume.retain(|name, _| kept(name));
     for (name, flag) in FLAGGED_VOLUME_SOURCES {
-        volume.insert((*name).into(), open(Some("object"), format!("Needs the feature flag {flag}.")));
+        let open = || open(Some("object"), format!("Needs the feature flag {flag}."));
+        volume.entry(*name).or_insert_with(open);
     }
 }
 

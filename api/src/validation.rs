@@ -2,22 +2,29 @@
 
 mod annotations;
 mod containers;
+mod domain_mapping;
+mod image;
+mod internal;
+mod mounts;
 mod pod;
 mod probes;
+mod security;
 mod traffic;
 mod volumes;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
-use crate::config::Configs;
+use crate::config::{Configs, example};
 use crate::field_error::{CURRENT, FieldErrors};
 use crate::meta::{autoscaling, serving};
 use crate::names;
-use crate::serving::{
-    Configuration, DomainMapping, Revision, RevisionSpec, RevisionTemplateSpec, Route, Service,
-};
+use crate::serving::{Configuration, Revision, RevisionSpec, RevisionTemplateSpec, Route, Service};
+
+pub use domain_mapping::check as domain_mapping;
+pub use internal::{certificate, image, ingress, metric, pod_autoscaler, serverless_service};
 
 /// Checks a Service; `old` is what is stored.
 #[must_use]
@@ -87,63 +94,25 @@ pub fn route(object: &Route, old: Option<&Route>) -> FieldErrors {
     errors
 }
 
-/// Checks a DomainMapping; its name is a host.
+/// Checks a ConfigMap of the platform by its name, and that its documentation was not taken for its settings.
 #[must_use]
-pub fn domain_mapping(object: &DomainMapping, old: Option<&DomainMapping>) -> FieldErrors {
-    let mut errors = FieldErrors::none();
-    let name = object.metadata.name.as_deref().unwrap_or_default();
-    if object.metadata.generate_name.as_ref().is_some_and(|n| !n.is_empty()) {
-        errors.add(FieldErrors::disallowed("generateName").via_field("metadata"));
-    }
-    let mut problems = names::dns1123_subdomain(name);
-    if !name.contains('.') {
-        problems.push("should be a domain with at least two segments separated by dots".into());
-    }
-    if !problems.is_empty() {
-        let message =
-            format!("invalid name {name:?}: name: Invalid value: {name:?}: {}", problems.join(", "));
-        errors.add(FieldErrors::new(message, &["name"]).via_field("metadata"));
-    }
-    let cluster = crate::config::Domain::default();
-    if cluster.domains.keys().any(|d| name.ends_with(&format!(".{d}"))) || name.ends_with(".cluster.local") {
-        let message = format!(
-            "invalid name {name:?}: must not be a subdomain of cluster local domain \"cluster.local\""
-        );
-        errors.add(FieldErrors::new(message, &["name"]).via_field("metadata"));
-    }
-    let reference = &object.spec.reference;
-    let mut missing = FieldErrors::none();
-    if reference.name.is_empty() {
-        missing.add(FieldErrors::missing("name"));
-    }
-    if reference.kind.is_empty() {
-        missing.add(FieldErrors::missing("kind"));
-    }
-    let given = |s: &Option<String>| s.as_ref().is_some_and(|s| !s.is_empty());
-    if !given(&reference.api_version) && !given(&reference.group) {
-        missing.add(FieldErrors::missing("apiVersion"));
-    }
-    if reference.namespace != object.metadata.namespace && given(&reference.namespace) {
-        let own = object.metadata.namespace.as_deref().unwrap_or_default();
-        let message = format!(
-            "mismatched namespaces: parent namespace: {own:?} does not match ref: {:?}",
-            reference.namespace.as_deref().unwrap_or_default()
-        );
-        missing.add(FieldErrors::new(message, &["namespace"]));
-    }
-    errors.add(missing.via_field("ref").via_field("spec"));
-    if let Some(old) = old {
-        errors.add(user_info(&old.metadata, &object.metadata, old.spec == object.spec));
-    }
-    errors
-}
-
-/// Checks a ConfigMap of the platform by its name.
-#[must_use]
-pub fn config_map(name: &str, data: &crate::config::Data) -> FieldErrors {
+pub fn config_map(
+    name: &str,
+    annotations: Option<&BTreeMap<String, String>>,
+    data: &crate::config::Data,
+) -> FieldErrors {
     let mut errors = FieldErrors::none();
     for error in Configs::default().set(name, data).err().into_iter().flatten() {
         errors.add(FieldErrors::new(error.message, &[CURRENT]).via_key(&error.key).via_field("data"));
+    }
+    let noted = annotations.and_then(|a| a.get(example::ANNOTATION));
+    let changed = |text: &String| noted.is_some_and(|noted| *noted != example::checksum(text));
+    if crate::config::NAMES.contains(&name) && data.get(example::KEY).is_some_and(changed) {
+        let message = format!(
+            "the update modifies a key in {:?}, which has no effect; put the setting directly below \"data\"",
+            example::KEY
+        );
+        errors.add(FieldErrors::new(message, &[example::KEY]).via_field("data"));
     }
     errors
 }
@@ -152,6 +121,7 @@ fn template(template: &RevisionTemplateSpec, parent: &ObjectMeta, configs: &Conf
     let found = template.metadata.annotations.as_ref();
     let mut errors = revision_spec(&template.spec, configs).via_field("spec");
     let mut of_annotations = annotations::autoscaling(found, configs);
+    of_annotations.add(annotations::networking(found));
     of_annotations.add(annotations::queue_resources(found));
     of_annotations.add(annotations::progress_deadline(found));
     of_annotations.add(annotations::mtls(found));
@@ -161,17 +131,21 @@ fn template(template: &RevisionTemplateSpec, parent: &ObjectMeta, configs: &Conf
 }
 
 fn revision_name(template: &RevisionTemplateSpec, parent: &ObjectMeta) -> FieldErrors {
-    let Some(name) = template.metadata.name.as_deref().filter(|n| !n.is_empty()) else {
-        return FieldErrors::none();
-    };
-    let problems = names::dns1035_label(name);
-    if !problems.is_empty() {
-        return FieldErrors::invalid(
-            format!("not a DNS 1035 label: [{}]", problems.join(" ")),
-            "metadata.name",
-        );
+    let given = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+    if let Some(prefix) = given(&template.metadata.generate_name) {
+        let problems = names::dns1035_prefix(&prefix);
+        if !problems.is_empty() {
+            let value = format!("not a DNS 1035 label prefix: [{}]", problems.join(" "));
+            return FieldErrors::invalid(value, "metadata.generateName");
+        }
     }
-    let Some(parent) = parent.name.as_deref().filter(|n| !n.is_empty()) else {
+    let Some(name) = given(&template.metadata.name) else { return FieldErrors::none() };
+    let problems = names::dns1035_label(&name);
+    if !problems.is_empty() {
+        let value = format!("not a DNS 1035 label: [{}]", problems.join(" "));
+        return FieldErrors::invalid(value, "metadata.name");
+    }
+    let Some(parent) = given(&parent.name) else {
         // With generateName the parent's name, which must be the prefix, is not known yet.
         return FieldErrors::disallowed("metadata.name");
     };
@@ -195,37 +169,44 @@ fn name_change(new: &RevisionTemplateSpec, old: &RevisionTemplateSpec) -> FieldE
 fn revision_spec(spec: &RevisionSpec, configs: &Configs) -> FieldErrors {
     let mut errors = pod::spec(&spec.pod, &configs.features);
     let longest = configs.defaults.max_revision_timeout_seconds;
-    for (field, value) in [
-        ("timeoutSeconds", spec.timeout_seconds),
-        ("responseStartTimeoutSeconds", spec.response_start_timeout_seconds),
-        ("idleTimeoutSeconds", spec.idle_timeout_seconds),
+    // Of these three only the whole has an upper bound: it ends what the others would let run on.
+    for (field, value, most) in [
+        ("timeoutSeconds", spec.timeout_seconds, longest),
+        ("responseStartTimeoutSeconds", spec.response_start_timeout_seconds, i64::MAX),
+        ("idleTimeoutSeconds", spec.idle_timeout_seconds, i64::MAX),
     ] {
-        if let Some(value) = value.filter(|v| !(0..=longest).contains(v)) {
+        if let Some(value) = value.filter(|v| !(0..=most).contains(v)) {
             errors.add(FieldErrors::out_of_bounds(value, 0, longest, field));
         }
     }
-    let (least, most) = (
-        i64::from(!configs.defaults.allow_container_concurrency_zero),
-        configs.defaults.container_concurrency_max_limit,
-    );
-    if let Some(value) = spec.container_concurrency.filter(|v| !(least..=most).contains(v)) {
-        errors.add(FieldErrors::out_of_bounds(value, least, most, "containerConcurrency"));
+    errors.also(spec.container_concurrency.map_or_else(FieldErrors::none, |n| concurrency(n, configs)))
+}
+
+fn concurrency(value: i64, configs: &Configs) -> FieldErrors {
+    let least = i64::from(!configs.defaults.allow_container_concurrency_zero);
+    let most = configs.defaults.container_concurrency_max_limit;
+    if (least..=most).contains(&value) {
+        return FieldErrors::none();
     }
-    errors
+    FieldErrors::out_of_bounds(value, least, most, "containerConcurrency")
 }
 
 fn metadata(metadata: &ObjectMeta) -> FieldErrors {
-    let mut errors = FieldErrors::none();
-    if let Some(name) = metadata.name.as_deref().filter(|n| !n.is_empty()) {
-        let problems = names::dns1035_label(name);
-        if !problems.is_empty() {
-            errors
-                .add(FieldErrors::new(format!("not a DNS 1035 label: [{}]", problems.join(" ")), &["name"]));
-        }
-    } else if metadata.generate_name.as_ref().is_none_or(String::is_empty) {
-        errors.add(FieldErrors::new("name or generateName is required", &["name"]));
+    let given = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+    let (name, prefix) = (given(&metadata.name), given(&metadata.generate_name));
+    let refuse = |what: &str, problems: Vec<String>, field: &str| {
+        FieldErrors::new(format!("not a DNS 1035 label{what}: [{}]", problems.join(" ")), &[field])
+    };
+    if let Some(problems) = prefix.as_deref().map(names::dns1035_prefix).filter(|p| !p.is_empty()) {
+        return refuse(" prefix", problems, "generateName");
     }
-    errors
+    if let Some(problems) = name.as_deref().map(names::dns1035_label).filter(|p| !p.is_empty()) {
+        return refuse("", problems, "name");
+    }
+    if name.is_none() && prefix.is_none() {
+        return FieldErrors::new("name or generateName is required", &["name"]);
+    }
+    FieldErrors::none()
 }
 
 fn no_autoscaling_annotations(metadata: &ObjectMeta) -> FieldErrors {
@@ -256,7 +237,7 @@ fn user_info(old: &ObjectMeta, new: &ObjectMeta, same_spec: bool) -> FieldErrors
     let get = |m: &ObjectMeta, key: &str| m.annotations.as_ref().and_then(|a| a.get(key)).cloned();
     let mut errors = FieldErrors::none();
     let creator = get(old, serving::CREATOR);
-    if creator.is_some() && creator != get(new, serving::CREATOR) {
+    if creator != get(new, serving::CREATOR) {
         errors.add(FieldErrors::new("annotation value is immutable", &[serving::CREATOR]));
     }
     if same_spec && get(old, serving::LAST_MODIFIER) != get(new, serving::LAST_MODIFIER) {
@@ -268,13 +249,25 @@ fn user_info(old: &ObjectMeta, new: &ObjectMeta, same_spec: bool) -> FieldErrors
     errors.via_field("metadata.annotations")
 }
 
+/// Fields whose zero says something, so that it counts as set; any other `false` or 0 is as good as nothing.
+const ZERO_COUNTS: &[&str] = &[
+    "activeDeadlineSeconds",
+    "hostUsers",
+    "priority",
+    "setHostnameAsFQDN",
+    "shareProcessNamespace",
+    "terminationGracePeriodSeconds",
+];
+
 /// Fields of a JSON object that are set and not in `allowed`.
 fn only<T: Serialize>(value: &T, allowed: &[&str]) -> FieldErrors {
     let mut errors = FieldErrors::none();
     let Ok(Value::Object(map)) = serde_json::to_value(value) else { return errors };
     for (field, value) in &map {
         let unset = match value {
-            Value::Null | Value::Bool(false) => true,
+            Value::Null => true,
+            Value::Bool(false) => !ZERO_COUNTS.contains(&field.as_str()),
+            Value::Number(n) => n.as_i64() == Some(0) && !ZERO_COUNTS.contains(&field.as_str()),
             Value::String(s) => s.is_empty(),
             Value::Array(a) => a.is_empty(),
             _ => false,

@@ -134,7 +134,7 @@ pub async fn keep(door: UnixListener, patience: Duration) -> io::Error {
 /// The keeper as a process of its own, until a signal.
 pub fn main() -> ExitCode {
     let env = Env::process();
-    if let Err(why) = crate::process::logging(&env) {
+    if let Err(why) = crate::logging::start_from(&env) {
         eprintln!("error: {why}");
         return ExitCode::from(crate::process::EX_USAGE);
     }

@@ -8,6 +8,7 @@ pub mod env;
 pub mod health;
 pub mod keeper;
 pub mod leader;
+pub mod logging;
 pub mod metrics;
 pub mod process;
 mod told;

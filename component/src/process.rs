@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, Ports};
 use crate::env::{BadVariable, Env};
 use crate::health::Health;
+use crate::logging;
 use crate::told::told;
 
 /// Bad configuration, as in sysexits.h.
@@ -101,7 +102,7 @@ impl Process {
             println!("ebb {} {}", self.name, env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        if let Err(why) = logging(&Env::process()) {
+        if let Err(why) = logging::start_from(&Env::process()) {
             eprintln!("error: {why}");
             return ExitCode::from(EX_USAGE);
         }
@@ -130,6 +131,8 @@ impl Process {
             })?;
             let shutdown = CancellationToken::new();
             let ends = self.ends(admin.health().clone(), shutdown.clone())?;
+            let namespace = Env::process().namespace();
+            tokio::spawn(logging::keep(client.clone(), namespace, vec![self.name], shutdown.clone()));
             tokio::select! {
                 done = serve(config, Started { admin, client, shutdown }) => done,
                 late = ends => Err(late),
@@ -198,21 +201,4 @@ impl Process {
                 .into()
         })
     }
-}
-
-/// Log lines go to standard error: EBB_LOG is a filter (default info), EBB_LOG_FORMAT is text or json.
-pub(crate) fn logging(env: &Env<'_>) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_new(env.text("EBB_LOG", "info"))
-        .map_err(|why| format!("EBB_LOG is not a filter such as info or info,ebb_gateway=debug: {why}"))?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    // A logger that is there already is as good.
-    let _ = match env.text("EBB_LOG_FORMAT", "text").as_str() {
-        "text" => lines.try_init(),
-        "json" => lines.json().try_init(),
-        other => return Err(format!("EBB_LOG_FORMAT={other:?} is neither text nor json")),
-    };
-    Ok(())
 }

@@ -107,6 +107,9 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
     let mut status = revision.status.clone().unwrap_or_default();
     status.manage(now).initialize();
     status.set_observed_generation(revision.metadata.generation);
+    let logs = &configs.observability.revision_url_template;
+    let uid = revision.metadata.uid.as_deref().unwrap_or_default();
+    status.log_url = (!logs.is_empty()).then(|| logs.replace("${REVISION_UID}", uid));
 
     let target = Target::of::<Revision>(revision.namespace(), revision.name_any());
     if let Some(patch) = crate::labeler::of_revision(revision, observed.configuration, observed.routes, now) {

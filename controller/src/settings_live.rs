@@ -117,6 +117,11 @@ const TABLE: &[(&str, &[Row])] = &[
             ("default-affinity-type", "none", Seen::Deployment),
             ("runtime-class-name", "gvisor", Seen::Deployment),
             ("pod-is-always-schedulable", "true", Status),
+            ("queue-sidecar-rootca", "x", Said("They have no effect")),
+            ("queue-sidecar-tls-min-version", "1.2", Said("They have no effect")),
+            ("queue-sidecar-tls-max-version", "1.3", Said("They have no effect")),
+            ("queue-sidecar-tls-cipher-suites", "x", Said("They have no effect")),
+            ("queue-sidecar-tls-curve-preferences", "x", Said("They have no effect")),
         ],
     ),
     ("config-domain", &[("example.com", "selector:\n  app: other\n", Seen::Route)]),
@@ -143,14 +148,15 @@ const TABLE: &[(&str, &[Row])] = &[
             ("kubernetes.podspec-hostnetwork", "enabled", Admission),
             ("kubernetes.podspec-securitycontext", "enabled", Admission),
             ("kubernetes.containerspec-addcapabilities", "enabled", Admission),
-            ("kubernetes.podspec-volumes-emptydir", "disabled", Unused),
+            ("kubernetes.podspec-volumes-emptydir", "disabled", Admission),
+            ("kubernetes.podspec-volumes-ephemeral", "enabled", Admission),
             ("kubernetes.podspec-volumes-hostpath", "enabled", Admission),
             ("kubernetes.podspec-volumes-csi", "enabled", Admission),
             ("kubernetes.podspec-volumes-image", "enabled", Admission),
             ("kubernetes.podspec-volumes-mount-propagation", "enabled", Admission),
             ("kubernetes.podspec-persistent-volume-claim", "enabled", Admission),
             ("kubernetes.podspec-persistent-volume-write", "enabled", Admission),
-            ("kubernetes.podspec-dryrun", "disabled", Unused),
+            ("kubernetes.podspec-dryrun", "disabled", Said("tried against Kubernetes")),
             ("secure-pod-defaults", "enabled", Admission),
             ("tag-header-based-routing", "enabled", Seen::Route),
             ("autodetect-http2", "enabled", Seen::Deployment),
@@ -177,6 +183,16 @@ const TABLE: &[(&str, &[Row])] = &[
         ],
     ),
     (
+        "config-logging",
+        &[
+            ("loglevel.controller", "debug", Said("A change takes effect at once")),
+            ("loglevel.autoscaler", "debug", Said("A change takes effect at once")),
+            ("loglevel.activator", "debug", Said("A change takes effect at once")),
+            ("loglevel.gateway", "debug", Said("A change takes effect at once")),
+            ("loglevel.queueproxy", "debug", Seen::Deployment),
+        ],
+    ),
+    (
         "config-network",
         &[
             ("ingress-class", "other", Seen::Route),
@@ -186,6 +202,9 @@ const TABLE: &[(&str, &[Row])] = &[
             ("external-domain-tls", "enabled", Seen::Route),
             ("cluster-local-domain-tls", "enabled", Unused),
             ("system-internal-tls", "disabled", Said("all is mutual TLS whatever this says")),
+            ("enable-mesh-pod-addressability", "true", Said("They have no effect")),
+            ("mesh-compatibility-mode", "enabled", Said("They have no effect")),
+            ("namespace-wildcard-cert-selector", "{}", Said("They have no effect")),
             ("mtls-mode", "permissive", Seen::Deployment),
             ("http-protocol", "redirected", Seen::Route),
             ("rollout-duration", "600", Seen::Route),
@@ -203,6 +222,9 @@ const TABLE: &[(&str, &[Row])] = &[
             ("logging.request-log-template", "{}", Seen::Deployment),
             ("logging.enable-gateway-access-log", "true", Seen::Gateway),
             ("logging.gateway-access-log-template", "{}", Seen::Gateway),
+            ("logging.revision-url-template", "http://logs/${REVISION_UID}", Status),
+            ("logging.enable-var-log-collection", "true", Said("that has no effect")),
+            ("metrics-export-interval", "10s", Unused),
             ("metrics-protocol", "prometheus", Unused),
             ("metrics-endpoint", "http://collector", Unused),
             ("tracing-protocol", "grpc", Seen::Gateway),
@@ -365,7 +387,8 @@ fn greedy() -> Value {
         "volumeMounts": [
             {"name": "empty", "mountPath": "/a", "mountPropagation": "HostToContainer"},
             {"name": "host", "mountPath": "/b"}, {"name": "csi", "mountPath": "/c"},
-            {"name": "image", "mountPath": "/d"}, {"name": "claim", "mountPath": "/e"}
+            {"name": "image", "mountPath": "/d"}, {"name": "claim", "mountPath": "/e"},
+            {"name": "ephemeral", "mountPath": "/f"}
         ]
     });
     json!({
@@ -381,7 +404,8 @@ fn greedy() -> Value {
             "volumes": [
                 {"name": "empty", "emptyDir": {}}, {"name": "host", "hostPath": {"path": "/x"}},
                 {"name": "csi", "csi": {"driver": "a", "readOnly": true}}, {"name": "image", "image": {"reference": "a"}},
-                {"name": "claim", "persistentVolumeClaim": {"claimName": "a", "readOnly": false}}
+                {"name": "claim", "persistentVolumeClaim": {"claimName": "a", "readOnly": false}},
+                {"name": "ephemeral", "ephemeral": {}}
             ]
         }
     })

@@ -6,6 +6,7 @@
 //! writable before a controller runs, and a bad one is refused again when it is read.
 
 mod admission;
+mod dry_run;
 mod registration;
 
 use axum::extract::{DefaultBodyLimit, State};
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::custody::Custody;
 use crate::error::Error;
 use crate::{Live, tls};
+use dry_run::tried;
 
 pub use admission::{Verdict, config_maps, defaulting, validation};
 
@@ -41,22 +43,25 @@ pub(crate) async fn run(
     let custody = Custody::open(&client, namespace, SECRET, &domain, lifetime, &config.renewal).await?;
     let tls = custody.authority().server_config(&names(config))?;
     let listener = ebb_component::listen(SocketAddr::new(config.bind_address, config.webhook_port)).await?;
+    let (platform, tester) = (config.platform(String::new()), client.clone());
     let router = Router::new()
         .route(
             "/defaulting",
-            post(|State(live): State<Live>, Json(review)| async move {
-                answer(&review, |request| defaulting(request, &live.load()))
+            post(|State(live): State<Live>, Json(review): Json<Value>| async move {
+                answer(&review, defaulting(&review["request"], &live.load()))
             }),
         )
         .route(
             "/validation",
-            post(|State(live): State<Live>, Json(review)| async move {
-                answer(&review, |request| validation(request, &live.load()))
+            post(move |State(live): State<Live>, Json(review): Json<Value>| async move {
+                let configs = live.load_full();
+                let verdict = validation(&review["request"], &configs);
+                answer(&review, tried(verdict, &review["request"], &configs, &platform, &tester).await)
             }),
         )
         .route(
             "/config-validation",
-            post(|Json(review): Json<Value>| async move { answer(&review, config_maps) }),
+            post(|Json(review): Json<Value>| async move { answer(&review, config_maps(&review["request"])) }),
         )
         .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(live);
@@ -84,11 +89,10 @@ fn names(config: &Config) -> Vec<String> {
 }
 
 /// The AdmissionReview that answers another.
-fn answer(review: &Value, decide: impl FnOnce(&Value) -> Verdict) -> Json<Value> {
-    let request = &review["request"];
-    let mut response = decide(request).into_response();
+fn answer(review: &Value, verdict: Verdict) -> Json<Value> {
+    let mut response = verdict.into_response();
     let allowed = if response["allowed"] == json!(true) { "true" } else { "false" };
     metrics::counter!("ebb_controller_admissions_total", "allowed" => allowed).increment(1);
-    response["uid"] = request["uid"].clone();
+    response["uid"] = review["request"]["uid"].clone();
     Json(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}))
 }

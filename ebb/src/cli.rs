@@ -3,11 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster::rootless::Door;
 use ebb_api::manifests::Images;
-use tracing_subscriber::EnvFilter;
 
 use crate::install::{InstallArgs, UninstallArgs};
 use crate::signals::Signals;
@@ -269,14 +267,7 @@ pub(crate) fn logging(cli: &Cli) -> anyhow::Result<()> {
         _ => "debug,hyper=info,h2=info,rustls=info,tower=info,kube_client=info,netlink_proto=info",
     };
     let filter = std::env::var("EBB_LOG").unwrap_or_else(|_| default.into());
-    let filter = EnvFilter::try_new(filter)
-        .context("EBB_LOG is not a filter such as info or info,ebb_gateway=debug")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    Ok(())
+    ebb_component::logging::start(&filter, false).map_err(anyhow::Error::msg)
 }
 
 /// Does what the arguments ask for.

@@ -4,6 +4,7 @@
 //! with it, the same cases run on the platform that the kubeconfig names (`given.rs` says which variables go with it). Cases that need
 //! a process of `ebb up` to kill, components that are pods, or a network that enforces NetworkPolicy, carry that in brackets before their name, and are reported as ignored elsewhere.
 
+mod api_cases;
 mod cluster_cases;
 mod component_cases;
 mod config_cases;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let mut cases: Vec<(&str, Case, Needs)> = Vec::new();
     for (table, needs) in [
         (serving_cases::CASES, Needs::Any),
+        (api_cases::CASES, Needs::Any),
         (cluster_cases::CASES, Needs::Any),
         (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),

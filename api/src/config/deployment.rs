@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::reader::Reader;
 use super::{ConfigError, Data};
 
@@ -27,8 +29,8 @@ pub struct Deployment {
     pub queue_sidecar_token_audiences: BTreeSet<String>,
     /// Whether pods prefer nodes and zones without pods of their revision.
     pub spread_revision_over_nodes: bool,
-    /// The runtime class of every revision without one.
-    pub runtime_class_name: Option<String>,
+    /// The runtime classes of revisions without one, and the labels that choose them; without labels for all others.
+    pub runtime_classes: BTreeMap<String, BTreeMap<String, String>>,
     /// Whether a pod that cannot be scheduled is waited for instead of being reported.
     pub pod_is_always_schedulable: bool,
 }
@@ -47,7 +49,7 @@ impl Default for Deployment {
             queue_sidecar_limits: BTreeMap::new(),
             queue_sidecar_token_audiences: BTreeSet::new(),
             spread_revision_over_nodes: true,
-            runtime_class_name: None,
+            runtime_classes: BTreeMap::new(),
             pod_is_always_schedulable: false,
         }
     }
@@ -106,12 +108,62 @@ impl Deployment {
                 ),
             }
         }
-        c.runtime_class_name =
-            r.raw("runtime-class-name").map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
-        let class_ok =
-            c.runtime_class_name.as_ref().is_none_or(|n| crate::names::dns1123_subdomain(n).is_empty());
-        r.check(class_ok, "runtime-class-name", || "must be the name of one RuntimeClass".into());
+        if let Some(raw) = r.raw("runtime-class-name").filter(|raw| !raw.trim().is_empty()) {
+            match runtime_classes(raw) {
+                Ok(classes) => c.runtime_classes = classes,
+                Err(message) => r.fail("runtime-class-name", message),
+            }
+        }
+        // The sidecar trusts the mesh's own roots, and speaks TLS 1.3.
+        for key in [
+            "queue-sidecar-rootca",
+            "queue-sidecar-tls-min-version",
+            "queue-sidecar-tls-max-version",
+            "queue-sidecar-tls-cipher-suites",
+            "queue-sidecar-tls-curve-preferences",
+        ] {
+            r.raw(key);
+        }
         r.bool("pod-is-always-schedulable", &mut c.pod_is_always_schedulable);
         r.finish(c)
+    }
+
+    /// The runtime class of a revision with these labels: of all that match the one with the most labels, of those the first by name.
+    #[must_use]
+    pub fn runtime_class(&self, labels: Option<&BTreeMap<String, String>>) -> Option<String> {
+        let has = |(key, value): (&String, &String)| labels.and_then(|l| l.get(key)) == Some(value);
+        let matching = self.runtime_classes.iter().filter(|(_, selector)| selector.iter().all(has));
+        matching
+            .max_by_key(|(name, selector)| (selector.len(), std::cmp::Reverse(*name)))
+            .map(|(name, _)| name.clone())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Classes {
+    ForAll(String),
+    Chosen(BTreeMap<String, Option<Chosen>>),
+}
+
+#[derive(Deserialize)]
+struct Chosen {
+    #[serde(default)]
+    selector: Option<BTreeMap<String, String>>,
+}
+
+/// Reads one name for all, or YAML of names, each with a selector or with nothing.
+fn runtime_classes(raw: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>, String> {
+    let classes: BTreeMap<_, _> = match serde_saphyr::from_str::<Classes>(raw) {
+        Ok(Classes::ForAll(name)) => [(name, BTreeMap::new())].into(),
+        Ok(Classes::Chosen(classes)) => classes
+            .into_iter()
+            .map(|(name, chosen)| (name, chosen.and_then(|c| c.selector).unwrap_or_default()))
+            .collect(),
+        Err(error) => return Err(format!("is neither a name nor YAML of names with selectors: {error}")),
+    };
+    match classes.keys().find(|name| !crate::names::dns1123_subdomain(name).is_empty()) {
+        Some(bad) => Err(format!("{bad:?} cannot be the name of a RuntimeClass")),
+        None => Ok(classes),
     }
 }

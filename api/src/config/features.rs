@@ -43,6 +43,7 @@ const DEFAULTS: &[(&str, Flag)] = &[
     ("kubernetes.podspec-topologyspreadconstraints", Flag::Disabled),
     ("kubernetes.podspec-volumes-csi", Flag::Disabled),
     ("kubernetes.podspec-volumes-emptydir", Flag::Enabled),
+    ("kubernetes.podspec-volumes-ephemeral", Flag::Disabled),
     ("kubernetes.podspec-volumes-hostpath", Flag::Disabled),
     ("kubernetes.podspec-volumes-image", Flag::Disabled),
     ("kubernetes.podspec-volumes-mount-propagation", Flag::Disabled),

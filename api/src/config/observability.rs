@@ -1,5 +1,7 @@
 //! `config-observability`: logs, metrics and traces.
 
+use std::time::Duration;
+
 use super::reader::Reader;
 use super::{ConfigError, Data};
 
@@ -16,6 +18,10 @@ pub struct Observability {
     pub enable_gateway_access_log: bool,
     /// The form of its lines; empty for JSON.
     pub gateway_access_log_template: String,
+    /// Where the logs of a revision are to be found; `${REVISION_UID}` stands for its uid. Empty: nowhere.
+    pub revision_url_template: String,
+    /// How often metrics are sent; zero leaves it to the sender.
+    pub metrics_export_interval: Duration,
     /// none, prometheus, grpc or http/protobuf.
     pub metrics_protocol: String,
     /// Where metrics are sent.
@@ -46,6 +52,9 @@ impl Observability {
         );
         r.bool("logging.enable-gateway-access-log", &mut c.enable_gateway_access_log);
         r.string("logging.gateway-access-log-template", &mut c.gateway_access_log_template);
+        r.string("logging.revision-url-template", &mut c.revision_url_template);
+        r.bool("logging.enable-var-log-collection", &mut false);
+        r.duration("metrics-export-interval", &mut c.metrics_export_interval);
         r.string("metrics-protocol", &mut c.metrics_protocol);
         r.string("metrics-endpoint", &mut c.metrics_endpoint);
         r.string("tracing-protocol", &mut c.tracing_protocol);

@@ -90,6 +90,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Checks a key that has no effect, or one that is read elsewhere.
+    pub(super) fn one_of(&mut self, key: &str, known: &[&str]) {
+        let Some(raw) = self.raw(key) else { return };
+        if !known.iter().any(|value| value.eq_ignore_ascii_case(raw)) {
+            self.fail(key, format!("{raw:?} is not one of {}", known.join(", ")));
+        }
+    }
+
     pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<ConfigError>> {
         if self.errors.is_empty() { Ok(value) } else { Err(self.errors) }
     }

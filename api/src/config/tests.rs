@@ -21,6 +21,7 @@ fn bad_values_name_their_key() {
         ("config-defaults", "container-concurrency", "1001"),
         ("config-defaults", "revision-cpu-request", "lots"),
         ("config-deployment", "queue-sidecar-image", ""),
+        ("config-deployment", "runtime-class-name", "Bad Name"),
         ("config-domain", "not_a_domain", ""),
         ("config-features", "multi-container", "perhaps"),
         ("config-gc", "retain-since-create-time", "long"),
@@ -31,6 +32,7 @@ fn bad_values_name_their_key() {
         ("config-network", "rollout-duration", "-1"),
         ("config-network", "http-protocol", "disabledish"),
         ("config-network", "external-url-port", "70000"),
+        ("config-network", "mesh-compatibility-mode", "perhaps"),
         ("config-network", "mtls-mode", "sometimes"),
         ("config-network", "gateway-proxy-protocol", "http,ftp"),
         ("config-observability", "tracing-sampling-rate", "2"),
@@ -86,4 +88,18 @@ fn urls_carry_a_port_that_is_not_the_schemes() {
     assert_eq!(config.external_url("http", "a.b.localhost"), "http://a.b.localhost");
     assert_eq!(config.host("a", "b", "localhost", None, None), "a.b.localhost");
     assert_eq!(config.tag_name("a", "v1"), "v1-a");
+}
+
+#[test]
+fn the_runtime_class_with_the_most_labels_wins() {
+    let parse = |raw: &str| {
+        let found = Deployment::parse(&data(&[("queue-sidecar-image", "x"), ("runtime-class-name", raw)]));
+        found.expect("good")
+    };
+    let labels = data(&[("team", "a"), ("tier", "x")]);
+    assert_eq!(parse("gvisor").runtime_class(None).as_deref(), Some("gvisor"));
+    let several = parse("kata:\n  selector:\n    team: a\nanother:\n  selector:\n    team: a\ngvisor: {}\n");
+    assert_eq!(several.runtime_class(Some(&labels)).as_deref(), Some("another"));
+    assert_eq!(several.runtime_class(None).as_deref(), Some("gvisor"));
+    assert_eq!(parse("").runtime_class(None), None);
 }

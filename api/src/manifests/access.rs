@@ -40,13 +40,16 @@ const DISCOVERY: &str = "discovery.k8s.io";
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const COORDINATION: &str = "coordination.k8s.io";
 
+/// How much to tell, where nothing else is read of the ConfigMaps.
+const LOGGING: Named = ("", &["configmaps"], FOLLOW, &["config-logging"]);
+
 const TABLE: [Rights; 4] = [
     Rights {
         name: "activator",
         everywhere: &[(SERVING, &["revisions"], FOLLOW), (DISCOVERY, &["endpointslices"], FOLLOW)],
         everywhere_named: &[],
         at_home: &[],
-        at_home_named: &[],
+        at_home_named: &[LOGGING],
     },
     Rights {
         name: "autoscaler",
@@ -108,6 +111,8 @@ const TABLE: [Rights; 4] = [
             ("apps", &["deployments"], FOLLOW),
             ("apps", &["deployments"], WRITE),
             ("", &["pods", "services", "namespaces"], FOLLOW),
+            // To try the pod of a template in a dry run. Who may make Deployments makes pods anyhow.
+            ("", &["pods"], &["create"]),
             ("", &["services"], OWN),
             (DISCOVERY, &["endpointslices"], FOLLOW),
             (DISCOVERY, &["endpointslices"], OWN),

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Options, Place};
+use crate::config::example as noted;
 
 /// What a ConfigMap says under `_example`: YAML with every key, its default, and what it means.
 #[must_use]
@@ -15,6 +16,7 @@ pub fn example(name: &str) -> Option<&'static str> {
         "config-features" => include_str!("settings/config-features.yaml"),
         "config-gc" => include_str!("settings/config-gc.yaml"),
         "config-leader-election" => include_str!("settings/config-leader-election.yaml"),
+        "config-logging" => include_str!("settings/config-logging.yaml"),
         "config-network" => include_str!("settings/config-network.yaml"),
         "config-observability" => include_str!("settings/config-observability.yaml"),
         _ => return None,
@@ -27,10 +29,12 @@ pub(super) fn config_maps(options: &Options) -> Vec<Value> {
         .iter()
         .map(|name| {
             let mut data = settings(options, name);
-            data.extend(example(name).map(|text| ("_example".to_owned(), json!(text))));
-            json!({
-                "apiVersion": "v1", "kind": "ConfigMap", "metadata": options.meta(name, None), "data": data
-            })
+            let mut metadata = options.meta(name, None);
+            if let Some(text) = example(name) {
+                metadata["annotations"] = json!({noted::ANNOTATION: noted::checksum(text)});
+                data.insert(noted::KEY.to_owned(), json!(text));
+            }
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
         })
         .collect()
 }

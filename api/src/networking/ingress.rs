@@ -20,7 +20,6 @@ use crate::conditions::{Condition, conditioned};
     derive = "Default",
     derive = "PartialEq",
     doc = "Ingress says which hosts and paths lead to which backends in which shares. It is the contract between the controller and the gateway.",
-    shortname = "ing",
     shortname = "kingress",
     shortname = "king",
     category = "knative-internal",

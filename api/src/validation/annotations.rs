@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::config::Configs;
 use crate::field_error::{CURRENT, FieldErrors};
 use crate::meta::autoscaling as keys;
-use crate::meta::{Keys, serving};
+use crate::meta::{Keys, networking, serving};
 use crate::{duration, quantity};
 
 type Annotations<'a> = Option<&'a BTreeMap<String, String>>;
@@ -32,11 +32,26 @@ pub(super) fn mtls(found: Annotations<'_>) -> FieldErrors {
     }
 }
 
+/// Checks that there is no key under `networking.knative.dev` that means nothing on a revision.
+pub(super) fn networking(found: Annotations<'_>) -> FieldErrors {
+    let known = [
+        networking::INGRESS_CLASS,
+        networking::CERTIFICATE_CLASS,
+        networking::DISABLE_EXTERNAL_DOMAIN_TLS,
+        networking::HTTP_PROTOCOL,
+    ];
+    let mut errors = FieldErrors::none();
+    for (key, _) in found.into_iter().flatten().filter(|(key, _)| key.starts_with("networking.knative.dev")) {
+        if !known.iter().any(|keys| keys.0.contains(&key.as_str())) {
+            errors.add(FieldErrors::invalid_key(key, CURRENT, ""));
+        }
+    }
+    errors
+}
+
 fn class(found: Annotations<'_>) -> FieldErrors {
     match keys::CLASS.get(found) {
-        Some((key, value))
-            if value.ends_with("autoscaling.knative.dev") && value != keys::KPA && value != keys::HPA =>
-        {
+        Some((key, value)) if value.ends_with(".knative.dev") && value != keys::KPA && value != keys::HPA => {
             FieldErrors::invalid(value, key)
         }
         _ => FieldErrors::none(),
@@ -169,16 +184,20 @@ fn metric(found: Annotations<'_>, configs: &Configs) -> FieldErrors {
     if good { FieldErrors::none() } else { FieldErrors::invalid(metric, key) }
 }
 
+/// Only of a class that is named is it known that another algorithm makes no sense; one that is the default may change.
 fn algorithm(found: Annotations<'_>) -> FieldErrors {
-    // A class that is not ours may have algorithms of its own.
-    if keys::CLASS.value(found).is_some_and(|c| c != keys::KPA) {
+    let Some((key, value)) = keys::METRIC_AGGREGATION_ALGORITHM.get(found) else {
+        return FieldErrors::none();
+    };
+    if matches!(value, "" | "linear" | "weighted-exponential" | "weightedExponential") {
         return FieldErrors::none();
     }
-    match keys::METRIC_AGGREGATION_ALGORITHM.get(found) {
-        None | Some((_, "" | "linear" | "weighted-exponential" | "weightedExponential")) => {
-            FieldErrors::none()
-        }
-        Some((key, value)) => FieldErrors::invalid(value, key),
+    match keys::CLASS.value(found) {
+        Some(keys::KPA) => FieldErrors::invalid(value, key),
+        Some(_) => FieldErrors::none(),
+        None => FieldErrors::invalid(value, key)
+            .with_details("linear is taken; weighted-exponential is the other choice")
+            .as_warnings(),
     }
 }
 
@@ -198,6 +217,8 @@ fn initial_scale(found: Annotations<'_>, configs: &Configs) -> FieldErrors {
 pub(super) fn queue_resources(found: Annotations<'_>) -> FieldErrors {
     let mut errors = FieldErrors::none();
     if let Some((key, value)) = serving::QUEUE_RESOURCE_PERCENTAGE.get(found) {
+        let old = "a share of the app's resources is deprecated; set the resources themselves by the other annotations";
+        errors.add(FieldErrors::new(old, &[CURRENT]).via_key(key).as_warnings());
         match value.parse::<f64>() {
             Ok(n) if (0.1..=100.0).contains(&n) => {}
             Ok(n) => errors.add(FieldErrors::out_of_bounds(n, 0.1, 100, CURRENT).via_key(key)),

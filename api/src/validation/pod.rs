@@ -1,30 +1,39 @@
 //! The pod of a revision.
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSecurityContext, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
 use std::collections::BTreeSet;
 
 use super::containers::{self, Role};
-use super::{only, volumes};
-use crate::config::{Features, Flag};
+use super::{only, security, volumes};
+use crate::config::Features;
 use crate::field_error::FieldErrors;
 use crate::names;
 use crate::schema::{FLAGGED_POD_FIELDS, POD_FIELDS};
 
 /// Checks the pod's spec.
 pub(super) fn spec(pod: &PodSpec, features: &Features) -> FieldErrors {
-    let secure = matches!(features.get("secure-pod-defaults"), Flag::Enabled | Flag::AllowRootBounded);
     let mut allowed: Vec<&str> = POD_FIELDS.to_vec();
     allowed.extend(
         FLAGGED_POD_FIELDS.iter().filter(|(_, flag, _)| features.allowed(flag)).map(|(field, ..)| *field),
     );
-    // These have messages of their own below.
-    allowed.push("initContainers");
-    if secure {
+    if security::of_pods(features) {
         allowed.push("securityContext");
     }
     let mut errors = only(pod, &allowed);
-    if let Some(context) = pod.security_context.as_ref().filter(|_| allowed.contains(&"securityContext")) {
-        errors.add(security_context(context).via_field("securityContext"));
+    // To go without the token is always possible, to have it is the default.
+    if pod.automount_service_account_token == Some(true) {
+        errors.add(FieldErrors::disallowed("automountServiceAccountToken"));
+    }
+    let context = pod.security_context.as_ref();
+    if let Some(context) = context {
+        errors.add(security::pod(context, features).via_field("securityContext"));
+    }
+    let all = [("containers", Some(&pod.containers)), ("initContainers", pod.init_containers.as_ref())];
+    for (field, containers) in all {
+        for (at, container) in containers.into_iter().flatten().enumerate() {
+            let found = security::warn(context, container.security_context.as_ref(), features);
+            errors.add(found.via_field_index(field, at));
+        }
     }
 
     let inits = pod.init_containers.as_deref().unwrap_or_default();
@@ -37,16 +46,16 @@ pub(super) fn spec(pod: &PodSpec, features: &Features) -> FieldErrors {
     let (by_name, found) = volumes::list(pod.volumes.as_deref().unwrap_or_default(), &mounted, features);
     errors.add(found.via_field("volumes"));
 
-    if !inits.is_empty() && !features.allowed("kubernetes.podspec-init-containers") {
+    if !inits.is_empty() && !features.enabled("kubernetes.podspec-init-containers") {
         let message =
             format!("pod spec support for init-containers is off, but found {} init containers", inits.len());
         errors.add(FieldErrors::new(message, &["initContainers"]));
     } else {
+        let mut seen: BTreeSet<&str> = pod.containers.iter().map(|c| c.name.as_str()).collect();
         for (at, container) in inits.iter().enumerate() {
-            errors.add(
-                containers::check(container, Role::Init, None, &by_name, features)
-                    .via_field_index("initContainers", at),
-            );
+            let mut found = unique(container, &mut seen);
+            found.add(containers::check(container, Role::Init, None, &by_name, features));
+            errors.add(found.via_field_index("initContainers", at));
         }
     }
 
@@ -63,15 +72,9 @@ pub(super) fn spec(pod: &PodSpec, features: &Features) -> FieldErrors {
             errors.add(FieldErrors::new(message, &["containers"]));
         }
         many => {
-            let mut seen: BTreeSet<&str> = inits.iter().map(|c| c.name.as_str()).collect();
+            let mut seen = BTreeSet::new();
             for (at, container) in many.iter().enumerate() {
-                let mut found = FieldErrors::none();
-                if !container.name.is_empty() && !seen.insert(&container.name) {
-                    found.add(FieldErrors::new(
-                        format!("duplicate container name {:?}", container.name),
-                        &["name"],
-                    ));
-                }
+                let mut found = unique(container, &mut seen);
                 let serves = container.ports.as_ref().is_some_and(|p| !p.is_empty());
                 let (role, port) = if serves { (Role::User, Some(&port)) } else { (Role::Sidecar, None) };
                 found.add(containers::check(container, role, port, &by_name, features));
@@ -85,6 +88,13 @@ pub(super) fn spec(pod: &PodSpec, features: &Features) -> FieldErrors {
         }
     }
     errors
+}
+
+fn unique<'a>(container: &'a Container, seen: &mut BTreeSet<&'a str>) -> FieldErrors {
+    if container.name.is_empty() || seen.insert(&container.name) {
+        return FieldErrors::none();
+    }
+    FieldErrors::new(format!("duplicate container name {:?}", container.name), &["name"])
 }
 
 /// The one port of all containers, with its defaults.
@@ -104,30 +114,4 @@ fn serving_port(containers: &[Container]) -> (ContainerPort, FieldErrors) {
             .with_details("Only a single port is allowed across all containers"),
     };
     (port, errors)
-}
-
-fn security_context(context: &PodSecurityContext) -> FieldErrors {
-    let mut errors = only(
-        context,
-        &[
-            "runAsUser",
-            "runAsGroup",
-            "runAsNonRoot",
-            "fsGroup",
-            "supplementalGroups",
-            "seccompProfile",
-            "fsGroupChangePolicy",
-        ],
-    );
-    for (field, id) in [
-        ("runAsUser", context.run_as_user),
-        ("runAsGroup", context.run_as_group),
-        ("fsGroup", context.fs_group),
-    ] {
-        errors.add(containers::id(field, id));
-    }
-    for (at, group) in context.supplemental_groups.iter().flatten().enumerate() {
-        errors.add(containers::id("", Some(*group)).via_field_index("supplementalGroups", at));
-    }
-    errors
 }

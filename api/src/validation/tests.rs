@@ -2,6 +2,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::defaults;
+use crate::serving::DomainMapping;
+
+mod internal;
+mod pods;
 
 fn ksvc(spec: Value) -> Service {
     serde_json::from_value(json!({
@@ -42,7 +46,7 @@ fn containers() {
         (json!({"ports": [{"containerPort": 80}, {"containerPort": 81}]}), "more than one container port is set: spec.template.spec.containers[*].ports\nOnly a single port is allowed across all containers".into()),
         (json!({"env": [{"name": "PORT", "value": "1"}]}), format!("\"PORT\" is a reserved environment variable: {at}.env[0].name")),
         (json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}), format!("must not set the field(s): {at}.env[0].valueFrom.fieldRef")),
-        (json!({"envFrom": [{}]}), format!("expected exactly one, got neither: {at}.envFrom[0].configMapRef, {at}.envFrom[0].secretRef")),
+        (json!({"envFrom": [{}]}), format!("expected exactly one, got neither: {at}.envFrom.configMapRef, {at}.envFrom.secretRef")),
         (json!({"readinessProbe": {"periodSeconds": 0, "timeoutSeconds": 1}}), format!("timeoutSeconds is disallowed when periodSeconds is zero: {at}.readinessProbe.timeoutSeconds")),
         (json!({"readinessProbe": {"httpGet": {"path": "/"}, "periodSeconds": 5}}), String::new()),
         (json!({"livenessProbe": {}}), format!("expected exactly one, got neither: {at}.livenessProbe.exec, {at}.livenessProbe.grpc, {at}.livenessProbe.httpGet, {at}.livenessProbe.tcpSocket")),
@@ -102,7 +106,12 @@ fn revision_fields() {
     );
     assert_eq!(
         with("volumes", json!([{"name": "v", "hostPath": {"path": "/"}}])).lines().next().unwrap_or_default(),
-        format!("must not set the field(s): {at}.volumes[0].hostPath")
+        format!("HostPath volume support is disabled, but found HostPath volume v: {at}.volumes[0].hostPath")
+    );
+    assert_eq!(with("idleTimeoutSeconds", json!(700)), "");
+    assert_eq!(
+        with("idleTimeoutSeconds", json!(-1)),
+        format!("expected 0 <= -1 <= 600: {at}.idleTimeoutSeconds")
     );
 }
 
@@ -123,6 +132,7 @@ fn template_annotations() {
         ("min-scale", "-1", "expected 0 <= -1 <= 2147483647"),
         ("minScale", "x", "invalid value: x"),
         ("max-scale", "99999999999", "expected 0 <= 99999999999 <= 2147483647"),
+        ("class", "x.knative.dev", "invalid value: x.knative.dev"),
         ("class", "x.autoscaling.knative.dev", "invalid value: x.autoscaling.knative.dev"),
         ("metric", "cpu", "invalid value: cpu"),
         ("target", "0.001", "target 0.001 should be at least 0.01"),
@@ -134,7 +144,6 @@ fn template_annotations() {
         ("scale-down-delay", "2h", "expected 0s <= 2h <= 1h0m0s"),
         ("target-burst-capacity", "-2", "invalid value: -2"),
         ("activation-scale", "1", "activation-scale=1 must be greater than 1"),
-        ("metric-aggregation-algorithm", "median", "invalid value: median"),
         ("min-scale", "2", ""),
         ("target-burst-capacity", "-1", ""),
         ("metric", "rps", ""),
@@ -207,11 +216,11 @@ fn own_revision_names() {
     let configs = Configs::default();
     assert!(service(&named("hello-one", "a"), None, &configs).is_ok());
     assert_eq!(
-        service(&named("other", "a"), None, &configs).to_string(),
+        service(&named("other", "a"), None, &configs).errors().to_string(),
         "invalid value: \"other\" must have prefix \"hello-\": spec.template.metadata.name"
     );
     let old = named("hello-one", "a");
-    let found = service(&named("hello-one", "b"), Some(&old), &configs).to_string();
+    let found = service(&named("hello-one", "b"), Some(&old), &configs).errors().to_string();
     assert!(
         found.starts_with(
             "Saw the following changes without a name change (-old +new): spec.template.metadata.name\n"
@@ -245,16 +254,87 @@ fn creators_do_not_change() {
     defaults::service(&mut old, None, &configs, Some("jo"));
     let mut new = old.clone();
     new.metadata.annotations.get_or_insert_default().insert(serving::CREATOR.into(), "mallory".into());
-    let found = service(&new, Some(&old), &configs).to_string();
+    let found = service(&new, Some(&old), &configs).errors().to_string();
     assert_eq!(found, "annotation value is immutable: metadata.annotations.serving.knative.dev/creator");
+}
+
+#[test]
+fn annotations_that_only_a_template_or_nobody_has() {
+    let with = |key: &str, value: &str, class: Option<&str>| {
+        let mut spec = container(&json!({}));
+        spec["template"]["metadata"]["annotations"] = json!({key: value});
+        if let Some(class) = class {
+            spec["template"]["metadata"]["annotations"]["autoscaling.knative.dev/class"] = json!(class);
+        }
+        let mut object = ksvc(spec);
+        defaults::service(&mut object, None, &Configs::default(), None);
+        let found = service(&object, None, &Configs::default());
+        (found.errors().to_string(), found.warnings())
+    };
+    let at = "spec.template.metadata.annotations";
+    let (errors, _) = with("networking.knative.dev/visibility", "cluster-local", None);
+    assert_eq!(errors, format!("invalid key name \"networking.knative.dev/visibility\": {at}"));
+    assert_eq!(with("networking.knative.dev/ingress-class", "x", None).0, "");
+    let share = "queue.sidecar.serving.knative.dev/resource-percentage";
+    let (errors, warnings) = with(share, "200", None);
+    assert_eq!(errors, format!("expected 0.1 <= 200 <= 100: {at}.[{share}]"));
+    assert!(warnings.iter().any(|w| w.contains("deprecated") && w.ends_with(&format!("{at}.[{share}]"))));
+    let algorithm = "autoscaling.knative.dev/metric-aggregation-algorithm";
+    let (errors, warnings) = with(algorithm, "median", None);
+    assert!(errors.is_empty() && warnings.iter().any(|w| w.contains("linear is taken")), "{warnings:?}");
+    let (errors, _) = with(algorithm, "median", Some("kpa.autoscaling.knative.dev"));
+    assert_eq!(errors, format!("invalid value: median: {at}.{algorithm}"));
+}
+
+#[test]
+fn names_of_objects() {
+    let named = |name: &str, prefix: &str| {
+        let mut object = ksvc(container(&json!({})));
+        object.metadata.name = Some(name.to_owned());
+        object.metadata.generate_name = Some(prefix.to_owned());
+        verdict(object, &Configs::default())
+    };
+    assert_eq!(named("", "hello-"), "");
+    assert_eq!(named("", ""), "name or generateName is required: metadata.name");
+    assert!(named("Hello", "").starts_with("not a DNS 1035 label: [a DNS-1035 label must consist of"));
+    let found = named("", "Hello-");
+    assert!(
+        found.starts_with("not a DNS 1035 label prefix: [") && found.ends_with(": metadata.generateName")
+    );
 }
 
 #[test]
 fn config_maps() {
     let data = [("stable-window".to_owned(), "1s".to_owned())].into();
-    let found = config_map("config-autoscaler", &data).to_string();
+    let found = config_map("config-autoscaler", None, &data).to_string();
     assert!(found.ends_with(": data[stable-window]"), "{found}");
-    assert!(config_map("unknown", &data).is_ok());
+    assert!(config_map("unknown", None, &data).is_ok());
+}
+
+#[test]
+fn who_edits_the_documentation_is_told_so() {
+    let data = |text: &str| [("_example".to_owned(), text.to_owned())].into();
+    let noted = [(example::ANNOTATION.to_owned(), example::checksum("a: b"))].into();
+    let check = |text, noted| config_map("config-gc", noted, &data(text)).to_string();
+    assert_eq!(check("a: b\n", Some(&noted)), "");
+    assert_eq!(check("a: c", None), "");
+    let found = check("a: c", Some(&noted));
+    assert!(found.starts_with("the update modifies a key in \"_example\""), "{found}");
+    assert!(found.ends_with(": data._example"), "{found}");
+    // The ConfigMaps that are installed carry the right sum.
+    let stages = crate::manifests::manifests(&crate::manifests::Options::default());
+    for map in stages.into_iter().flat_map(|stage| stage.objects) {
+        if map["kind"] == "ConfigMap" && map["data"]["_example"].is_string() {
+            let map: k8s_openapi::api::core::v1::ConfigMap =
+                serde_json::from_value(map).expect("a ConfigMap");
+            let (name, annotations) = (map.metadata.name.unwrap_or_default(), map.metadata.annotations);
+            assert!(annotations.as_ref().is_some_and(|a| a.contains_key(example::ANNOTATION)), "{name}");
+            let mut data = map.data.unwrap_or_default();
+            data.insert("queue-sidecar-image".into(), "x".into());
+            let found = config_map(&name, annotations.as_ref(), &data);
+            assert!(name == "config-domain" || found.is_ok(), "{name}: {found}");
+        }
+    }
 }
 
 #[test]
@@ -270,10 +350,25 @@ fn domain_mappings() {
     assert!(domain_mapping(&mapping("www.example.com"), None).is_ok());
     assert!(!domain_mapping(&mapping("example"), None).is_ok());
     assert!(!domain_mapping(&mapping("x.default.svc.cluster.local"), None).is_ok());
-    let mut empty = mapping("www.example.com");
-    empty.spec.reference = Default::default();
+    let with = |change: &dyn Fn(&mut DomainMapping)| {
+        let mut object = mapping("www.example.com");
+        change(&mut object);
+        domain_mapping(&object, None).to_string()
+    };
     assert_eq!(
-        domain_mapping(&empty, None).to_string(),
+        with(&|o| o.spec.reference = Default::default()),
         "missing field(s): spec.ref.apiVersion, spec.ref.kind, spec.ref.name"
+    );
+    assert_eq!(
+        with(&|o| o.spec.reference.group = Some("serving.knative.dev".into())),
+        "must not set the field(s): spec.ref.group"
+    );
+    assert_eq!(
+        with(&|o| o.spec.reference.namespace = Some("other".into())),
+        "mismatched namespaces: spec.ref.namespace\nparent namespace: \"default\" does not match ref: \"other\""
+    );
+    assert_eq!(
+        domain_mapping(&mapping("example"), None).to_string(),
+        "invalid name \"example\": name: Invalid value: \"example\": should be a domain with at least two segments separated by dots: metadata.name"
     );
 }

@@ -48,13 +48,9 @@ fn one(target: &TrafficTarget, of_service: bool) -> FieldErrors {
         let message = format!("may not set revisionName {name:?} when latestRevision is {latest}");
         errors.add(FieldErrors::new(message, &["latestRevision"]));
     }
-    let bad_name = |name: &str, field: &str| {
-        let rule = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-        if names::is_qualified_name(name) {
-            FieldErrors::none()
-        } else {
-            FieldErrors::invalid_key(name, field, rule)
-        }
+    let bad_name = |name: &str, field: &str| match names::qualified_name(name) {
+        problems if problems.is_empty() => FieldErrors::none(),
+        problems => FieldErrors::invalid_key(name, field, &problems.join(", ")),
     };
     errors.add(match (revision, configuration) {
         (_, Some(_)) if of_service => FieldErrors::disallowed("configurationName"),

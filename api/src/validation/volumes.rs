@@ -1,6 +1,8 @@
 //! Volumes.
 
-use k8s_openapi::api::core::v1::{KeyToPath, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, ImageVolumeSource, KeyToPath, Volume, VolumeProjection,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::only;
@@ -37,11 +39,10 @@ pub(super) fn list<'a>(
 }
 
 fn source(volume: &Volume, features: &Features) -> FieldErrors {
-    let mut known: Vec<&str> = VOLUME_SOURCES.to_vec();
-    known.extend(
-        FLAGGED_VOLUME_SOURCES.iter().filter(|(_, flag)| features.allowed(flag)).map(|(field, _)| *field),
-    );
-    let mut allowed = known.clone();
+    let flag = |field: &str| FLAGGED_VOLUME_SOURCES.iter().find(|(f, _)| *f == field).map(|(_, flag)| *flag);
+    let sources = || VOLUME_SOURCES.iter().copied().chain(FLAGGED_VOLUME_SOURCES.iter().map(|(f, _)| *f));
+    let mut allowed: Vec<&str> =
+        sources().filter(|field| flag(field).is_none_or(|flag| features.allowed(flag))).collect();
     allowed.push("name");
     let mut errors = only(volume, &allowed);
     let set: Vec<String> = match serde_json::to_value(volume) {
@@ -50,8 +51,15 @@ fn source(volume: &Volume, features: &Features) -> FieldErrors {
         }
         _ => Vec::new(),
     };
+    for field in set.iter().filter(|field| flag(field).is_some_and(|flag| !features.enabled(flag))) {
+        errors.add(FieldErrors::new(disabled(field, volume), &[field]));
+    }
     match set.len() {
-        0 => errors.add(FieldErrors::missing_one_of(&known)),
+        0 => {
+            let known: Vec<&str> =
+                sources().filter(|field| flag(field).is_none_or(|flag| features.enabled(flag))).collect();
+            errors.add(FieldErrors::missing_one_of(&known));
+        }
         1 => {}
         _ => errors.add(FieldErrors::multiple_one_of(&set.iter().map(String::as_str).collect::<Vec<_>>())),
     }
@@ -72,9 +80,12 @@ fn source(volume: &Volume, features: &Features) -> FieldErrors {
             errors.add(FieldErrors::invalid(&limit.0, "sizeLimit").via_field("emptyDir"));
         }
     }
+    if let Some(image) = &volume.image {
+        errors.add(image_volume(image).via_field("image"));
+    }
     if let Some(claim) = &volume.persistent_volume_claim
         && claim.read_only != Some(true)
-        && !features.allowed("kubernetes.podspec-persistent-volume-write")
+        && !features.enabled("kubernetes.podspec-persistent-volume-write")
     {
         let message = format!(
             "Persistent volume write support is disabled, but found persistent volume claim {} that is not read-only",
@@ -84,6 +95,37 @@ fn source(volume: &Volume, features: &Features) -> FieldErrors {
     }
     for (at, projection) in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate() {
         errors.add(projected(projection).via_field_index("projected", at));
+    }
+    errors
+}
+
+/// That a source needs its flag.
+fn disabled(field: &str, volume: &Volume) -> String {
+    let kind = match field {
+        "persistentVolumeClaim" => {
+            let claim = volume.persistent_volume_claim.as_ref().map_or("", |c| c.claim_name.as_str());
+            return format!(
+                "Persistent volume claim support is disabled, but found persistent volume claim {claim}"
+            );
+        }
+        "csi" => "CSI",
+        "emptyDir" => "EmptyDir",
+        "ephemeral" => "Ephemeral",
+        "hostPath" => "HostPath",
+        "image" => "Image",
+        other => other,
+    };
+    format!("{kind} volume support is disabled, but found {kind} volume {}", volume.name)
+}
+
+fn image_volume(image: &ImageVolumeSource) -> FieldErrors {
+    let mut errors = only(image, &["reference", "pullPolicy"]);
+    if image.reference.as_ref().is_none_or(String::is_empty) {
+        errors.add(FieldErrors::missing("reference"));
+    }
+    let policy = image.pull_policy.as_deref().unwrap_or_default();
+    if !matches!(policy, "" | "IfNotPresent" | "Always" | "Never") {
+        errors.add(FieldErrors::invalid(policy, "pullPolicy"));
     }
     errors
 }
@@ -131,6 +173,25 @@ fn projected(projection: &VolumeProjection) -> FieldErrors {
     }
     if projection.service_account_token.as_ref().is_some_and(|t| t.path.is_empty()) {
         errors.add(FieldErrors::missing("path").via_field("serviceAccountToken"));
+    }
+    for (at, file) in projection.downward_api.iter().flat_map(|d| d.items.iter().flatten()).enumerate() {
+        errors.add(downward_file(file).via_field_index("items", at).via_field("downwardAPI"));
+    }
+    errors
+}
+
+fn downward_file(file: &DownwardAPIVolumeFile) -> FieldErrors {
+    let mut errors = FieldErrors::none();
+    match (&file.field_ref, &file.resource_field_ref) {
+        (None, None) => errors.add(FieldErrors::missing_one_of(&["fieldRef", "resourceFieldRef"])),
+        (Some(_), Some(_)) => errors.add(FieldErrors::new(
+            "Within a single item, cannot set both",
+            &["resourceFieldRef", "fieldRef"],
+        )),
+        _ => {}
+    }
+    if file.path.is_empty() {
+        errors.add(FieldErrors::missing("path"));
     }
     errors
 }

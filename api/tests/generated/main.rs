@@ -1,8 +1,10 @@
-//! `config/` and the Helm chart are written by `EBB_GENERATE=1 cargo test -p ebb-api --test generated`; without the variable, these tests
+//! `config/`, the Helm chart and `docs/reference` are written by `EBB_GENERATE=1 cargo test -p ebb-api --test generated`; without the variable, these tests
 //! fail when what is there differs from what would be written.
 
+mod annotations;
 mod chart;
 mod config;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::fs;

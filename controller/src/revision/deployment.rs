@@ -100,7 +100,7 @@ fn pod_spec(revision: &Revision, status: &RevisionStatus, configs: &Configs, pla
     pod.volumes.get_or_insert_default().push(mesh_volume());
     pod.termination_grace_period_seconds = revision.spec.timeout_seconds;
     if pod.runtime_class_name.is_none() {
-        pod.runtime_class_name.clone_from(&configs.deployment.runtime_class_name);
+        pod.runtime_class_name = configs.deployment.runtime_class(revision.metadata.labels.as_ref());
     }
     if pod.affinity.is_none() && configs.deployment.spread_revision_over_nodes {
         pod.affinity = Some(spread(revision));

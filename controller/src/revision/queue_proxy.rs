@@ -140,6 +140,7 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
         ("SERVING_ENABLE_REQUEST_LOG", observability.enable_request_log.to_string()),
         ("SERVING_ENABLE_PROBE_REQUEST_LOG", observability.enable_probe_request_log.to_string()),
         ("SERVING_REQUEST_LOG_TEMPLATE", observability.request_log_template.clone()),
+        ("EBB_LOG", configs.logging.of("queueproxy").unwrap_or("info").into()),
         ("EBB_ACTIVATOR", platform.activator.clone()),
         ("EBB_CA", platform.ca.clone()),
         ("EBB_TRUST_DOMAIN", platform.trust_domain.clone()),

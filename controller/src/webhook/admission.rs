@@ -1,10 +1,14 @@
 //! The decisions, as pure functions of an AdmissionRequest.
 
 use base64::Engine as _;
+use ebb_api::autoscaling::{Metric, PodAutoscaler};
+use ebb_api::caching::Image;
 use ebb_api::config::{Configs, Data};
 use ebb_api::field_error::{CURRENT, FieldErrors};
+use ebb_api::networking::{Certificate, Ingress, ServerlessService};
 use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
 use ebb_api::{defaults, validation as rules};
+use k8s_openapi::api::core::v1::ConfigMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -66,7 +70,7 @@ fn read<K: DeserializeOwned>(request: &Value) -> Result<Asked<K>, String> {
 }
 
 /// Whether there is nothing to decide: the object goes, or only its status is written.
-fn passes(request: &Value) -> bool {
+pub(super) fn passes(request: &Value) -> bool {
     let going = request["object"]["metadata"]["deletionTimestamp"].is_string();
     let sub_resource = request["subResource"].as_str().is_some_and(|s| !s.is_empty());
     going || sub_resource || !request["object"].is_object()
@@ -104,6 +108,10 @@ pub fn defaulting(request: &Value, configs: &Configs) -> Verdict {
         "DomainMapping" => fill::<DomainMapping>(request, |a| {
             defaults::domain_mapping(&mut a.object, a.old.as_ref(), a.user.as_deref());
         }),
+        "Ingress" => fill::<Ingress>(request, |a| defaults::ingress(&mut a.object)),
+        "PodAutoscaler" => {
+            fill::<PodAutoscaler>(request, |a| defaults::pod_autoscaler(&mut a.object, configs))
+        }
         _ => Ok(Vec::new()),
     };
     match result {
@@ -160,6 +168,14 @@ pub fn validation(request: &Value, configs: &Configs) -> Verdict {
         "DomainMapping" => {
             read::<DomainMapping>(request).map(|a| rules::domain_mapping(&a.object, a.old.as_ref()))
         }
+        "Certificate" => read::<Certificate>(request).map(|a| rules::certificate(&a.object)),
+        "Image" => read::<Image>(request).map(|a| rules::image(&a.object)),
+        "Ingress" => read::<Ingress>(request).map(|a| rules::ingress(&a.object)),
+        "Metric" => read::<Metric>(request).map(|a| rules::metric(&a.object, configs)),
+        "PodAutoscaler" => read::<PodAutoscaler>(request).map(|a| rules::pod_autoscaler(&a.object, configs)),
+        "ServerlessService" => {
+            read::<ServerlessService>(request).map(|a| rules::serverless_service(&a.object))
+        }
         _ => return Verdict::allowed(),
     };
     verdict(result)
@@ -171,10 +187,11 @@ pub fn config_maps(request: &Value) -> Verdict {
         return Verdict::allowed();
     }
     let object = &request["object"];
-    let data = serde_json::from_value(object["data"].clone()).unwrap_or_default();
-    let mut errors = rules::config_map(object["metadata"]["name"].as_str().unwrap_or_default(), &data);
-    errors.add(log_templates(&data));
-    verdict(Ok(errors))
+    verdict(serde_json::from_value::<ConfigMap>(object.clone()).map_err(|e| e.to_string()).map(|map| {
+        let metadata = &map.metadata;
+        let (name, data) = (metadata.name.as_deref().unwrap_or_default(), map.data.unwrap_or_default());
+        rules::config_map(name, metadata.annotations.as_ref(), &data).also(log_templates(&data))
+    }))
 }
 
 /// A template that no sidecar can parse would keep every new pod from starting.
@@ -273,7 +290,7 @@ mod tests {
         };
         assert_eq!(map("{{.Request.Method}} {{.TraceID}}"), Verdict::allowed());
         let Verdict::Denied(message) = map("{{.Request.Nonsense}}") else { panic!("it is refused") };
-        assert!(message.contains("data[logging.request-log-template]"), "{message}");
+        assert!(message.contains("data.[logging.request-log-template]"), "{message}");
     }
 
     #[test]

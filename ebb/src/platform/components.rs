@@ -95,6 +95,13 @@ impl Components {
             bind_address: IpAddr::V4(at.controller),
             ..ebb_controller::Config::in_namespace(namespace)
         };
+        let levels = ebb_component::logging::keep(
+            client("controller"),
+            namespace.into(),
+            vec!["controller", "autoscaler", "activator", "gateway"],
+            self.stop.child_token(),
+        );
+        self.tasks.spawn(levels);
         let ready = config.ready.clone();
         let custody = ebb_controller::ensure_authority(&client("controller"), &config).await?;
         let authority = custody.authority().clone();
