@@ -15,7 +15,7 @@ use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -345,10 +345,12 @@ impl Reconciler {
                 let Some(object) = world.services.get(namespace, name) else { return Ok(()) };
                 let configuration = world.configurations.get(namespace, name);
                 let route = world.routes.get(namespace, name);
+                let named = service::own_name(&object).and_then(|n| world.revisions.get(namespace, n));
                 let observed = service::Observed {
                     service: &object,
                     configuration: configuration.as_deref(),
                     route: route.as_deref(),
+                    named: named.as_deref(),
                 };
                 self.execute(key, &*object, service::plan(&observed, now)).await
             }
@@ -356,8 +358,11 @@ impl Reconciler {
                 let Some(object) = world.configurations.get(namespace, name) else { return Ok(()) };
                 let revisions = world.revisions.find(namespace, &format!("cfg/{name}"));
                 let named = world.revisions.get(namespace, &configuration::revision_name(&object));
-                let routes = world.routes.find(namespace, &format!("cfg/{name}"));
-                let routes = labeler::of_configuration(name, &routes);
+                let mut routes = world.routes.find(namespace, &format!("cfg/{name}"));
+                for revision in &revisions {
+                    routes.extend(world.routes.find(namespace, &format!("rev/{}", revision.name_any())));
+                }
+                let routes = labeler::of_configuration(name, &revisions, &routes);
                 let observed = configuration::Observed {
                     configuration: &object,
                     revisions: &revisions,
@@ -567,21 +572,29 @@ impl Reconciler {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         let world = &self.world;
         let Some(object) = world.routes.get(namespace, name) else { return Ok(()) };
+        let ingress = world.ingresses.get(namespace, name);
         let mut configurations = BTreeMap::new();
-        let mut revisions = BTreeMap::new();
+        let rolling = ingress.as_deref().and_then(route::Rollout::of).unwrap_or_default();
+        let mut named: BTreeSet<String> = rolling.revisions().map(str::to_owned).collect();
         for target in &object.spec.traffic {
-            let mut wanted = target.revision_name.clone();
-            if let Some(found) =
-                target.configuration_name.as_ref().and_then(|c| world.configurations.get(namespace, c))
+            let set = |name: &Option<String>| name.clone().filter(|n| !n.is_empty());
+            if let Some(revision) = set(&target.revision_name) {
+                let found = world.revisions.get(namespace, &revision);
+                let owner = found.as_ref().and_then(|r| label(&r.metadata, keys::CONFIGURATION));
+                let owner = owner.and_then(|c| world.configurations.get(namespace, c));
+                configurations.extend(owner.map(|c| (c.name_any(), c)));
+                named.insert(revision);
+            } else if let Some(found) =
+                set(&target.configuration_name).and_then(|c| world.configurations.get(namespace, &c))
             {
-                wanted = wanted
-                    .or_else(|| found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone()));
+                named.extend(found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone()));
                 configurations.insert(found.name_any(), found);
             }
-            if let Some(found) = wanted.and_then(|r| world.revisions.get(namespace, &r)) {
-                revisions.insert(found.name_any(), found);
-            }
         }
+        let revisions: BTreeMap<String, Arc<Revision>> = named
+            .into_iter()
+            .filter_map(|name| world.revisions.get(namespace, &name).map(|found| (name, found)))
+            .collect();
         let mut services: BTreeMap<String, Arc<CoreService>> =
             world.core_services.find(namespace, name).into_iter().map(|s| (s.name_any(), s)).collect();
         let tags = object.spec.traffic.iter().filter_map(|t| t.tag.as_deref());
@@ -591,7 +604,6 @@ impl Reconciler {
                 services.insert(wanted, found);
             }
         }
-        let ingress = world.ingresses.get(namespace, name);
         let observed = route::Observed {
             route: &object,
             configurations: &configurations,

@@ -8,6 +8,7 @@ use ebb_api::conditions::{Conditioned, ConditionedObject, READY};
 use ebb_api::config::{CLUSTER_DOMAIN, Configs};
 use ebb_api::meta::networking::{CLUSTER_LOCAL, VISIBILITY};
 use ebb_api::meta::serving as keys;
+use ebb_api::names;
 use ebb_api::networking::Ingress;
 use ebb_api::serving::{Addressable, Configuration, Revision, Route, RouteStatus, TrafficTarget};
 use jiff::Timestamp;
@@ -23,14 +24,16 @@ use crate::plan::{CLIENT_ANNOTATIONS, Compare, Plan, controlled_by, label, owner
 pub use rollout::Rollout;
 pub use traffic::{Problem, Resolved, Target};
 
+const NOT_RECONCILED: &str = "Ingress has not yet been reconciled.";
+
 /// What a Route's plan depends on.
 #[derive(Clone, Copy)]
 pub struct Observed<'a> {
     /// The Route.
     pub route: &'a Route,
-    /// Configurations that it names.
+    /// Configurations that it names, and those of the revisions that it names.
     pub configurations: &'a BTreeMap<String, Arc<Configuration>>,
-    /// Revisions that it names or that those Configurations have made.
+    /// Revisions that it names, those that are the latest ready ones of these Configurations, and those that a rollout has under way.
     pub revisions: &'a BTreeMap<String, Arc<Revision>>,
     /// The Ingress of its name.
     pub ingress: Option<&'a Ingress>,
@@ -59,6 +62,14 @@ impl Host {
             None => format!("http://{}", self.local(namespace)),
         }
     }
+
+    /// What is wrong with the host that the templates made.
+    fn problem(&self) -> Option<String> {
+        let host = self.external.as_deref()?;
+        let problems = names::dns1123_subdomain(host);
+        let all = || format!("domain name error: invalid domain name {host:?}: {}", problems.join(", "));
+        (!problems.is_empty()).then(all)
+    }
 }
 
 /// Decides about a Route.
@@ -71,6 +82,10 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan 
     let namespace = route.namespace().unwrap_or_default();
     let mut status = route.status.clone().unwrap_or_default();
     status.manage(now).initialize();
+    if status.observed_generation() != route.metadata.generation {
+        // What was said of the Ingress was about what was asked before.
+        status.manage(now).mark_unknown("IngressReady", "IngressNotConfigured", NOT_RECONCILED);
+    }
     status.set_observed_generation(route.metadata.generation);
 
     let hosts = hosts(observed, configs);
@@ -80,6 +95,11 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan 
         status.address = Some(Addressable { url, ..Addressable::default() });
     }
     certificates(&mut status, hosts.first().is_some_and(|h| h.external.is_some()), configs, now);
+    if let Some(bad) = hosts.iter().find_map(Host::problem) {
+        status.manage(now).mark_false("AllTrafficAssigned", "ErrorConfig", &bad);
+        plan.set_status(route.status.as_ref(), &status);
+        return plan;
+    }
 
     match traffic::resolve(route, observed.configurations, observed.revisions) {
         // What was served before goes on being served.
@@ -92,7 +112,7 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan 
         }
         Ok(resolved) => {
             status.manage(now).mark_true("AllTrafficAssigned");
-            status.traffic = status_traffic(&resolved, &hosts, &namespace, configs);
+            status.traffic = status_traffic(&resolved, &Rollout::default(), &hosts, &namespace, configs);
             let owned = placeholders(&mut plan, observed, &hosts, &mut status, now);
             if owned {
                 serve(&mut plan, observed, &resolved, &hosts, configs, &mut status, now);
@@ -114,8 +134,10 @@ fn serve(
     now: Timestamp,
 ) {
     let route = observed.route;
-    let rollout = rollout::step(route, observed.ingress, resolved, configs, now);
-    let wanted = ingress::make(route, resolved, hosts, rollout.as_ref(), configs, now);
+    let settled = route.status.as_ref().is_some_and(|s| s.is_true("IngressReady"));
+    let is_there = |name: &str| observed.revisions.contains_key(name);
+    let (rollout, next) = rollout::next(route, observed.ingress, resolved, configs, (is_there, settled), now);
+    let wanted = ingress::make(route, resolved, hosts, &rollout, configs);
     match observed.ingress {
         Some(live) if !controlled_by(&live.metadata, route.metadata.uid.as_deref()) => {
             let message = format!("There is an existing Ingress {:?} that we do not own.", live.name_any());
@@ -123,21 +145,25 @@ fn serve(
             return;
         }
         live => {
+            if live.is_none() {
+                plan.note("Created", format!("Created Ingress {:?}", route.name_any()));
+            }
             plan.ensure(live, &wanted, Compare::Exact(&[]));
         }
     }
     let current = observed.ingress.is_some_and(|i| {
         i.spec == wanted.spec && i.status_ref().is_some_and(|s| s.observed_generation() == i.generation())
     });
-    if let Some(rollout) = rollout {
+    if !rollout.is_done() {
         let message = "A gradual rollout of the latest revision(s) is in progress.";
         status.manage(now).mark_unknown("IngressReady", "RolloutInProgress", message);
-        plan.again(rollout.next_step(now));
+        let namespace = route.namespace().unwrap_or_default();
+        status.traffic = status_traffic(resolved, &rollout, hosts, &namespace, configs);
+        next.into_iter().for_each(|after| plan.again(after));
     } else if current {
         status.manage(now).propagate("IngressReady", observed.ingress.and_then(|i| i.condition(READY)));
     } else {
-        let message = "Ingress has not yet been reconciled.";
-        status.manage(now).mark_unknown("IngressReady", "IngressNotConfigured", message);
+        status.manage(now).mark_unknown("IngressReady", "IngressNotConfigured", NOT_RECONCILED);
     }
 }
 
@@ -172,7 +198,7 @@ fn hosts(observed: &Observed<'_>, configs: &Configs) -> Vec<Host> {
                 || observed
                     .services
                     .get(&own)
-                    .is_some_and(|s| label(&s.metadata, VISIBILITY) == Some(CLUSTER_LOCAL));
+                    .is_some_and(|s| label(&s.metadata, VISIBILITY).is_some_and(|v| !v.is_empty()));
             let host = || {
                 let (labels, annotations) =
                     (route.metadata.labels.as_ref(), route.metadata.annotations.as_ref());
@@ -185,26 +211,30 @@ fn hosts(observed: &Observed<'_>, configs: &Configs) -> Vec<Host> {
 
 fn status_traffic(
     resolved: &Resolved,
+    rollout: &Rollout,
     hosts: &[Host],
     namespace: &str,
     configs: &Configs,
 ) -> Vec<TrafficTarget> {
-    resolved
-        .targets
-        .iter()
-        .map(|target| {
-            let tag = target.tag.clone();
-            let host = hosts.iter().find(|h| tag.is_some() && h.tag == tag);
-            TrafficTarget {
-                url: host.map(|h| h.url(namespace, configs)),
-                tag,
-                revision_name: Some(target.revision.clone()),
-                configuration_name: None,
-                latest_revision: Some(target.latest),
-                percent: Some(target.percent),
-            }
-        })
-        .collect()
+    let mut traffic = Vec::new();
+    for target in &resolved.targets {
+        let tag = target.tag.clone();
+        let url = hosts.iter().find(|h| tag.is_some() && h.tag == tag).map(|h| h.url(namespace, configs));
+        let of = |revision: &str, percent: i64| TrafficTarget {
+            url: url.clone(),
+            tag: tag.clone(),
+            revision_name: Some(revision.to_owned()),
+            configuration_name: None,
+            latest_revision: Some(target.latest),
+            percent: Some(percent),
+        };
+        let moving = rollout.shares(tag.as_deref(), target.configuration.as_deref());
+        match moving.filter(|_| target.latest) {
+            Some(shares) => traffic.extend(shares.iter().map(|s| of(&s.revision_name, s.percent))),
+            None => traffic.push(of(&target.revision, target.percent)),
+        }
+    }
+    traffic
 }
 
 /// The Services by which clients inside the cluster reach the Route and its tags. Whether all names are the Route's to have.
@@ -224,6 +254,9 @@ fn placeholders(
                 format!("There is an existing placeholder Service {:?} that we do not own.", host.name);
             status.manage(now).mark_false("IngressReady", "NotOwned", &message);
             return false;
+        }
+        if live.is_none() {
+            plan.note("Created", format!("Created placeholder service {:?}", host.name));
         }
         plan.ensure(live, &placeholder(route, host, observed.system_namespace), Compare::Covers);
     }

@@ -267,6 +267,9 @@ impl World {
         for target in object.spec.traffic.iter().chain(resolved) {
             if let Some(revision) = &target.revision_name {
                 self.want(Kind::Revision, &namespace, revision);
+                let found = self.revisions.get(&namespace, revision);
+                let owner = found.as_ref().and_then(|r| label(&r.metadata, keys::CONFIGURATION));
+                owner.into_iter().for_each(|owner| self.want(Kind::Configuration, &namespace, owner));
             }
             if let Some(configuration) = &target.configuration_name {
                 self.want(Kind::Configuration, &namespace, configuration);

@@ -1,12 +1,14 @@
 //! `config-network`: hosts, certificates and what lies between.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::reader::Reader;
 use super::{ConfigError, Data};
-use crate::meta::networking::EBB_INGRESS_CLASS;
+use crate::meta::networking::{EBB_CERTIFICATE_CLASS, EBB_INGRESS_CLASS};
 use crate::mtls::Mode;
+use crate::selector;
 use crate::template::{Template, Values};
 
 const DOMAIN_FIELDS: &[&str] = &["Name", "Namespace", "Domain"];
@@ -46,6 +48,8 @@ pub struct Network {
     pub external_domain_tls: bool,
     /// Whether cluster-local hosts get certificates.
     pub cluster_local_domain_tls: bool,
+    /// Namespaces that get one certificate for all their hosts; none where nothing is selected.
+    pub namespace_wildcard_cert_selector: Option<LabelSelector>,
     /// What plain HTTP gets.
     pub http_protocol: HttpProtocol,
     /// How long traffic takes to move to a new latest revision.
@@ -68,11 +72,12 @@ impl Default for Network {
             |t: &str, f: &[&str]| Template::parse(t, f).expect("the default templates are understood");
         Self {
             ingress_class: EBB_INGRESS_CLASS.into(),
-            certificate_class: "ebb.certificate.networking.knative.dev".into(),
+            certificate_class: EBB_CERTIFICATE_CLASS.into(),
             domain_template: template("{{.Name}}.{{.Namespace}}.{{.Domain}}", DOMAIN_FIELDS),
             tag_template: template("{{.Tag}}-{{.Name}}", TAG_FIELDS),
             external_domain_tls: false,
             cluster_local_domain_tls: false,
+            namespace_wildcard_cert_selector: None,
             http_protocol: HttpProtocol::Enabled,
             rollout_duration: Duration::ZERO,
             autocreate_cluster_domain_claims: false,
@@ -115,6 +120,18 @@ impl Network {
         r.switch("auto-tls", &mut c.external_domain_tls);
         r.switch("external-domain-tls", &mut c.external_domain_tls);
         r.switch("cluster-local-domain-tls", &mut c.cluster_local_domain_tls);
+        if let Some(raw) = r.raw("namespace-wildcard-cert-selector").filter(|s| !s.trim().is_empty()) {
+            match serde_saphyr::from_str::<LabelSelector>(raw).map_err(|e| e.to_string()).and_then(|found| {
+                selector::check(&found)?;
+                Ok(found)
+            }) {
+                Ok(found) => c.namespace_wildcard_cert_selector = Some(found),
+                Err(message) => r.fail(
+                    "namespace-wildcard-cert-selector",
+                    format!("must be YAML of a label selector (matchLabels, matchExpressions): {message}"),
+                ),
+            }
+        }
         // Everything inside speaks mutual TLS whatever these two say; they are read so that a typo is noticed.
         r.switch("system-internal-tls", &mut true);
         r.switch("internal-encryption", &mut true);
@@ -198,11 +215,15 @@ impl Network {
 fn check(template: &Template, fields: &[&str]) -> Option<String> {
     let example =
         BTreeMap::from([("Name", "foo"), ("Namespace", "bar"), ("Domain", "baz.com"), ("Tag", "v2")]);
-    let host = template.render(&Values { fields: example, ..Values::default() });
+    let keys: BTreeMap<String, String> = template.keys().map(|key| (key.to_owned(), "x".to_owned())).collect();
+    let host =
+        template.render(&Values { fields: example, labels: Some(&keys), annotations: Some(&keys) });
     if !crate::names::dns1123_subdomain(&host).is_empty() {
         return Some(format!("makes {host:?} of an example, which is not a host name"));
     }
-    let missing = |f: &&&str| **f != "Domain" && !template.uses(f);
+    // Hosts may be made of an annotation alone, or without the namespace where there is but one. Of Services with the names that
+    // tags make there can only be one, though.
+    let missing = |f: &&&str| fields == TAG_FIELDS && !template.uses(f);
     fields
         .iter()
         .find(missing)

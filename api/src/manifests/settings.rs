@@ -9,6 +9,7 @@ use super::{Options, Place};
 pub fn example(name: &str) -> Option<&'static str> {
     Some(match name {
         "config-autoscaler" => include_str!("settings/config-autoscaler.yaml"),
+        "config-certmanager" => include_str!("settings/config-certmanager.yaml"),
         "config-defaults" => include_str!("settings/config-defaults.yaml"),
         "config-deployment" => include_str!("settings/config-deployment.yaml"),
         "config-domain" => include_str!("settings/config-domain.yaml"),
