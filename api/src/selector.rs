@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn all_that_is_wanted() {
-        let labels = BTreeMap::from([("team".to_owned(), "a".to_owned()), ("tier".to_owned(), "x".to_owned())]);
+        let labels =
+            BTreeMap::from([("team".to_owned(), "a".to_owned()), ("tier".to_owned(), "x".to_owned())]);
         for (selector, want) in [
             ("{}", true),
             ("{matchLabels: {team: a}}", true),

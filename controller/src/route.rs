@@ -2,6 +2,7 @@
 
 mod ingress;
 mod rollout;
+mod tls;
 mod traffic;
 
 use ebb_api::conditions::{Conditioned, ConditionedObject, READY};
@@ -9,7 +10,7 @@ use ebb_api::config::{CLUSTER_DOMAIN, Configs};
 use ebb_api::meta::networking::{CLUSTER_LOCAL, VISIBILITY};
 use ebb_api::meta::serving as keys;
 use ebb_api::names;
-use ebb_api::networking::Ingress;
+use ebb_api::networking::{Certificate, Ingress, IngressTls};
 use ebb_api::serving::{Addressable, Configuration, Revision, Route, RouteStatus, TrafficTarget};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -39,6 +40,8 @@ pub struct Observed<'a> {
     pub ingress: Option<&'a Ingress>,
     /// Services of the names it wants, whoever owns them, and those that it owns.
     pub services: &'a BTreeMap<String, Arc<Service>>,
+    /// The Certificates that it owns, those of the names it wants, whoever owns them, and the wildcards of the namespace.
+    pub certificates: &'a [Arc<Certificate>],
     /// The namespace of the components.
     pub system_namespace: &'a str,
 }
@@ -49,6 +52,8 @@ pub(crate) struct Host {
     /// The name of the placeholder Service, which is the first label of the cluster-local host.
     pub(crate) name: String,
     pub(crate) external: Option<String>,
+    /// Whether clients from outside shall come by TLS.
+    pub(crate) secure: bool,
 }
 
 impl Host {
@@ -58,6 +63,7 @@ impl Host {
 
     fn url(&self, namespace: &str, configs: &Configs) -> String {
         match &self.external {
+            Some(host) if self.secure => configs.network.external_url("https", host),
             Some(host) => configs.network.external_url(&configs.network.default_external_scheme, host),
             None => format!("http://{}", self.local(namespace)),
         }
@@ -88,23 +94,29 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan 
     }
     status.set_observed_generation(route.metadata.generation);
 
-    let hosts = hosts(observed, configs);
-    if let Some(own) = hosts.first() {
-        status.url = Some(own.url(&namespace, configs));
-        let url = Some(format!("http://{}", own.local(&namespace)));
-        status.address = Some(Addressable { url, ..Addressable::default() });
-    }
-    certificates(&mut status, hosts.first().is_some_and(|h| h.external.is_some()), configs, now);
+    let mut hosts = hosts(observed, configs);
     if let Some(bad) = hosts.iter().find_map(Host::problem) {
         status.manage(now).mark_false("AllTrafficAssigned", "ErrorConfig", &bad);
         plan.set_status(route.status.as_ref(), &status);
         return plan;
+    }
+    let tls = tls::certify(&mut plan, observed, &mut hosts, configs, &mut status, now);
+    if let Some(own) = hosts.first() {
+        status.url = Some(own.url(&namespace, configs));
+        let url = Some(format!("http://{}", own.local(&namespace)));
+        status.address = Some(Addressable { url, ..Addressable::default() });
     }
 
     match traffic::resolve(route, observed.configurations, observed.revisions) {
         // What was served before goes on being served.
         Err(problem) => {
             problem.mark(&mut status, now);
+            let said =
+                |status: &RouteStatus| status.condition("AllTrafficAssigned").and_then(|c| c.message.clone());
+            if status.is_false("AllTrafficAssigned") && route.status.as_ref().and_then(said) != said(&status)
+            {
+                plan.warn("TrafficNotAssigned", said(&status).unwrap_or_default());
+            }
             // Without an Ingress there is nothing to wait for from the gateway yet.
             if observed.ingress.is_none() {
                 status.manage(now).mark_unknown("IngressReady", "", "");
@@ -115,9 +127,12 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, now: Timestamp) -> Plan 
             status.traffic = status_traffic(&resolved, &Rollout::default(), &hosts, &namespace, configs);
             let owned = placeholders(&mut plan, observed, &hosts, &mut status, now);
             if owned {
-                serve(&mut plan, observed, &resolved, &hosts, configs, &mut status, now);
+                serve(&mut plan, observed, &resolved, (&hosts, tls), configs, &mut status, now);
             }
         }
+    }
+    if status.is_true(READY) && !route.status.as_ref().is_some_and(|s| s.is_true(READY)) {
+        plan.note("Ready", format!("{} is served", status.url.as_deref().unwrap_or_default()));
     }
     plan.set_status(route.status.as_ref(), &status);
     plan
@@ -128,7 +143,7 @@ fn serve(
     plan: &mut Plan,
     observed: &Observed<'_>,
     resolved: &Resolved,
-    hosts: &[Host],
+    (hosts, tls): (&[Host], Vec<IngressTls>),
     configs: &Configs,
     status: &mut RouteStatus,
     now: Timestamp,
@@ -137,7 +152,7 @@ fn serve(
     let settled = route.status.as_ref().is_some_and(|s| s.is_true("IngressReady"));
     let is_there = |name: &str| observed.revisions.contains_key(name);
     let (rollout, next) = rollout::next(route, observed.ingress, resolved, configs, (is_there, settled), now);
-    let wanted = ingress::make(route, resolved, hosts, &rollout, configs);
+    let wanted = ingress::make(route, resolved, hosts, tls, &rollout, configs);
     match observed.ingress {
         Some(live) if !controlled_by(&live.metadata, route.metadata.uid.as_deref()) => {
             let message = format!("There is an existing Ingress {:?} that we do not own.", live.name_any());
@@ -154,6 +169,7 @@ fn serve(
     let current = observed.ingress.is_some_and(|i| {
         i.spec == wanted.spec && i.status_ref().is_some_and(|s| s.observed_generation() == i.generation())
     });
+    tell(plan, observed.ingress.and_then(Rollout::of).as_ref(), &rollout);
     if !rollout.is_done() {
         let message = "A gradual rollout of the latest revision(s) is in progress.";
         status.manage(now).mark_unknown("IngressReady", "RolloutInProgress", message);
@@ -167,17 +183,21 @@ fn serve(
     }
 }
 
-fn certificates(status: &mut RouteStatus, external: bool, configs: &Configs, now: Timestamp) {
-    let mut manager = status.manage(now);
-    if external && configs.network.external_domain_tls {
-        let message = "external-domain-tls is enabled in config-network, but nothing here issues certificates for external hosts yet: set it to disabled";
-        manager.mark_false("CertificateProvisioned", "NotSupported", message);
-    } else if external {
-        let message = "external-domain-tls is not enabled";
-        manager.mark_true_because("CertificateProvisioned", "TLSNotEnabled", message);
-    } else {
-        let message = "TLS is not enabled for cluster-local";
-        manager.mark_true_because("CertificateProvisioned", "TLSNotEnabled", message);
+/// Tells the user when traffic begins to move to another revision, and when all of it has.
+fn tell(plan: &mut Plan, before: Option<&Rollout>, now: &Rollout) {
+    let Some(before) = before else { return };
+    let newest = |rollout: &Rollout| -> BTreeSet<String> {
+        let all = rollout.configurations.iter().filter_map(|f| f.revisions.last());
+        all.map(|share| share.revision_name.clone()).collect()
+    };
+    let (from, to) = (newest(before), newest(now));
+    let join = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+    if !now.is_done() && (before.is_done() || from != to) {
+        plan.note("RolloutStarted", format!("Traffic moves gradually to {}", join(&to)));
+    } else if now.is_done() && !before.is_done() {
+        plan.note("RolloutFinished", format!("All traffic of the latest revision goes to {}", join(&to)));
+    } else if from != to && !to.is_empty() {
+        plan.note("TrafficMoved", format!("Traffic of the latest revision goes to {}", join(&to)));
     }
 }
 
@@ -204,7 +224,7 @@ fn hosts(observed: &Observed<'_>, configs: &Configs) -> Vec<Host> {
                     (route.metadata.labels.as_ref(), route.metadata.annotations.as_ref());
                 configs.network.host(&own, &namespace, &domain, labels, annotations)
             };
-            Host { tag: tag.map(str::to_owned), external: (!hidden).then(host), name: own }
+            Host { tag: tag.map(str::to_owned), external: (!hidden).then(host), name: own, secure: false }
         })
         .collect()
 }

@@ -50,7 +50,9 @@ impl CertManager {
             let Some(raw) = r.raw(key).filter(|raw| !raw.trim().is_empty()) else { continue };
             match serde_saphyr::from_str::<IssuerRef>(raw) {
                 Ok(found) => target.into_iter().for_each(|target| target.clone_from(&found)),
-                Err(error) => r.fail(key, format!("must be YAML of kind, name and, if need be, group: {error}")),
+                Err(error) => {
+                    r.fail(key, format!("must be YAML of kind, name and, if need be, group: {error}"));
+                }
             }
         }
         r.finish(c)

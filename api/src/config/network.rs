@@ -60,6 +60,8 @@ pub struct Network {
     pub default_external_scheme: String,
     /// A port to be put into external URLs, where the gateway has another than the scheme's own.
     pub external_url_port: Option<u16>,
+    /// The same for https.
+    pub external_url_tls_port: Option<u16>,
     /// Whether connections to the gateway's port for HTTP, and for TLS, begin with a PROXY protocol header.
     pub gateway_proxy_protocol: ProxyProtocol,
     /// Whether pods take plaintext, where neither revision nor namespace says so; none leaves it to the controller's settings.
@@ -83,6 +85,7 @@ impl Default for Network {
             autocreate_cluster_domain_claims: false,
             default_external_scheme: "http".into(),
             external_url_port: None,
+            external_url_tls_port: None,
             gateway_proxy_protocol: ProxyProtocol::default(),
             mtls_mode: None,
         }
@@ -155,10 +158,14 @@ impl Network {
             "default-external-scheme",
             || format!("{:?} is neither http nor https", c.default_external_scheme),
         );
-        if let Some(raw) = r.raw("external-url-port").filter(|p| !p.is_empty()) {
+        for (key, target) in [
+            ("external-url-port", &mut c.external_url_port),
+            ("external-url-tls-port", &mut c.external_url_tls_port),
+        ] {
+            let Some(raw) = r.raw(key).filter(|p| !p.is_empty()) else { continue };
             match raw.parse::<u16>() {
-                Ok(port) if port > 0 => c.external_url_port = Some(port),
-                _ => r.fail("external-url-port", format!("{raw:?} is not a port")),
+                Ok(port) if port > 0 => *target = Some(port),
+                _ => r.fail(key, format!("{raw:?} is not a port")),
             }
         }
         let mut listeners = BTreeSet::new();
@@ -203,10 +210,12 @@ impl Network {
     /// The URL of an external host.
     #[must_use]
     pub fn external_url(&self, scheme: &str, host: &str) -> String {
-        match self.external_url_port {
-            Some(port) if port != if scheme == "https" { 443 } else { 80 } => {
-                format!("{scheme}://{host}:{port}")
-            }
+        let (port, own) = match scheme {
+            "https" => (self.external_url_tls_port, 443),
+            _ => (self.external_url_port, 80),
+        };
+        match port {
+            Some(port) if port != own => format!("{scheme}://{host}:{port}"),
             _ => format!("{scheme}://{host}"),
         }
     }
@@ -215,9 +224,9 @@ impl Network {
 fn check(template: &Template, fields: &[&str]) -> Option<String> {
     let example =
         BTreeMap::from([("Name", "foo"), ("Namespace", "bar"), ("Domain", "baz.com"), ("Tag", "v2")]);
-    let keys: BTreeMap<String, String> = template.keys().map(|key| (key.to_owned(), "x".to_owned())).collect();
-    let host =
-        template.render(&Values { fields: example, labels: Some(&keys), annotations: Some(&keys) });
+    let keys: BTreeMap<String, String> =
+        template.keys().map(|key| (key.to_owned(), "x".to_owned())).collect();
+    let host = template.render(&Values { fields: example, labels: Some(&keys), annotations: Some(&keys) });
     if !crate::names::dns1123_subdomain(&host).is_empty() {
         return Some(format!("makes {host:?} of an example, which is not a host name"));
     }

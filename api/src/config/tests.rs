@@ -28,7 +28,11 @@ fn bad_values_name_their_key() {
         ("config-leader-election", "buckets", "11"),
         ("config-network", "domain-template", "{{.Name}}_{{.Domain}}"),
         ("config-network", "tag-template", "{{.Tag}}"),
-        ("config-network", "namespace-wildcard-cert-selector", "{matchExpressions: [{key: a, operator: Is}]}"),
+        (
+            "config-network",
+            "namespace-wildcard-cert-selector",
+            "{matchExpressions: [{key: a, operator: Is}]}",
+        ),
         ("config-network", "namespace-wildcard-cert-selector", "[1"),
         ("config-certmanager", "issuerRef", "ClusterIssuer"),
         ("config-certmanager", "issuerRef", "kind: ClusterIssuer"),
@@ -115,6 +119,10 @@ fn domains_with_a_wildcard() {
     ]))
     .expect("good");
     assert_eq!(config.with_wildcard().collect::<Vec<_>>(), ["eu.example.com", "example.com"]);
-    let config = CertManager::parse(&data(&[("issuerRef", "kind: Issuer\nname: letsencrypt\n")])).expect("good");
-    assert_eq!((config.issuer_ref.kind.as_deref(), config.issuer_ref.name.as_str()), (Some("Issuer"), "letsencrypt"));
+    let config =
+        CertManager::parse(&data(&[("issuerRef", "kind: Issuer\nname: letsencrypt\n")])).expect("good");
+    assert_eq!(
+        (config.issuer_ref.kind.as_deref(), config.issuer_ref.name.as_str()),
+        (Some("Issuer"), "letsencrypt")
+    );
 }

@@ -50,8 +50,14 @@ fn settings(options: &Options, name: &str) -> Map<String, Value> {
             // With the 25m of a cluster, two cores would be full with 80 pods, and the next would wait for one to end.
             set("queue-sidecar-cpu-request", "5m");
         }
-        ("config-network", Place::Embedded { external_url_port: Some(port), .. }) => {
-            set("external-url-port", &port.to_string());
+        ("config-network", Place::Embedded { external_url_port, external_url_tls_port, .. }) => {
+            let ports =
+                [("external-url-port", external_url_port), ("external-url-tls-port", external_url_tls_port)];
+            for (key, port) in ports {
+                port.iter().for_each(|port| {
+                    set(key, &port.to_string());
+                });
+            }
         }
         ("config-domain", _) => {
             if let Some(domain) = &options.domain {

@@ -1,11 +1,11 @@
 //! The KIngress of a Route.
 
-use ebb_api::config::{Configs, HttpProtocol};
-use ebb_api::meta::networking::{CERTIFICATE_CLASS, HTTP_PROTOCOL, INGRESS_CLASS, ROLLOUT, TAG_TO_HOST};
+use ebb_api::config::Configs;
+use ebb_api::meta::networking::{CERTIFICATE_CLASS, INGRESS_CLASS, ROLLOUT, TAG_TO_HOST};
 use ebb_api::meta::serving as keys;
 use ebb_api::networking::{
-    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, HttpOption, Ingress, IngressBackendSplit,
-    IngressRule, IngressSpec, IngressVisibility,
+    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, Ingress, IngressBackendSplit, IngressRule,
+    IngressSpec, IngressTls, IngressVisibility,
 };
 use ebb_api::serving::Route;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,6 +14,7 @@ use kube::ResourceExt;
 use std::collections::BTreeMap;
 
 use super::{Host, Resolved, Rollout};
+use crate::certificate;
 use crate::plan::{CLIENT_ANNOTATIONS, owner};
 
 const TAG_HEADER: &str = "Knative-Serving-Tag";
@@ -24,6 +25,7 @@ pub(super) fn make(
     route: &Route,
     resolved: &Resolved,
     hosts: &[Host],
+    tls: Vec<IngressTls>,
     rollout: &Rollout,
     configs: &Configs,
 ) -> Ingress {
@@ -63,20 +65,11 @@ pub(super) fn make(
         },
         spec: IngressSpec {
             rules: rules(&namespace, resolved, hosts, rollout, configs),
-            http_option: Some(http_option(found, configs)),
-            tls: Vec::new(),
+            http_option: Some(certificate::http_option(found, certificate::wanted(found, configs), configs)),
+            tls,
         },
         status: None,
     }
-}
-
-/// Without certificates there is nowhere to redirect to.
-fn http_option(annotations: Option<&BTreeMap<String, String>>, configs: &Configs) -> HttpOption {
-    let redirect = match HTTP_PROTOCOL.value(annotations) {
-        Some(value) => value.eq_ignore_ascii_case("redirected"),
-        None => configs.network.http_protocol == HttpProtocol::Redirected,
-    };
-    if redirect && configs.network.external_domain_tls { HttpOption::Redirected } else { HttpOption::Enabled }
 }
 
 fn rules(

@@ -6,19 +6,20 @@ use crate::testing::{
     at, condition, configuration, pair, ready, revision, route as live, summary, with_status,
 };
 
-struct Scene {
-    route: Route,
-    configurations: BTreeMap<String, Arc<Configuration>>,
-    revisions: BTreeMap<String, Arc<Revision>>,
-    ingress: Option<Ingress>,
-    services: BTreeMap<String, Arc<Service>>,
-    configs: Configs,
-    now: i64,
+pub(super) struct Scene {
+    pub(super) route: Route,
+    pub(super) configurations: BTreeMap<String, Arc<Configuration>>,
+    pub(super) revisions: BTreeMap<String, Arc<Revision>>,
+    pub(super) ingress: Option<Ingress>,
+    pub(super) services: BTreeMap<String, Arc<Service>>,
+    pub(super) certificates: Vec<Arc<Certificate>>,
+    pub(super) configs: Configs,
+    pub(super) now: i64,
 }
 
 impl Scene {
     /// Two ready revisions, the second the latest.
-    fn new(traffic: Value) -> Self {
+    pub(super) fn new(traffic: Value) -> Self {
         let mut route = live();
         route.spec.traffic = serde_json::from_value(traffic).expect("traffic");
         let mut status = ready("True", None);
@@ -36,6 +37,7 @@ impl Scene {
             revisions: BTreeMap::from(revisions),
             ingress: None,
             services: BTreeMap::new(),
+            certificates: Vec::new(),
             configs,
             now: 1,
         }
@@ -49,6 +51,13 @@ impl Scene {
         self.configurations.insert("hello".into(), Arc::new(configuration));
     }
 
+    /// Status and reason of a condition, whether it is new or was written before.
+    pub(super) fn says(&self, type_: &str) -> (String, String) {
+        let mut plan = self.run();
+        plan.status = plan.status.or_else(|| serde_json::to_value(&self.route.status).ok());
+        condition(&plan, type_)
+    }
+
     /// What the gateway says of the Ingress as it is.
     fn served(&mut self, ingress_ready: &str) {
         if let Some(ingress) = &mut self.ingress {
@@ -57,7 +66,7 @@ impl Scene {
         }
     }
 
-    fn run(&self) -> Plan {
+    pub(super) fn run(&self) -> Plan {
         plan(
             &Observed {
                 route: &self.route,
@@ -65,6 +74,7 @@ impl Scene {
                 revisions: &self.revisions,
                 ingress: self.ingress.as_ref(),
                 services: &self.services,
+                certificates: &self.certificates,
                 system_namespace: "ebb-system",
             },
             &self.configs,
@@ -73,12 +83,15 @@ impl Scene {
     }
 
     /// Takes over what the plan makes, as the API server and the gateway would.
-    fn settle(&mut self, ingress_ready: &str) {
+    pub(super) fn settle(&mut self, ingress_ready: &str) {
         let plan = self.run();
         for change in plan.then {
             match change {
                 Change::Create(t, body) if t.resource.kind == "Ingress" => {
                     self.ingress = Some(serde_json::from_value(body).expect("an Ingress"));
+                }
+                Change::Create(t, body) if t.resource.kind == "Certificate" => {
+                    self.certificates.push(Arc::new(serde_json::from_value(body).expect("a Certificate")));
                 }
                 Change::Create(t, body) => {
                     self.services.insert(t.name, Arc::new(serde_json::from_value(body).expect("a Service")));
@@ -115,11 +128,11 @@ fn merge(value: &mut Value, patch: &Value) {
     }
 }
 
-fn latest() -> Value {
+pub(super) fn latest() -> Value {
     json!([{"configurationName": "hello", "latestRevision": true, "percent": 100}])
 }
 
-fn canary() -> Value {
+pub(super) fn canary() -> Value {
     json!([
         {"revisionName": "hello-00001", "latestRevision": false, "percent": 90, "tag": "stable"},
         {"configurationName": "hello", "latestRevision": true, "percent": 10, "tag": "canary"}
@@ -132,18 +145,6 @@ fn splits(ingress: &Ingress, host: &str) -> Vec<(String, i32)> {
     let rule = rule.unwrap_or_else(|| panic!("no rule for {host}"));
     let path = rule.http.as_ref().and_then(|h| h.paths.last()).expect("a path");
     path.splits.iter().map(|s| (s.service_name.clone(), s.percent)).collect()
-}
-
-#[test]
-fn what_is_said_of_certificates() {
-    let mut scene = Scene::new(latest());
-    let said = |scene: &Scene| condition(&scene.run(), "CertificateProvisioned");
-    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
-    scene.configs.network.external_domain_tls = true;
-    assert_eq!(said(&scene), pair("False", "NotSupported"));
-    // Nobody comes from outside: there is nothing to be had.
-    scene.route.metadata.labels.get_or_insert_default().insert(VISIBILITY.into(), CLUSTER_LOCAL.into());
-    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
 }
 
 #[test]
@@ -295,7 +296,7 @@ fn rolling() -> Scene {
     scene.follow("hello-00003");
     scene.now = 10;
     scene.settle("Unknown");
-    assert_eq!(condition(&scene.run(), "IngressReady"), pair("Unknown", "RolloutInProgress"));
+    assert_eq!(scene.says("IngressReady"), pair("Unknown", "RolloutInProgress"));
     assert_eq!(scene.run().requeue_after, None, "the gateway's word is awaited, not a time");
     scene.served("True");
     scene.now = 11;
@@ -328,7 +329,7 @@ fn traffic_moves_gradually_over_the_rollout_duration() {
     assert!((100..=220).contains(end), "it ended at {end}");
     assert!(seen.windows(2).all(|w| w[0].1 < w[1].1), "{seen:?}");
     scene.settle("True");
-    assert_eq!(condition(&scene.run(), "Ready"), pair("True", ""));
+    assert_eq!(scene.says("Ready"), pair("True", ""));
     let ingress = scene.ingress.as_ref().expect("an Ingress");
     assert_eq!(splits(ingress, "hello.default.example.com"), [("hello-00003".to_owned(), 100)]);
 }
@@ -345,7 +346,7 @@ fn a_rollout_ends_at_once_without_its_duration() {
         let mut scene = Scene::new(latest());
         scene.configs.network.rollout_duration = std::time::Duration::from_secs(60);
         let own = own.map(|own| ("serving.knative.dev/rollout-duration".to_owned(), own.to_owned()));
-        scene.route.metadata.annotations.get_or_insert_default().extend(own);
+        scene.route.metadata.annotations.get_or_insert_default().extend(own.clone());
         scene.follow("hello-00001");
         scene.settle("True");
         scene.follow("hello-00002");
@@ -478,14 +479,12 @@ fn a_tag_is_hidden_by_a_label_on_its_service() {
 fn templates_and_domains_make_the_hosts() {
     let mut scene = Scene::new(canary());
     let template = |t: &str| ("domain-template".to_owned(), t.to_owned());
-    let network = |data: &[(String, String)]| {
-        ebb_api::config::Network::parse(&data.iter().cloned().collect()).expect("a good config")
-    };
-    scene.configs.network = network(&[
+    let data = [
         template(r#"{{.Name}}-{{.Namespace}}.{{index .Annotations "sub"}}.{{.Labels.team}}.{{.Domain}}"#),
         ("tag-template".to_owned(), "{{.Name}}-{{.Tag}}".to_owned()),
         ("default-external-scheme".to_owned(), "https".to_owned()),
-    ]);
+    ];
+    scene.configs.network = ebb_api::config::Network::parse(&data.into()).expect("a good config");
     let inner = BTreeMap::from([("team".to_owned(), "shop".to_owned())]);
     scene.configs.domain.domains.insert("shop.example.org".into(), inner);
     scene.route.metadata.labels.get_or_insert_default().insert("team".into(), "shop".into());
