@@ -4,6 +4,7 @@
 //! outlive versions of the platform. `_example` is documentation.
 
 mod autoscaler;
+mod certmanager;
 mod defaults;
 mod deployment;
 mod domain;
@@ -19,6 +20,7 @@ mod reader;
 use std::collections::BTreeMap;
 
 pub use autoscaler::{Autoscaler, TARGET_MIN, WINDOW_MAX, WINDOW_MIN};
+pub use certmanager::{CertManager, IssuerRef};
 pub use defaults::Defaults;
 pub use deployment::Deployment;
 pub use domain::{CLUSTER_DOMAIN, Domain};
@@ -47,6 +49,8 @@ pub struct ConfigError {
 pub struct Configs {
     /// `config-autoscaler`.
     pub autoscaler: Autoscaler,
+    /// `config-certmanager`.
+    pub certmanager: CertManager,
     /// `config-defaults`.
     pub defaults: Defaults,
     /// `config-deployment`.
@@ -70,6 +74,7 @@ pub struct Configs {
 /// The names of the ConfigMaps that are understood.
 pub const NAMES: &[&str] = &[
     "config-autoscaler",
+    "config-certmanager",
     "config-defaults",
     "config-deployment",
     "config-domain",
@@ -89,6 +94,7 @@ impl Configs {
     pub fn set(&mut self, name: &str, data: &Data) -> Result<(), Vec<ConfigError>> {
         match name {
             "config-autoscaler" => self.autoscaler = Autoscaler::parse(data)?,
+            "config-certmanager" => self.certmanager = CertManager::parse(data)?,
             "config-defaults" => self.defaults = Defaults::parse(data)?,
             "config-deployment" => self.deployment = Deployment::parse(data)?,
             "config-domain" => self.domain = Domain::parse(data)?,

@@ -21,6 +21,7 @@ pub mod names;
 pub mod networking;
 pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod serving;
 pub mod template;
 pub mod validation;

@@ -71,6 +71,8 @@ pub enum Place {
         registry_mirror: String,
         /// The port to put into URLs, where it is not the scheme's own.
         external_url_port: Option<u16>,
+        /// The same for https.
+        external_url_tls_port: Option<u16>,
     },
 }
 

@@ -139,8 +139,22 @@ pub mod networking {
     pub const SERVICE_TYPE: &str = "networking.internal.knative.dev/serviceType";
     /// Label: the ServerlessService of a child.
     pub const SKS: &str = "networking.internal.knative.dev/serverlessservice";
+    /// Label: of what kind of host a Certificate is: external-domain or cluster-local-domain.
+    pub const CERTIFICATE_TYPE: &str = "networking.knative.dev/certificate-type";
+    /// The value of [`CERTIFICATE_TYPE`] for hosts that are served to the outside.
+    pub const EXTERNAL_DOMAIN: &str = "external-domain";
+    /// Label: the domain that a Certificate has the wildcard of, in its namespace.
+    pub const WILDCARD_DOMAIN: &str = "networking.knative.dev/wildcardDomain";
+    /// Label: the Certificate that a Secret was made for.
+    pub const CERTIFICATE_UID: &str = "networking.internal.knative.dev/certificate-uid";
+    /// The class of Certificates that ebb signs itself, with an authority of its own.
+    pub const EBB_CERTIFICATE_CLASS: &str = "ebb.certificate.networking.knative.dev";
+    /// The class of Certificates that cert-manager makes.
+    pub const CERT_MANAGER_CLASS: &str = "cert-manager.certificate.networking.knative.dev";
     /// Annotation: the state of a gradual rollout.
     pub const ROLLOUT: &str = "networking.internal.knative.dev/rollout";
+    /// Annotation: the hosts of each tag of an Ingress, as JSON.
+    pub const TAG_TO_HOST: &str = "networking.internal.knative.dev/tag-to-host";
     /// The class of Ingress that ebb's gateway serves.
     pub const EBB_INGRESS_CLASS: &str = "ebb.ingress.networking.knative.dev";
 }

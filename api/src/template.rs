@@ -80,6 +80,14 @@ impl Template {
         out
     }
 
+    /// The keys of labels and annotations that the template uses.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Key(_, key) => Some(key.as_str()),
+            _ => None,
+        })
+    }
+
     /// Whether the template has a field of this name.
     #[must_use]
     pub fn uses(&self, field: &str) -> bool {

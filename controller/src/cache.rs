@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What an object can be found by besides its name.
+/// What an object can be found by besides its name: within its namespace, or, where that begins with `/`, in all of them.
 pub(crate) type Index<K> = fn(&K) -> Vec<String>;
 
 /// The objects of one kind.
@@ -38,7 +38,8 @@ where
         let key = key(&*object);
         let before = self.remove(&key, index);
         for entry in index(&object) {
-            self.index.entry((key.0.clone(), entry)).or_default().insert(key.1.clone());
+            let (at, name) = place(&key, entry);
+            self.index.entry(at).or_default().insert(name);
         }
         self.objects.insert(key, object);
         before
@@ -47,15 +48,24 @@ where
     fn remove(&mut self, key: &(String, String), index: Index<K>) -> Option<Arc<K>> {
         let before = self.objects.remove(key)?;
         for entry in index(&before) {
-            let at = (key.0.clone(), entry);
+            let (at, name) = place(key, entry);
             if let Some(names) = self.index.get_mut(&at) {
-                names.remove(&key.1);
+                names.remove(&name);
                 if names.is_empty() {
                     self.index.remove(&at);
                 }
             }
         }
         Some(before)
+    }
+}
+
+/// Where the index has an object, and as what.
+fn place(key: &(String, String), entry: String) -> ((String, String), String) {
+    if entry.starts_with('/') {
+        ((String::new(), entry), format!("{}/{}", key.0, key.1))
+    } else {
+        ((key.0.clone(), entry), key.1.clone())
     }
 }
 
@@ -84,6 +94,17 @@ where
             .flatten()
             .filter_map(|name| inner.objects.get(&(namespace.to_owned(), name.clone())).cloned())
             .collect()
+    }
+
+    /// The objects of all namespaces that the index has under `entry`, which begins with `/`.
+    pub(crate) fn find_anywhere(&self, entry: &str) -> Vec<Arc<K>> {
+        let inner = self.inner.read();
+        let found = inner.index.get(&(String::new(), entry.to_owned()));
+        let keys = found.into_iter().flatten().filter_map(|at| at.split_once('/'));
+        keys.filter_map(|(namespace, name)| {
+            inner.objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        })
+        .collect()
     }
 
     /// Whether any of the objects that [`Self::find`] finds is such.
@@ -157,7 +178,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ebb_api::serving::DomainMapping;
     use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
     use std::cell::RefCell;
 
     fn map(name: &str, version: &str) -> ConfigMap {
@@ -192,5 +215,35 @@ mod tests {
             [("changed".into(), true, true), ("gone".into(), true, false), ("new".into(), false, true)]
         );
         assert!(cache.get("ns", "same").is_some() && cache.get("ns", "gone").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_found_in_a_namespace_and_what_anywhere() {
+        let cache: Cache<DomainMapping> =
+            Cache::new(|m| vec![format!("ref/{}", m.spec.reference.name), format!("/{}", m.name_any())]);
+        let mapping = |namespace: &str, name: &str, to: &str| -> DomainMapping {
+            crate::testing::object(json!({
+                "apiVersion": "serving.knative.dev/v1beta1", "kind": "DomainMapping",
+                "metadata": {"name": name, "namespace": namespace}, "spec": {"ref": {"kind": "Service", "name": to}}
+            }))
+        };
+        let events = [
+            Event::Init,
+            Event::InitApply(mapping("a", "x.org", "one")),
+            Event::InitApply(mapping("b", "x.org", "one")),
+            Event::InitApply(mapping("b", "y.org", "one")),
+            Event::InitDone,
+            Event::Apply(mapping("b", "y.org", "two")),
+            Event::Delete(mapping("a", "x.org", "one")),
+            Event::Apply(mapping("c", "x.org", "one")),
+        ];
+        cache.follow(futures::stream::iter(events.map(Ok)), |_, _| {}).await;
+        let namespaces = |entry: &str| -> Vec<_> {
+            cache.find_anywhere(entry).iter().filter_map(|m| m.namespace()).collect()
+        };
+        assert_eq!(namespaces("/x.org"), ["b", "c"]);
+        assert_eq!(namespaces("/y.org"), ["b"]);
+        assert_eq!(cache.find("b", "ref/one").len(), 1);
+        assert_eq!(cache.find("a", "ref/one").len(), 0);
     }
 }

@@ -156,14 +156,17 @@ fn latest_created<'a>(observed: &Observed<'a>) -> Result<Option<&'a Revision>, S
         }
     }
     let Some(named) = observed.named else { return Ok(None) };
-    let conflict = || Err(format!("revisions.serving.knative.dev {:?} already exists", named.name_any()));
-    if !controlled_by(&named.metadata, configuration.metadata.uid.as_deref()) {
-        return conflict();
-    }
-    if stamped_at(named) == Some(wanted) || named.spec == configuration.spec.template.spec {
+    if is_of(named, configuration) {
         return Ok(Some(named));
     }
-    conflict()
+    Err(format!("revisions.serving.knative.dev {:?} already exists", named.name_any()))
+}
+
+/// Whether a Revision that has the name that a Configuration asks for is the Configuration's, of its present template.
+pub(crate) fn is_of(named: &Revision, configuration: &Configuration) -> bool {
+    controlled_by(&named.metadata, configuration.metadata.uid.as_deref())
+        && (stamped_at(named) == Some(generation(&configuration.metadata))
+            || named.spec == configuration.spec.template.spec)
 }
 
 /// The Revision of the present generation.

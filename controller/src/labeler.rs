@@ -15,11 +15,19 @@ use std::sync::Arc;
 
 use crate::plan::{annotation, label, rfc3339};
 
-/// The Routes, comma-separated, that lead to a Configuration.
-pub fn of_configuration(configuration: &str, routes: &[Arc<Route>]) -> Option<String> {
+/// The Routes, comma-separated, that lead to a Configuration, or to any of its `revisions`.
+pub fn of_configuration(
+    configuration: &str,
+    revisions: &[Arc<Revision>],
+    routes: &[Arc<Route>],
+) -> Option<String> {
+    let own: BTreeSet<&str> = revisions.iter().filter_map(|r| r.metadata.name.as_deref()).collect();
     join(routes.iter().filter(|r| r.metadata.deletion_timestamp.is_none()).filter(|r| {
-        let named = |name: &Option<String>| name.as_deref() == Some(configuration);
-        r.spec.traffic.iter().any(|t| named(&t.configuration_name))
+        let resolved = r.status.iter().flat_map(|s| &s.traffic);
+        r.spec.traffic.iter().chain(resolved).any(|t| {
+            t.configuration_name.as_deref() == Some(configuration)
+                || t.revision_name.as_deref().is_some_and(|name| own.contains(name))
+        })
     }))
 }
 

@@ -8,6 +8,7 @@
 
 mod authority;
 mod cache;
+pub mod certificate;
 pub mod config;
 pub mod configuration;
 mod custody;
@@ -31,6 +32,7 @@ pub mod sks;
 mod testing;
 mod tls;
 pub mod webhook;
+pub mod wildcard;
 mod world;
 
 use arc_swap::ArcSwap;

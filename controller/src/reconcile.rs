@@ -1,10 +1,13 @@
 //! The loop: watches fill the caches and the queue, workers take keys, look, decide and write.
 
+mod certificates;
+
 use dashmap::DashMap;
 use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT};
+use ebb_api::meta::networking::CERTIFICATE_UID;
 use ebb_api::meta::serving as keys;
 use ebb_api::mtls::Mode;
-use ebb_api::serving::Revision;
+use ebb_api::serving::{Addressable, GROUP, Revision};
 use ebb_component::Admin;
 use ebb_component::leader::{Election, Term};
 use ebb_component::watch::events;
@@ -15,13 +18,14 @@ use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::certificates::Signers;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::custody::Custody;
@@ -32,7 +36,7 @@ use crate::revision::digest::{Credentials, Resolver};
 use crate::revision::{Digests, Platform};
 use crate::sks::private_name;
 use crate::world::{ANY, Key, Kind, World};
-use crate::{Live, configuration, domain_mapping, gc, labeler, revision, route, service, sks};
+use crate::{Live, configuration, domain_mapping, gc, labeler, revision, route, service, sks, wildcard};
 
 /// Everything a worker needs.
 struct Reconciler {
@@ -45,6 +49,8 @@ struct Reconciler {
     resolver: Resolver,
     /// Lookups of digests by the revision's uid: the result and how often it has failed.
     digests: DashMap<String, (Digests, u32)>,
+    signers: Signers,
+    shutdown: CancellationToken,
 }
 
 /// Runs until `shutdown`: the watches always, the reconcilers while this replica leads.
@@ -78,6 +84,8 @@ pub(crate) async fn run(
         executor: Executor::new(client.clone()),
         resolver: Resolver::default(),
         digests: DashMap::new(),
+        signers: Signers::default(),
+        shutdown: shutdown.clone(),
         config: config.clone(),
         world: world.clone(),
         client,
@@ -129,6 +137,8 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Route => "Route",
         Kind::Sks => "ServerlessService",
         Kind::DomainMapping => "DomainMapping",
+        Kind::Certificate => "Certificate",
+        Kind::Wildcard => "Wildcard",
         Kind::Gc => "Gc",
         Kind::MeshPolicy => "MeshPolicy",
     }
@@ -179,7 +189,10 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
         &o.namespace().unwrap_or_default(),
         &o.name_any()
     ));
-    watch!(claims, all(), |w, o| w.want(Kind::DomainMapping, &o.spec.namespace, &o.name_any()));
+    watch!(claims, all(), |w, o| w.claim_changed(o));
+    watch!(certificates, all(), |w, o| w.certificate_changed(o));
+    let of_certificates = watcher::Config::default().labels(CERTIFICATE_UID);
+    watch!(secrets, of_certificates, |w, o| w.secret_changed(o));
     watch!(ingresses, all(), |w, o| w.ingress_changed(o));
     watch!(skss, all(), |w, o| w.want(Kind::Sks, &o.namespace().unwrap_or_default(), &o.name_any()));
     watch!(pod_autoscalers, all(), |w, o| w.want(
@@ -345,10 +358,12 @@ impl Reconciler {
                 let Some(object) = world.services.get(namespace, name) else { return Ok(()) };
                 let configuration = world.configurations.get(namespace, name);
                 let route = world.routes.get(namespace, name);
+                let named = service::own_name(&object).and_then(|n| world.revisions.get(namespace, n));
                 let observed = service::Observed {
                     service: &object,
                     configuration: configuration.as_deref(),
                     route: route.as_deref(),
+                    named: named.as_deref(),
                 };
                 self.execute(key, &*object, service::plan(&observed, now)).await
             }
@@ -356,8 +371,11 @@ impl Reconciler {
                 let Some(object) = world.configurations.get(namespace, name) else { return Ok(()) };
                 let revisions = world.revisions.find(namespace, &format!("cfg/{name}"));
                 let named = world.revisions.get(namespace, &configuration::revision_name(&object));
-                let routes = world.routes.find(namespace, &format!("cfg/{name}"));
-                let routes = labeler::of_configuration(name, &routes);
+                let mut routes = world.routes.find(namespace, &format!("cfg/{name}"));
+                for revision in &revisions {
+                    routes.extend(world.routes.find(namespace, &format!("rev/{}", revision.name_any())));
+                }
+                let routes = labeler::of_configuration(name, &revisions, &routes);
                 let observed = configuration::Observed {
                     configuration: &object,
                     revisions: &revisions,
@@ -383,27 +401,66 @@ impl Reconciler {
             }
             Kind::Route => self.route(key, &configs, now).await,
             Kind::Sks => self.sks(key, now).await,
-            Kind::DomainMapping => {
-                let Some(object) = world.domain_mappings.get(namespace, name) else { return Ok(()) };
-                let claim = world.claims.get("", name);
-                let ingress = world.ingresses.get(namespace, name);
-                let reference = &object.spec.reference;
-                let target =
-                    match (reference.kind.as_str(), reference.api_version.as_deref().unwrap_or_default()) {
-                        ("Service", "v1") => world.core_services.get(namespace, &reference.name).is_some(),
-                        ("Service", _) => world.services.get(namespace, &reference.name).is_some(),
-                        ("Route", _) => world.routes.get(namespace, &reference.name).is_some(),
-                        _ => false,
-                    };
-                let observed = domain_mapping::Observed {
-                    mapping: &object,
-                    claim: claim.as_deref(),
-                    ingress: ingress.as_deref(),
-                    target,
-                };
-                self.execute(key, &*object, domain_mapping::plan(&observed, &configs, now)).await
+            Kind::DomainMapping => self.domain_mapping(key, &configs, now).await,
+            Kind::Certificate => self.certificate(key, &configs, now).await,
+            Kind::Wildcard => {
+                let Some(object) = world.namespaces.get("", name) else { return Ok(()) };
+                let certificates = world.certificates.find(name, wildcard::ENTRY);
+                self.execute(key, &*object, wildcard::plan(&object, &certificates, &configs)).await
             }
         }
+    }
+
+    async fn domain_mapping(
+        &self,
+        key: &Key,
+        configs: &ebb_api::config::Configs,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        use domain_mapping::Target;
+
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let world = &self.world;
+        let claim = world.claims.get("", name);
+        let object = world.domain_mappings.get(namespace, name);
+        if let Some(claim) = claim.as_ref().filter(|claim| claim.spec.namespace == namespace) {
+            self.execute(key, &**claim, domain_mapping::release(claim, object.as_deref())).await?;
+        }
+        let Some(object) = object else { return Ok(()) };
+        let child = domain_mapping::child_name(name);
+        let ingress = world.ingresses.get(namespace, &child);
+        let certificate = world.certificates.get(namespace, &child);
+        let reference = &object.spec.reference;
+        let group = reference.api_version.as_deref().unwrap_or_default();
+        let group = group.rsplit_once('/').map_or("", |(group, _)| group);
+        let url = |address: Option<&Addressable>| address.and_then(|a| a.url.clone());
+        let (mut found, mut address) = (true, None);
+        match (reference.kind.as_str(), group) {
+            ("Service", "") => found = world.core_services.get(namespace, &reference.name).is_some(),
+            ("Service", GROUP) => match world.services.get(namespace, &reference.name) {
+                Some(service) => address = url(service.status.as_ref().and_then(|s| s.address.as_ref())),
+                None => found = false,
+            },
+            ("Route", GROUP) => match world.routes.get(namespace, &reference.name) {
+                Some(route) => address = url(route.status.as_ref().and_then(|s| s.address.as_ref())),
+                None => found = false,
+            },
+            _ => {}
+        }
+        let target = match (reference.kind.as_str(), group) {
+            ("Service", "" | GROUP) | ("Route", GROUP) if !found => Target::Missing,
+            ("Service", "") => Target::Service,
+            ("Service" | "Route", GROUP) => Target::Address(address.as_deref()),
+            _ => Target::Unknown,
+        };
+        let observed = domain_mapping::Observed {
+            mapping: &object,
+            claim: claim.as_deref(),
+            ingress: ingress.as_deref(),
+            certificate: certificate.as_deref(),
+            target,
+        };
+        self.execute(key, &*object, domain_mapping::plan(&observed, configs, now)).await
     }
 
     async fn execute<K>(&self, key: &Key, object: &K, plan: crate::plan::Plan) -> Result<(), Error>
@@ -567,21 +624,29 @@ impl Reconciler {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         let world = &self.world;
         let Some(object) = world.routes.get(namespace, name) else { return Ok(()) };
+        let ingress = world.ingresses.get(namespace, name);
         let mut configurations = BTreeMap::new();
-        let mut revisions = BTreeMap::new();
+        let rolling = ingress.as_deref().and_then(route::Rollout::of).unwrap_or_default();
+        let mut named: BTreeSet<String> = rolling.revisions().map(str::to_owned).collect();
         for target in &object.spec.traffic {
-            let mut wanted = target.revision_name.clone();
-            if let Some(found) =
-                target.configuration_name.as_ref().and_then(|c| world.configurations.get(namespace, c))
+            let set = |name: &Option<String>| name.clone().filter(|n| !n.is_empty());
+            if let Some(revision) = set(&target.revision_name) {
+                let found = world.revisions.get(namespace, &revision);
+                let owner = found.as_ref().and_then(|r| label(&r.metadata, keys::CONFIGURATION));
+                let owner = owner.and_then(|c| world.configurations.get(namespace, c));
+                configurations.extend(owner.map(|c| (c.name_any(), c)));
+                named.insert(revision);
+            } else if let Some(found) =
+                set(&target.configuration_name).and_then(|c| world.configurations.get(namespace, &c))
             {
-                wanted = wanted
-                    .or_else(|| found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone()));
+                named.extend(found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone()));
                 configurations.insert(found.name_any(), found);
             }
-            if let Some(found) = wanted.and_then(|r| world.revisions.get(namespace, &r)) {
-                revisions.insert(found.name_any(), found);
-            }
         }
+        let revisions: BTreeMap<String, Arc<Revision>> = named
+            .into_iter()
+            .filter_map(|name| world.revisions.get(namespace, &name).map(|found| (name, found)))
+            .collect();
         let mut services: BTreeMap<String, Arc<CoreService>> =
             world.core_services.find(namespace, name).into_iter().map(|s| (s.name_any(), s)).collect();
         let tags = object.spec.traffic.iter().filter_map(|t| t.tag.as_deref());
@@ -591,13 +656,15 @@ impl Reconciler {
                 services.insert(wanted, found);
             }
         }
-        let ingress = world.ingresses.get(namespace, name);
+        let mut certificates = world.certificates.find(namespace, &format!("route/{name}"));
+        certificates.extend(world.certificates.find(namespace, wildcard::ENTRY));
         let observed = route::Observed {
             route: &object,
             configurations: &configurations,
             revisions: &revisions,
             ingress: ingress.as_deref(),
             services: &services,
+            certificates: &certificates,
             system_namespace: &world.system_namespace,
         };
         self.execute(key, &*object, route::plan(&observed, configs, now)).await

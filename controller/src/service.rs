@@ -2,12 +2,15 @@
 
 use ebb_api::conditions::{Conditioned, ConditionedObject};
 use ebb_api::meta::serving as keys;
-use ebb_api::serving::{Configuration, ConfigurationSpec, Route, RouteSpec, Service, TrafficTarget};
+use ebb_api::serving::{
+    Configuration, ConfigurationSpec, Revision, Route, RouteSpec, Service, TrafficTarget,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 
+use crate::configuration::is_of;
 use crate::plan::{CLIENT_ANNOTATIONS, Compare, Plan, controlled_by, owner};
 
 /// What a Service's plan depends on.
@@ -19,6 +22,13 @@ pub struct Observed<'a> {
     pub configuration: Option<&'a Configuration>,
     /// The Route of its name.
     pub route: Option<&'a Route>,
+    /// The Revision that has the name that the Service gives its next one, whoever owns it.
+    pub named: Option<&'a Revision>,
+}
+
+/// The name that a Service gives its next Revision.
+pub fn own_name(service: &Service) -> Option<&str> {
+    service.spec.template.metadata.name.as_deref().filter(|name| !name.is_empty())
 }
 
 /// Decides about a Service.
@@ -34,6 +44,7 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     conditions.initialize();
 
     let name = service.name_any();
+    let mut reconciled = false;
     match observed.configuration {
         Some(live) if !controlled_by(&live.metadata, uid) => {
             let message = format!("There is an existing Configuration {name:?} that we do not own.");
@@ -46,14 +57,25 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
             let changes = plan.ensure(live, &configuration(service), Compare::Exact(&[keys::ROUTES]));
             let outdated = "The Configuration is still working to reflect the latest desired specification.";
             propagate(&mut conditions, "ConfigurationsReady", live, changes, outdated);
+            reconciled = !changes && live.is_some_and(is_current);
         }
     }
-    match observed.route {
-        Some(live) if !controlled_by(&live.metadata, uid) => {
+    // A Revision of the user's naming may be somebody else's, or an older one of other content: the Route waits until it is known
+    // that it is not.
+    let conflict = observed.configuration.zip(observed.named).filter(|(c, n)| !is_of(n, c));
+    match (observed.route, own_name(service)) {
+        (_, Some(_)) if !reconciled => {}
+        (_, Some(taken)) if conflict.is_some() => {
+            let message = format!(
+                "The revision name {taken:?} is taken by a conflicting Revision, so traffic will not be migrated"
+            );
+            conditions.mark_false("RoutesReady", "RevisionNameTaken", &message);
+        }
+        (Some(live), _) if !controlled_by(&live.metadata, uid) => {
             let message = format!("There is an existing Route {name:?} that we do not own.");
             conditions.mark_false("RoutesReady", "NotOwned", &message);
         }
-        live => {
+        (live, _) => {
             if live.is_none() {
                 plan.note("Created", format!("Created Route {name:?}"));
             }
@@ -88,6 +110,11 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan
 }
 
+/// Whether the status is about the present spec.
+fn is_current<K: ConditionedObject>(child: &K) -> bool {
+    child.status_ref().is_some_and(|s| s.observed_generation() == child.generation())
+}
+
 fn propagate<K: ConditionedObject>(
     conditions: &mut ebb_api::conditions::Manager<'_>,
     type_: &str,
@@ -99,8 +126,7 @@ fn propagate<K: ConditionedObject>(
         conditions.mark_unknown(type_, "", "");
         return;
     };
-    let current = child.status_ref().is_some_and(|s| s.observed_generation() == child.generation());
-    if !changes && current || child.status_ref().is_none() {
+    if !changes && is_current(child) || child.status_ref().is_none() {
         conditions.propagate(type_, child.condition("Ready"));
     } else {
         conditions.mark_unknown(type_, "OutOfDate", outdated);

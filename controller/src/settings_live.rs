@@ -7,18 +7,19 @@
 use ebb_api::config::{ConfigError, Configs, Data, NAMES};
 use ebb_api::manifests::example;
 use ebb_api::networking::Ingress;
-use ebb_api::serving::{Configuration, DomainMapping, Revision, Route};
+use ebb_api::serving::{Configuration, DomainMapping, Revision};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::certificate::cert_manager;
 use crate::plan::Change;
 use crate::revision::{self, Digests, Platform};
 use crate::testing::{at, configuration, object, ready, revision as live, route, with_status};
 use crate::webhook;
-use crate::{domain_mapping, gc, route as routes};
+use crate::{domain_mapping, gc, route as routes, wildcard};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Seen {
@@ -31,6 +32,10 @@ enum Seen {
     /// A Route's status, Ingress and Services.
     Route,
     DomainMapping,
+    /// The Certificate of a namespace.
+    Wildcard,
+    /// What is asked of cert-manager.
+    Order,
     /// Which old revisions go.
     Gc,
     /// What is filled in or refused when a Service is applied.
@@ -124,6 +129,14 @@ const TABLE: &[(&str, &[Row])] = &[
             ("queue-sidecar-tls-curve-preferences", "x", Said("They have no effect")),
         ],
     ),
+    (
+        "config-certmanager",
+        &[
+            ("issuerRef", "name: letsencrypt", Seen::Order),
+            ("clusterLocalIssuerRef", "name: other", Said("without effect")),
+            ("systemInternalIssuerRef", "name: other", Said("without effect")),
+        ],
+    ),
     ("config-domain", &[("example.com", "selector:\n  app: other\n", Seen::Route)]),
     (
         "config-features",
@@ -196,11 +209,12 @@ const TABLE: &[(&str, &[Row])] = &[
         "config-network",
         &[
             ("ingress-class", "other", Seen::Route),
-            ("certificate-class", "other", Unused),
+            ("certificate-class", "other", Seen::Route),
             ("domain-template", "{{.Name}}--{{.Namespace}}.{{.Domain}}", Seen::Route),
             ("tag-template", "{{.Name}}-{{.Tag}}", Seen::Route),
             ("external-domain-tls", "enabled", Seen::Route),
-            ("cluster-local-domain-tls", "enabled", Unused),
+            ("cluster-local-domain-tls", "enabled", Said("without effect")),
+            ("namespace-wildcard-cert-selector", "matchLabels: {team: shop}", Seen::Wildcard),
             ("system-internal-tls", "disabled", Said("all is mutual TLS whatever this says")),
             ("enable-mesh-pod-addressability", "true", Said("They have no effect")),
             ("mesh-compatibility-mode", "enabled", Said("They have no effect")),
@@ -211,6 +225,7 @@ const TABLE: &[(&str, &[Row])] = &[
             ("autocreate-cluster-domain-claims", "true", Seen::DomainMapping),
             ("default-external-scheme", "https", Seen::Route),
             ("external-url-port", "8080", Seen::Route),
+            ("external-url-tls-port", "8443", Seen::Route),
             ("gateway-proxy-protocol", "http", Seen::Gateway),
         ],
     ),
@@ -248,6 +263,7 @@ fn base(name: &str, key: &str) -> Data {
             &[("min-non-active-revisions", "0"), ("retain-since-create-time", "1s")]
         }
         ("config-gc", _) => &[("retain-since-create-time", "1s"), ("retain-since-last-active-time", "1s")],
+        ("config-network", "external-url-tls-port") => &[("default-external-scheme", "https")],
         ("config-network", "http-protocol" | "certificate-class") => &[("external-domain-tls", "enabled")],
         ("config-observability", "logging.enable-request-log") => &[("logging.request-log-template", "{}")],
         ("config-features", "kubernetes.podspec-persistent-volume-write") => {
@@ -317,9 +333,12 @@ fn decided(deployment: Option<&Deployment>, configs: &Configs) -> crate::plan::P
 }
 
 fn route_plan(configs: &Configs) -> String {
-    let mut status = ready("True", None);
-    status["latestReadyRevisionName"] = json!("hello-00002");
-    let made: Configuration = with_status(&configuration(), status);
+    let follows = |latest: &str| {
+        let mut status = ready("True", None);
+        status["latestReadyRevisionName"] = json!(latest);
+        let made: Configuration = with_status(&configuration(), status);
+        BTreeMap::from([("hello".to_owned(), Arc::new(made))])
+    };
     let revisions = [1, 2].map(|n| {
         let revision: Revision = with_status(&live(n), ready("True", None));
         (revision.name_any(), Arc::new(revision))
@@ -330,29 +349,29 @@ fn route_plan(configs: &Configs) -> String {
         {"revisionName": "hello-00001", "tag": "old", "percent": 0}
     ]);
     route.spec.traffic = serde_json::from_value(traffic).expect("traffic");
-    // That its latest revision was another makes a rollout.
-    let served =
-        json!({"traffic": [{"latestRevision": true, "revisionName": "hello-00001", "percent": 100}]});
-    let route: Route = with_status(&route, served);
-    let (configurations, revisions, services) =
-        (BTreeMap::from([("hello".to_owned(), Arc::new(made))]), BTreeMap::from(revisions), BTreeMap::new());
-    let plan = |ingress: Option<&Ingress>, configs: &Configs| {
+    let (revisions, services) = (BTreeMap::from(revisions), BTreeMap::new());
+    let plan = |latest: &str, ingress: Option<&Ingress>, configs: &Configs| {
+        let configurations = follows(latest);
         let observed = routes::Observed {
             route: &route,
             configurations: &configurations,
             revisions: &revisions,
             ingress,
             services: &services,
+            certificates: &[],
             system_namespace: "ebb-system",
         };
         routes::plan(&observed, configs, at(1))
     };
-    // There is one already.
-    let made = plan(None, &Configs::default()).then.into_iter().find_map(|change| match change {
-        Change::Create(target, body) if target.resource.kind == "Ingress" => Some(object::<Ingress>(body)),
-        _ => None,
-    });
-    format!("{:?}", plan(made.as_ref(), configs))
+    // There is one already. That its latest revision was another makes a rollout.
+    let made =
+        plan("hello-00001", None, &Configs::default()).then.into_iter().find_map(|change| match change {
+            Change::Create(target, body) if target.resource.kind == "Ingress" => {
+                Some(object::<Ingress>(body))
+            }
+            _ => None,
+        });
+    format!("{:?}", plan("hello-00002", made.as_ref(), configs))
 }
 
 fn mapping_plan(configs: &Configs) -> String {
@@ -361,8 +380,30 @@ fn mapping_plan(configs: &Configs) -> String {
         "metadata": {"name": "shop.example.org", "namespace": "default", "uid": "dm-uid", "generation": 1},
         "spec": {"ref": {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "hello"}}
     }));
-    let observed = domain_mapping::Observed { mapping: &mapping, claim: None, ingress: None, target: true };
+    let observed = domain_mapping::Observed {
+        mapping: &mapping,
+        claim: None,
+        ingress: None,
+        certificate: None,
+        target: domain_mapping::Target::Service,
+    };
     format!("{:?}", domain_mapping::plan(&observed, configs, at(1)))
+}
+
+fn wildcard_plan(configs: &Configs) -> String {
+    let namespace =
+        object(json!({"metadata": {"name": "default", "uid": "ns-uid", "labels": {"team": "shop"}}}));
+    format!("{:?}", wildcard::plan(&namespace, &[], configs))
+}
+
+fn order_plan(configs: &Configs) -> String {
+    let certificate = object(json!({
+        "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Certificate",
+        "metadata": {"name": "c", "namespace": "default", "uid": "cert-uid"},
+        "spec": {"dnsNames": ["a.example.com"], "secretName": "c"}
+    }));
+    let observed = cert_manager::Observed { certificate: &certificate, ordered: None, installed: true };
+    format!("{:?}", cert_manager::plan(&observed, &configs.certmanager, at(1)))
 }
 
 fn gc_plan(configs: &Configs) -> Vec<String> {
@@ -499,6 +540,8 @@ fn every_key_acts_without_a_restart_or_says_so() {
             }
             Seen::Route => route_plan(&before) != route_plan(&after),
             Seen::DomainMapping => mapping_plan(&before) != mapping_plan(&after),
+            Seen::Wildcard => wildcard_plan(&before) != wildcard_plan(&after),
+            Seen::Order => order_plan(&before) != order_plan(&after),
             Gc => gc_plan(&before) != gc_plan(&after),
             Admission => admission(&before) != admission(&after),
             Lookup => before.deployment != after.deployment,

@@ -3,13 +3,13 @@
 use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::caching::Image;
 use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT, MTLS_MODE};
-use ebb_api::meta::networking::SKS;
+use ebb_api::meta::networking::{SKS, WILDCARD_DOMAIN};
 use ebb_api::meta::serving as keys;
 use ebb_api::mtls::{self, Mode};
-use ebb_api::networking::{ClusterDomainClaim, Ingress, ServerlessService};
+use ebb_api::networking::{Certificate, ClusterDomainClaim, Ingress, ServerlessService};
 use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service as CoreService};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service as CoreService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
@@ -20,6 +20,7 @@ use crate::plan::{annotation, controller_of, label};
 use crate::queue::Queue;
 use crate::revision::network_policy::network_policy;
 use crate::sks::SERVICE_NAME;
+use crate::wildcard;
 
 /// What kind of object a key names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +31,9 @@ pub(crate) enum Kind {
     Route,
     Sks,
     DomainMapping,
+    Certificate,
+    /// The Certificates for all hosts of a namespace.
+    Wildcard,
     /// The old revisions of a Configuration.
     Gc,
     /// The NetworkPolicy that keeps plaintext from the apps of a namespace.
@@ -54,6 +58,9 @@ pub(crate) struct World {
     pub(crate) routes: Cache<Route>,
     pub(crate) domain_mappings: Cache<DomainMapping>,
     pub(crate) claims: Cache<ClusterDomainClaim>,
+    pub(crate) certificates: Cache<Certificate>,
+    /// Those that were made for Certificates.
+    pub(crate) secrets: Cache<Secret>,
     pub(crate) ingresses: Cache<Ingress>,
     pub(crate) skss: Cache<ServerlessService>,
     pub(crate) pod_autoscalers: Cache<PodAutoscaler>,
@@ -71,7 +78,7 @@ fn by_label(object: &impl ResourceExt, key: &str) -> Vec<String> {
     label(object.meta(), key).map(str::to_owned).into_iter().collect()
 }
 
-/// The entry of the index that has all revisions of a namespace.
+/// The entry of the index that has all revisions, or all Routes, of a namespace.
 pub(crate) const ANY: &str = "any";
 
 fn revision_index(revision: &Revision) -> Vec<String> {
@@ -97,7 +104,14 @@ fn route_index(route: &Route) -> Vec<String> {
             [revision, configuration]
         })
         .flatten()
+        .chain([ANY.to_owned()])
         .collect()
+}
+
+fn certificate_index(certificate: &Certificate) -> Vec<String> {
+    let wildcard = label(&certificate.metadata, WILDCARD_DOMAIN).map(|_| wildcard::ENTRY.to_owned());
+    let route = label(&certificate.metadata, keys::ROUTE).map(|r| format!("route/{r}"));
+    wildcard.into_iter().chain(route).collect()
 }
 
 impl World {
@@ -109,8 +123,12 @@ impl World {
             configurations: Cache::new(|_| Vec::new()),
             revisions: Cache::new(revision_index),
             routes: Cache::new(route_index),
-            domain_mappings: Cache::new(|m| vec![format!("ref/{}", m.spec.reference.name)]),
+            domain_mappings: Cache::new(|m| {
+                vec![format!("ref/{}", m.spec.reference.name), format!("/{}", m.name_any())]
+            }),
             claims: Cache::new(|_| Vec::new()),
+            certificates: Cache::new(certificate_index),
+            secrets: Cache::new(|_| Vec::new()),
             ingresses: Cache::new(|_| Vec::new()),
             skss: Cache::new(|_| Vec::new()),
             pod_autoscalers: Cache::new(|_| Vec::new()),
@@ -133,6 +151,8 @@ impl World {
             self.routes.is_synced(),
             self.domain_mappings.is_synced(),
             self.claims.is_synced(),
+            self.certificates.is_synced(),
+            self.secrets.is_synced(),
             self.ingresses.is_synced(),
             self.skss.is_synced(),
             self.pod_autoscalers.is_synced(),
@@ -168,7 +188,15 @@ impl World {
         self.want_each(Kind::Route, self.routes.all());
         self.want_each(Kind::Sks, self.skss.all());
         self.want_each(Kind::DomainMapping, self.domain_mappings.all());
+        // Some of them are of mappings that are no more.
+        self.claims.all().iter().for_each(|claim| self.claim_changed(claim));
+        self.want_certificates();
+        self.want_each(Kind::Wildcard, self.namespaces.all());
         self.want_each(Kind::MeshPolicy, self.network_policies.all());
+    }
+
+    pub(crate) fn want_certificates(&self) {
+        self.want_each(Kind::Certificate, self.certificates.all());
     }
 
     pub(crate) fn want_revisions(&self) {
@@ -190,6 +218,10 @@ impl World {
     }
 
     pub(crate) fn namespace_changed(&self, before: Option<&Namespace>, after: &Namespace) {
+        let labels = |object: &Namespace| object.metadata.labels.clone();
+        if before.map(labels) != Some(labels(after)) {
+            self.want(Kind::Wildcard, "", &after.name_any());
+        }
         let said = |object: &Namespace| label(&object.metadata, MTLS_MODE).map(str::to_owned);
         if before.map(said) == Some(said(after)) || (before.is_none() && said(after).is_none()) {
             return;
@@ -267,6 +299,9 @@ impl World {
         for target in object.spec.traffic.iter().chain(resolved) {
             if let Some(revision) = &target.revision_name {
                 self.want(Kind::Revision, &namespace, revision);
+                let found = self.revisions.get(&namespace, revision);
+                let owner = found.as_ref().and_then(|r| label(&r.metadata, keys::CONFIGURATION));
+                owner.into_iter().for_each(|owner| self.want(Kind::Configuration, &namespace, owner));
             }
             if let Some(configuration) = &target.configuration_name {
                 self.want(Kind::Configuration, &namespace, configuration);
@@ -280,6 +315,32 @@ impl World {
         for revision in self.revisions.find(&namespace, &format!("route/{name}")) {
             self.want(Kind::Revision, &namespace, &revision.name_any());
         }
+    }
+
+    /// Of the mappings of a domain, in whatever namespace, one may have waited for this.
+    pub(crate) fn claim_changed(&self, object: &ClusterDomainClaim) {
+        let domain = object.name_any();
+        self.want(Kind::DomainMapping, &object.spec.namespace, &domain);
+        for mapping in self.domain_mappings.find_anywhere(&format!("/{domain}")) {
+            self.want(Kind::DomainMapping, &mapping.namespace().unwrap_or_default(), &domain);
+        }
+    }
+
+    pub(crate) fn certificate_changed(&self, object: &Certificate) {
+        let namespace = object.namespace().unwrap_or_default();
+        self.want(Kind::Certificate, &namespace, &object.name_any());
+        self.want_owner(object, Kind::Route, "Route");
+        self.want_owner(object, Kind::DomainMapping, "DomainMapping");
+        if label(&object.metadata, WILDCARD_DOMAIN).is_some() {
+            self.want(Kind::Wildcard, "", &namespace);
+            for route in self.routes.find(&namespace, ANY) {
+                self.want(Kind::Route, &namespace, &route.name_any());
+            }
+        }
+    }
+
+    pub(crate) fn secret_changed(&self, object: &Secret) {
+        self.want_owner(object, Kind::Certificate, "Certificate");
     }
 
     pub(crate) fn ingress_changed(&self, object: &Ingress) {

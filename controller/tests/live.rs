@@ -56,6 +56,7 @@ impl Live {
                 queue_sidecar_image: "queue-proxy:v1".into(),
                 registry_mirror: String::new(),
                 external_url_port: Some(8080),
+                external_url_tls_port: None,
             },
             ..Options::default()
         };

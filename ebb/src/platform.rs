@@ -180,6 +180,7 @@ async fn start_components(
             queue_sidecar_image: import_sidecar(cluster).await?,
             registry_mirror: format!("http://127.0.0.1:{}", ports.registry),
             external_url_port: (ports.gateway != 80).then_some(ports.gateway),
+            external_url_tls_port: (ports.gateway_tls != 443).then_some(ports.gateway_tls),
         },
         ..manifests::Options::default()
     };

@@ -6,6 +6,8 @@
 pub mod rotation;
 mod server;
 
+pub use server::{HostCertificate, Inspected, inspect};
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -89,7 +91,7 @@ impl MaterialPem {
     /// When the system has no randomness.
     pub fn generate_root(trust_domain: &str, now: SystemTime) -> Result<Self, Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = ca_params(&format!("ebb mesh root {trust_domain}"), now, ROOT_TTL)?;
+        let mut params = ca_params(&format!("ebb root {trust_domain}"), now, ROOT_TTL)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key)?;
         let pem = pem::encode([root.der()]);

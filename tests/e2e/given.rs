@@ -2,6 +2,7 @@
 //!
 //! - `EBB_E2E_KUBECONFIG`: its administrator's kubeconfig.
 //! - `EBB_E2E_GATEWAY`: ADDRESS:PORT of the gateway's HTTP listener; without it, the gateway's Service is asked.
+//! - `EBB_E2E_GATEWAY_TLS`: the same of its TLS listener.
 //! - `EBB_E2E_LOAD_IMAGE`: a command that is given an archive's path and makes its images usable on that cluster;
 //!   without it, `EBB_E2E_IMAGE` names the test app's image, which must be there.
 //! - `EBB_E2E_EBB`: the `ebb` that installed it (default: the one of this build).
@@ -38,7 +39,7 @@ impl Given {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let gateway = match variable("EBB_E2E_GATEWAY") {
             Some(address) => address.parse().context("EBB_E2E_GATEWAY is not ADDRESS:PORT")?,
-            None => gateway_address(kubeconfig)?,
+            None => gateway_address(kubeconfig, "http")?,
         };
         let given = Self {
             ebb: variable("EBB_E2E_EBB").map_or_else(|| env!("CARGO_BIN_EXE_ebb").into(), PathBuf::from),
@@ -109,14 +110,16 @@ fn shell(line: &str, args: &[&str]) -> Result<String> {
 }
 
 /// Where the Service of the gateway is reached from outside: at its load balancer, or at the port of a node.
-fn gateway_address(kubeconfig: &Path) -> Result<SocketAddr> {
+pub(crate) fn gateway_address(kubeconfig: &Path, port: &str) -> Result<SocketAddr> {
     let kubectl = |args: &[&str]| -> Result<Value> {
         let mut command = Command::new(kubectl_binary()?);
         command.env("KUBECONFIG", kubeconfig).args(args).args(["-o", "json"]);
         Ok(serde_json::from_str(&run(command, None)?)?)
     };
     let service = kubectl(&["get", "service", "gateway", "-n", "ebb-system"])?;
-    let port = &service["spec"]["ports"][0];
+    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let named = |name: &str| ports.iter().find(|port| port["name"] == name).unwrap_or(&Value::Null);
+    let port = named(port);
     let (address, port) = match service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str() {
         // `ebb up` says here that it listens on this machine at what the Service calls the node's port.
         Some("127.0.0.1") => ("127.0.0.1".into(), &port["nodePort"]),

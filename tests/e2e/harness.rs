@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use testkit::{PATIENCE, Process, run};
 
-use crate::given::Given;
+use crate::given::{Given, gateway_address};
 
 /// The image of the test app, as a user of the platform names it.
 pub(crate) const APP_IMAGE: &str = "testapp:e2e";
@@ -97,6 +97,14 @@ impl Platform {
 
     pub(crate) fn gateway(&self) -> SocketAddr {
         self.gateway
+    }
+
+    /// Where it takes TLS: on a cluster at a port of its own.
+    pub(crate) fn tls_gateway(&self) -> Result<SocketAddr> {
+        match std::env::var("EBB_E2E_GATEWAY_TLS") {
+            Ok(address) => address.parse().context("EBB_E2E_GATEWAY_TLS is not ADDRESS:PORT"),
+            Err(_) => gateway_address(&self.kubeconfig, "https"),
+        }
     }
 
     /// The image of the test app on this platform.

@@ -13,6 +13,7 @@ mod gateway_cases;
 mod given;
 mod harness;
 mod mesh_cases;
+mod routing_cases;
 mod serving_cases;
 
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ type Case = fn(&Platform) -> anyhow::Result<()>;
 enum Needs {
     /// Nothing but a platform that works.
     Any,
+    /// The platform for itself: its settings are changed meanwhile.
+    Alone,
     /// A platform of its own, started as a process.
     EbbUp,
     /// A network that enforces NetworkPolicy.
@@ -41,6 +44,7 @@ impl Needs {
     fn kind(self) -> &'static str {
         match self {
             Self::Any => "",
+            Self::Alone => "alone",
             Self::EbbUp => "ebb up",
             Self::NetworkPolicy => "network policy",
             Self::Cluster => "cluster",
@@ -60,6 +64,8 @@ fn main() -> ExitCode {
         (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),
         (mesh_cases::NETWORK_POLICY_CASES, Needs::NetworkPolicy),
+        (routing_cases::CASES, Needs::Any),
+        (routing_cases::ALONE, Needs::Alone),
         (fault_cases::CASES, Needs::EbbUp),
         (config_cases::CASES, Needs::EbbUp),
         (component_cases::CASES, Needs::Cluster),
@@ -94,13 +100,13 @@ fn main() -> ExitCode {
 
 fn trial(name: &'static str, case: Case, needs: Needs, platform: Arc<Platform>) -> Trial {
     let ignored = match needs {
-        Needs::Any => false,
+        Needs::Any | Needs::Alone => false,
         Needs::EbbUp => platform.as_given().is_some(),
         Needs::NetworkPolicy => !platform.as_given().is_none_or(given::Given::enforces_network_policy),
         Needs::Cluster => !platform.as_given().is_some_and(given::Given::may_be_disturbed),
     };
     let run = move || {
-        let result = if needs == Needs::Cluster {
+        let result = if matches!(needs, Needs::Cluster | Needs::Alone) {
             let _alone = platform.peace.write().unwrap_or_else(PoisonError::into_inner);
             case(&platform)
         } else {

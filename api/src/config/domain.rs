@@ -1,7 +1,7 @@
 //! `config-domain`: the domain of a Route's host, by its labels.
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ConfigError, Data};
 use crate::meta::networking::{CLUSTER_LOCAL, VISIBILITY};
@@ -14,11 +14,14 @@ pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub struct Domain {
     /// Domain to the labels that a Route must have for it; no labels make it the default.
     pub domains: BTreeMap<String, BTreeMap<String, String>>,
+    /// Domains with labels of which namespaces get a wildcard certificate all the same.
+    pub wildcards: BTreeSet<String>,
 }
 
 impl Default for Domain {
     fn default() -> Self {
-        Self { domains: BTreeMap::from([(format!("svc.{CLUSTER_DOMAIN}"), BTreeMap::new())]) }
+        let domains = BTreeMap::from([(format!("svc.{CLUSTER_DOMAIN}"), BTreeMap::new())]);
+        Self { domains, wildcards: BTreeSet::new() }
     }
 }
 
@@ -26,6 +29,8 @@ impl Default for Domain {
 struct Choice {
     #[serde(default)]
     selector: Option<BTreeMap<String, String>>,
+    #[serde(default, rename = "type")]
+    type_: Option<String>,
 }
 
 impl Domain {
@@ -35,7 +40,7 @@ impl Domain {
     /// Every bad key.
     pub fn parse(data: &Data) -> Result<Self, Vec<ConfigError>> {
         let mut domains = BTreeMap::new();
-        let mut errors = Vec::new();
+        let (mut errors, mut wildcards) = (Vec::new(), BTreeSet::new());
         for (domain, raw) in data.iter().filter(|(key, _)| *key != "_example") {
             let mut fail = |message: String| errors.push(ConfigError { key: domain.clone(), message });
             if !crate::names::dns1123_subdomain(domain).is_empty() {
@@ -47,7 +52,13 @@ impl Domain {
                 continue;
             }
             match serde_saphyr::from_str::<Choice>(raw) {
+                Ok(Choice { type_: Some(other), .. }) if !matches!(other.as_str(), "" | "wildcard") => {
+                    fail(format!("type {other:?} is not known; wildcard is, or none"));
+                }
                 Ok(choice) => {
+                    if choice.type_.as_deref() == Some("wildcard") {
+                        wildcards.insert(domain.clone());
+                    }
                     domains.insert(domain.clone(), choice.selector.unwrap_or_default());
                 }
                 Err(error) => fail(format!("must be empty or YAML with a selector: {error}")),
@@ -59,7 +70,15 @@ impl Domain {
         if !domains.values().any(BTreeMap::is_empty) {
             domains.extend(Self::default().domains);
         }
-        Ok(Self { domains })
+        Ok(Self { domains, wildcards })
+    }
+
+    /// The domains outside of the cluster of which a namespace may have a wildcard certificate.
+    pub fn with_wildcard(&self) -> impl Iterator<Item = &str> {
+        let wanted = |(domain, labels): &(&String, &BTreeMap<String, String>)| {
+            !domain.ends_with(CLUSTER_DOMAIN) && (labels.is_empty() || self.wildcards.contains(*domain))
+        };
+        self.domains.iter().filter(wanted).map(|(domain, _)| domain.as_str())
     }
 
     /// The domain of an object with these labels: of all that match, the one with the most labels in its selector (the

@@ -1,12 +1,14 @@
 //! `config-network`: hosts, certificates and what lies between.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::reader::Reader;
 use super::{ConfigError, Data};
-use crate::meta::networking::EBB_INGRESS_CLASS;
+use crate::meta::networking::{EBB_CERTIFICATE_CLASS, EBB_INGRESS_CLASS};
 use crate::mtls::Mode;
+use crate::selector;
 use crate::template::{Template, Values};
 
 const DOMAIN_FIELDS: &[&str] = &["Name", "Namespace", "Domain"];
@@ -46,6 +48,8 @@ pub struct Network {
     pub external_domain_tls: bool,
     /// Whether cluster-local hosts get certificates.
     pub cluster_local_domain_tls: bool,
+    /// Namespaces that get one certificate for all their hosts; none where nothing is selected.
+    pub namespace_wildcard_cert_selector: Option<LabelSelector>,
     /// What plain HTTP gets.
     pub http_protocol: HttpProtocol,
     /// How long traffic takes to move to a new latest revision.
@@ -56,6 +60,8 @@ pub struct Network {
     pub default_external_scheme: String,
     /// A port to be put into external URLs, where the gateway has another than the scheme's own.
     pub external_url_port: Option<u16>,
+    /// The same for https.
+    pub external_url_tls_port: Option<u16>,
     /// Whether connections to the gateway's port for HTTP, and for TLS, begin with a PROXY protocol header.
     pub gateway_proxy_protocol: ProxyProtocol,
     /// Whether pods take plaintext, where neither revision nor namespace says so; none leaves it to the controller's settings.
@@ -68,16 +74,18 @@ impl Default for Network {
             |t: &str, f: &[&str]| Template::parse(t, f).expect("the default templates are understood");
         Self {
             ingress_class: EBB_INGRESS_CLASS.into(),
-            certificate_class: "ebb.certificate.networking.knative.dev".into(),
+            certificate_class: EBB_CERTIFICATE_CLASS.into(),
             domain_template: template("{{.Name}}.{{.Namespace}}.{{.Domain}}", DOMAIN_FIELDS),
             tag_template: template("{{.Tag}}-{{.Name}}", TAG_FIELDS),
             external_domain_tls: false,
             cluster_local_domain_tls: false,
+            namespace_wildcard_cert_selector: None,
             http_protocol: HttpProtocol::Enabled,
             rollout_duration: Duration::ZERO,
             autocreate_cluster_domain_claims: false,
             default_external_scheme: "http".into(),
             external_url_port: None,
+            external_url_tls_port: None,
             gateway_proxy_protocol: ProxyProtocol::default(),
             mtls_mode: None,
         }
@@ -115,6 +123,18 @@ impl Network {
         r.switch("auto-tls", &mut c.external_domain_tls);
         r.switch("external-domain-tls", &mut c.external_domain_tls);
         r.switch("cluster-local-domain-tls", &mut c.cluster_local_domain_tls);
+        if let Some(raw) = r.raw("namespace-wildcard-cert-selector").filter(|s| !s.trim().is_empty()) {
+            match serde_saphyr::from_str::<LabelSelector>(raw).map_err(|e| e.to_string()).and_then(|found| {
+                selector::check(&found)?;
+                Ok(found)
+            }) {
+                Ok(found) => c.namespace_wildcard_cert_selector = Some(found),
+                Err(message) => r.fail(
+                    "namespace-wildcard-cert-selector",
+                    format!("must be YAML of a label selector (matchLabels, matchExpressions): {message}"),
+                ),
+            }
+        }
         // Everything inside speaks mutual TLS whatever these two say; they are read so that a typo is noticed.
         r.switch("system-internal-tls", &mut true);
         r.switch("internal-encryption", &mut true);
@@ -142,10 +162,14 @@ impl Network {
             "default-external-scheme",
             || format!("{:?} is neither http nor https", c.default_external_scheme),
         );
-        if let Some(raw) = r.raw("external-url-port").filter(|p| !p.is_empty()) {
+        for (key, target) in [
+            ("external-url-port", &mut c.external_url_port),
+            ("external-url-tls-port", &mut c.external_url_tls_port),
+        ] {
+            let Some(raw) = r.raw(key).filter(|p| !p.is_empty()) else { continue };
             match raw.parse::<u16>() {
-                Ok(port) if port > 0 => c.external_url_port = Some(port),
-                _ => r.fail("external-url-port", format!("{raw:?} is not a port")),
+                Ok(port) if port > 0 => *target = Some(port),
+                _ => r.fail(key, format!("{raw:?} is not a port")),
             }
         }
         let mut listeners = BTreeSet::new();
@@ -190,10 +214,12 @@ impl Network {
     /// The URL of an external host.
     #[must_use]
     pub fn external_url(&self, scheme: &str, host: &str) -> String {
-        match self.external_url_port {
-            Some(port) if port != if scheme == "https" { 443 } else { 80 } => {
-                format!("{scheme}://{host}:{port}")
-            }
+        let (port, own) = match scheme {
+            "https" => (self.external_url_tls_port, 443),
+            _ => (self.external_url_port, 80),
+        };
+        match port {
+            Some(port) if port != own => format!("{scheme}://{host}:{port}"),
             _ => format!("{scheme}://{host}"),
         }
     }
@@ -202,11 +228,15 @@ impl Network {
 fn check(template: &Template, fields: &[&str]) -> Option<String> {
     let example =
         BTreeMap::from([("Name", "foo"), ("Namespace", "bar"), ("Domain", "baz.com"), ("Tag", "v2")]);
-    let host = template.render(&Values { fields: example, ..Values::default() });
+    let keys: BTreeMap<String, String> =
+        template.keys().map(|key| (key.to_owned(), "x".to_owned())).collect();
+    let host = template.render(&Values { fields: example, labels: Some(&keys), annotations: Some(&keys) });
     if !crate::names::dns1123_subdomain(&host).is_empty() {
         return Some(format!("makes {host:?} of an example, which is not a host name"));
     }
-    let missing = |f: &&&str| **f != "Domain" && !template.uses(f);
+    // Hosts may be made of an annotation alone, or without the namespace where there is but one. Of Services with the names that
+    // tags make there can only be one, though.
+    let missing = |f: &&&str| fields == TAG_FIELDS && !template.uses(f);
     fields
         .iter()
         .find(missing)

@@ -27,7 +27,17 @@ fn bad_values_name_their_key() {
         ("config-gc", "retain-since-create-time", "long"),
         ("config-gc", "min-non-active-revisions", "1001"),
         ("config-leader-election", "buckets", "11"),
-        ("config-network", "domain-template", "{{.Name}}.{{.Domain}}"),
+        ("config-network", "domain-template", "{{.Name}}_{{.Domain}}"),
+        ("config-network", "tag-template", "{{.Tag}}"),
+        (
+            "config-network",
+            "namespace-wildcard-cert-selector",
+            "{matchExpressions: [{key: a, operator: Is}]}",
+        ),
+        ("config-network", "namespace-wildcard-cert-selector", "[1"),
+        ("config-certmanager", "issuerRef", "ClusterIssuer"),
+        ("config-certmanager", "issuerRef", "kind: ClusterIssuer"),
+        ("config-domain", "example.com", "type: wild"),
         ("config-network", "tag-template", "{{.Tag"),
         ("config-network", "rollout-duration", "-1"),
         ("config-network", "http-protocol", "disabledish"),
@@ -102,4 +112,33 @@ fn the_runtime_class_with_the_most_labels_wins() {
     assert_eq!(several.runtime_class(Some(&labels)).as_deref(), Some("another"));
     assert_eq!(several.runtime_class(None).as_deref(), Some("gvisor"));
     assert_eq!(parse("").runtime_class(None), None);
+}
+
+#[test]
+fn templates_of_what_routes_carry() {
+    for template in [
+        "{{.Name}}.{{.Domain}}",
+        r#"{{.Name}}.{{index .Annotations "sub"}}.{{.Namespace}}.{{.Domain}}"#,
+        "{{.Labels.team}}.{{.Domain}}",
+    ] {
+        Network::parse(&data(&[("domain-template", template)])).expect(template);
+    }
+}
+
+#[test]
+fn domains_with_a_wildcard() {
+    let config = Domain::parse(&data(&[
+        ("example.com", ""),
+        ("prod.example.com", "selector:\n  app: prod\n"),
+        ("eu.example.com", "selector:\n  zone: eu\ntype: wildcard\n"),
+        ("svc.cluster.local", "selector:\n  app: secret\ntype: wildcard\n"),
+    ]))
+    .expect("good");
+    assert_eq!(config.with_wildcard().collect::<Vec<_>>(), ["eu.example.com", "example.com"]);
+    let config =
+        CertManager::parse(&data(&[("issuerRef", "kind: Issuer\nname: letsencrypt\n")])).expect("good");
+    assert_eq!(
+        (config.issuer_ref.kind.as_deref(), config.issuer_ref.name.as_str()),
+        (Some("Issuer"), "letsencrypt")
+    );
 }

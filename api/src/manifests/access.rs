@@ -34,6 +34,7 @@ struct Rights {
 const SERVING: &str = "serving.knative.dev";
 const NETWORKING: &str = "networking.internal.knative.dev";
 const AUTOSCALING: &str = "autoscaling.internal.knative.dev";
+const CERT_MANAGER: &str = "cert-manager.io";
 const CACHING: &str = "caching.internal.knative.dev";
 const DISCOVERY: &str = "discovery.k8s.io";
 /// Gateway API, whose CRDs users install.
@@ -99,11 +100,14 @@ const TABLE: [Rights; 4] = [
                 ],
                 &["update"],
             ),
-            (NETWORKING, &["ingresses", "serverlessservices", "clusterdomainclaims"], FOLLOW),
+            (NETWORKING, &["ingresses", "serverlessservices", "clusterdomainclaims", "certificates"], FOLLOW),
             (NETWORKING, &["ingresses"], WRITE),
-            (NETWORKING, &["clusterdomainclaims"], &["create"]),
-            (NETWORKING, &["serverlessservices/status"], &["patch"]),
-            (NETWORKING, &["serverlessservices/finalizers"], &["update"]),
+            (NETWORKING, &["clusterdomainclaims"], &["create", "delete"]),
+            (NETWORKING, &["certificates"], OWN),
+            (NETWORKING, &["serverlessservices/status", "certificates/status"], &["patch"]),
+            (NETWORKING, &["serverlessservices/finalizers", "certificates/finalizers"], &["update"]),
+            // Where cert-manager is installed and chosen.
+            (CERT_MANAGER, &["certificates"], &["get", "list", "watch", "create", "patch"]),
             (AUTOSCALING, &["podautoscalers"], FOLLOW),
             (AUTOSCALING, &["podautoscalers"], WRITE),
             (CACHING, &["images"], FOLLOW),
@@ -124,6 +128,9 @@ const TABLE: [Rights; 4] = [
             ("networking.k8s.io", &["networkpolicies"], &["create"]),
             // Credentials for the lookup of digests.
             ("", &["serviceaccounts", "secrets"], &["get"]),
+            // Those of Certificates: it follows the ones that carry a Certificate's uid as a label, and writes no other.
+            ("", &["secrets"], FOLLOW),
+            ("", &["secrets"], WRITE),
             ("authentication.k8s.io", &["tokenreviews"], &["create"]),
             ("events.k8s.io", &["events"], WRITE),
         ],
@@ -159,7 +166,7 @@ const TABLE: [Rights; 4] = [
                 "",
                 &["secrets"],
                 &["get", "list", "watch", "update", "patch"],
-                &["ebb-mesh-ca", "webhook-certs"],
+                &["ebb-mesh-ca", "ebb-domain-ca", "webhook-certs"],
             ),
         ],
     },

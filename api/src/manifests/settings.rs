@@ -10,6 +10,7 @@ use crate::config::example as noted;
 pub fn example(name: &str) -> Option<&'static str> {
     Some(match name {
         "config-autoscaler" => include_str!("settings/config-autoscaler.yaml"),
+        "config-certmanager" => include_str!("settings/config-certmanager.yaml"),
         "config-defaults" => include_str!("settings/config-defaults.yaml"),
         "config-deployment" => include_str!("settings/config-deployment.yaml"),
         "config-domain" => include_str!("settings/config-domain.yaml"),
@@ -53,8 +54,14 @@ fn settings(options: &Options, name: &str) -> Map<String, Value> {
             // With the 25m of a cluster, two cores would be full with 80 pods, and the next would wait for one to end.
             set("queue-sidecar-cpu-request", "5m");
         }
-        ("config-network", Place::Embedded { external_url_port: Some(port), .. }) => {
-            set("external-url-port", &port.to_string());
+        ("config-network", Place::Embedded { external_url_port, external_url_tls_port, .. }) => {
+            let ports =
+                [("external-url-port", external_url_port), ("external-url-tls-port", external_url_tls_port)];
+            for (key, port) in ports {
+                port.iter().for_each(|port| {
+                    set(key, &port.to_string());
+                });
+            }
         }
         ("config-domain", _) => {
             if let Some(domain) = &options.domain {

@@ -161,6 +161,7 @@ fn settings_of_both_places_are_understood() {
             queue_sidecar_image: "ebb.local/queue-proxy".into(),
             registry_mirror: "http://127.0.0.1:5000".into(),
             external_url_port: Some(8080),
+            external_url_tls_port: Some(8443),
         },
         ..Options::default()
     };

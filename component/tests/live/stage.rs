@@ -130,6 +130,7 @@ impl Stage {
                 queue_sidecar_image: "queue-proxy:v1".into(),
                 registry_mirror: String::new(),
                 external_url_port: None,
+                external_url_tls_port: None,
             },
             ..Options::default()
         };

@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::plan::Change;
 use crate::testing::{at, condition, object, pair, ready, summary, with_status};
+use ebb_api::networking::HttpOption;
 
 fn mapping(spec: Value) -> DomainMapping {
     object(json!({
@@ -22,13 +23,51 @@ fn claim(namespace: &str) -> ClusterDomainClaim {
     }))
 }
 
-fn run(
-    mapping: &DomainMapping,
-    claim: Option<&ClusterDomainClaim>,
-    ingress: Option<&Ingress>,
-    target: bool,
-) -> Plan {
-    plan(&Observed { mapping, claim, ingress, target }, &Configs::default(), at(1))
+const THERE: Target<'static> = Target::Address(Some("http://hello.default.svc.cluster.local"));
+
+struct Scene {
+    mapping: DomainMapping,
+    claim: Option<ClusterDomainClaim>,
+    ingress: Option<Ingress>,
+    certificate: Option<Certificate>,
+    target: Target<'static>,
+    configs: Configs,
+}
+
+impl Scene {
+    fn new(spec: Value) -> Self {
+        Self {
+            mapping: mapping(spec),
+            claim: Some(claim("default")),
+            ingress: None,
+            certificate: None,
+            target: THERE,
+            configs: Configs::default(),
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> &mut Self {
+        self.configs
+            .set("config-network", &[(key.to_owned(), value.to_owned())].into())
+            .expect("a good config");
+        self
+    }
+
+    fn run(&self) -> Plan {
+        let observed = Observed {
+            mapping: &self.mapping,
+            claim: self.claim.as_ref(),
+            ingress: self.ingress.as_ref(),
+            certificate: self.certificate.as_ref(),
+            target: self.target,
+        };
+        plan(&observed, &self.configs, at(1))
+    }
+
+    /// The condition, when everything else is as it should be.
+    fn says(&self, type_: &str) -> (String, String) {
+        condition(&self.run(), type_)
+    }
 }
 
 fn ingress_of(plan: &Plan) -> Ingress {
@@ -41,8 +80,8 @@ fn ingress_of(plan: &Plan) -> Ingress {
 
 #[test]
 fn the_host_leads_to_the_target_through_the_gateway() {
-    let mapping = mapping(hello());
-    let plan = run(&mapping, Some(&claim("default")), None, true);
+    let mut scene = Scene::new(hello());
+    let plan = scene.run();
     assert_eq!(summary(&plan), ["create Ingress/shop.example.org"]);
     assert_eq!(condition(&plan, "IngressReady"), pair("Unknown", "IngressNotConfigured"));
     assert_eq!(condition(&plan, "CertificateProvisioned"), pair("True", "TLSNotEnabled"));
@@ -50,61 +89,130 @@ fn the_host_leads_to_the_target_through_the_gateway() {
     let mut ingress = ingress_of(&plan);
     let path = &ingress.spec.rules[0].http.as_ref().expect("paths").paths[0];
     assert_eq!(path.rewrite_host.as_deref(), Some("hello.default.svc.cluster.local"));
-    assert_eq!(path.append_headers["K-Original-Host"], "shop.example.org");
+    assert_eq!(path.splits[0].append_headers["K-Original-Host"], "shop.example.org");
     // The gateway serves it.
     ingress.metadata.generation = Some(1);
-    let served: Ingress = with_status(&ingress, ready("True", None));
-    let plan = run(&mapping, Some(&claim("default")), Some(&served), true);
+    scene.ingress = Some(with_status(&ingress, ready("True", None)));
+    let plan = scene.run();
     assert_eq!(summary(&plan), [""; 0]);
     assert_eq!(condition(&plan, "Ready"), pair("True", ""));
+    assert_eq!(plan.notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["Ready"]);
+}
+
+#[test]
+fn a_new_generation_is_not_ready_by_what_was_said_before() {
+    let mut scene = Scene::new(hello());
+    scene.mapping = with_status(&scene.mapping, ready("True", None));
+    scene.mapping.metadata.generation = Some(2);
+    scene.target = Target::Missing;
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "IngressReady"), pair("Unknown", "IngressNotConfigured"));
+    assert_eq!(condition(&plan, "Ready"), pair("False", "ResolveFailed"));
 }
 
 #[test]
 fn a_host_belongs_to_one_namespace() {
-    let taken = run(&mapping(hello()), Some(&claim("other")), None, true);
-    assert_eq!(condition(&taken, "DomainClaimed"), pair("False", "DomainAlreadyClaimed"));
-    assert_eq!(condition(&taken, "Ready"), pair("False", "DomainAlreadyClaimed"));
-    let unclaimed = run(&mapping(hello()), None, None, true);
-    assert_eq!(condition(&unclaimed, "DomainClaimed"), pair("False", "DomainClaimNotOwned"));
-    assert_eq!((summary(&taken), summary(&unclaimed)), (Vec::new(), Vec::new()), "it is not served");
-    let mut configs = Configs::default();
-    configs.network.autocreate_cluster_domain_claims = true;
-    let observed = Observed { mapping: &mapping(hello()), claim: None, ingress: None, target: true };
-    let plan = plan(&observed, &configs, at(1));
-    let made = ["create ClusterDomainClaim/shop.example.org", "create Ingress/shop.example.org"];
-    assert_eq!(summary(&plan), made);
-    assert_eq!(condition(&plan, "DomainClaimed"), pair("True", ""));
+    let mut scene = Scene::new(hello());
+    scene.claim = Some(claim("other"));
+    assert_eq!(scene.says("DomainClaimed"), pair("False", "DomainAlreadyClaimed"));
+    assert_eq!(scene.says("Ready"), pair("False", "DomainAlreadyClaimed"));
+    assert_eq!(summary(&scene.run()), [""; 0], "it is not served");
+    scene.claim = None;
+    assert_eq!(scene.says("DomainClaimed"), pair("False", "DomainAlreadyClaimed"));
+    assert_eq!(summary(&scene.run()), [""; 0]);
+    scene.set("autocreate-cluster-domain-claims", "true");
+    // It is served when the claim has come back: somebody else's may be there first.
+    assert_eq!(summary(&scene.run()), ["create ClusterDomainClaim/shop.example.org"]);
+    assert_eq!(scene.says("DomainClaimed"), pair("Unknown", "Claiming"));
+    scene.claim = Some(claim("other"));
+    assert_eq!(scene.says("DomainClaimed"), pair("False", "DomainAlreadyClaimed"));
+}
+
+#[test]
+fn a_claim_goes_with_the_mapping_that_it_was_made_for() {
+    let mut scene = Scene::new(hello());
+    scene.claim = None;
+    scene.set("autocreate-cluster-domain-claims", "true");
+    let plan = scene.run();
+    let [Change::Create(_, body)] = plan.then.as_slice() else { panic!("a claim is made") };
+    let made: ClusterDomainClaim = object(body.clone());
+    assert_eq!(made.spec.namespace, "default");
+    assert_eq!(summary(&release(&made, Some(&scene.mapping))), [""; 0]);
+    assert_eq!(summary(&release(&made, None)), ["delete ClusterDomainClaim/shop.example.org"]);
+    assert_eq!(summary(&release(&claim("default"), None)), [""; 0], "an administrator's stays");
 }
 
 #[test]
 fn what_it_refers_to_must_be_there() {
-    let plan = run(&mapping(hello()), Some(&claim("default")), None, false);
-    assert_eq!(condition(&plan, "ReferenceResolved"), pair("False", "ResolveFailed"));
-    assert_eq!(summary(&plan), [""; 0]);
+    for (target, serves) in [
+        (Target::Missing, false),
+        (Target::Unknown, false),
+        (Target::Address(None), false),
+        (THERE, true),
+        (Target::Service, true),
+    ] {
+        let mut scene = Scene::new(hello());
+        scene.target = target;
+        let want = if serves { pair("True", "") } else { pair("False", "ResolveFailed") };
+        assert_eq!(scene.says("ReferenceResolved"), want, "{target:?}");
+        assert_eq!(summary(&scene.run()).is_empty(), !serves, "{target:?}");
+    }
+    let mut spec = hello();
+    spec["ref"]["namespace"] = json!("other");
+    assert_eq!(Scene::new(spec.clone()).says("ReferenceResolved"), pair("False", "ResolveFailed"));
+    spec["ref"]["namespace"] = json!("default");
+    assert_eq!(Scene::new(spec).says("ReferenceResolved"), pair("True", ""));
 }
 
 #[test]
 fn an_ingress_of_somebody_else_is_left_alone() {
-    let mapping = mapping(hello());
-    let mut ingress = ingress_of(&run(&mapping, Some(&claim("default")), None, true));
+    let mut scene = Scene::new(hello());
+    let mut ingress = ingress_of(&scene.run());
     ingress.metadata.owner_references = None;
-    let plan = run(&mapping, Some(&claim("default")), Some(&ingress), true);
-    assert_eq!(condition(&plan, "IngressReady"), pair("False", "NotOwned"));
-    assert_eq!(summary(&plan), [""; 0]);
+    scene.ingress = Some(ingress);
+    assert_eq!(scene.says("IngressReady"), pair("False", "NotOwned"));
+    assert_eq!(summary(&scene.run()), [""; 0]);
 }
 
 #[test]
 fn a_certificate_that_is_there_is_used() {
     let mut spec = hello();
     spec["tls"] = json!({"secretName": "cert"});
-    let plan = run(&mapping(spec), Some(&claim("default")), None, true);
-    let provided = pair("True", "TLSCertificateProvidedExternally");
-    assert_eq!(condition(&plan, "CertificateProvisioned"), provided);
-    assert_eq!(plan.status.as_ref().expect("a status")["url"], "https://shop.example.org");
-    let tls = &ingress_of(&plan).spec.tls[0];
+    let mut scene = Scene::new(spec);
+    assert_eq!(scene.says("CertificateProvisioned"), pair("True", "CertificateExternallyProvided"));
+    assert_eq!(scene.run().status.expect("a status")["url"], "https://shop.example.org");
+    let ingress = ingress_of(&scene.run());
+    let tls = &ingress.spec.tls[0];
     assert_eq!(
         (tls.hosts.as_slice(), tls.secret_name.as_str()),
         (&["shop.example.org".to_owned()][..], "cert")
     );
     assert_eq!(tls.secret_namespace.as_deref(), Some("default"));
+    assert_eq!(ingress.spec.http_option, Some(HttpOption::Enabled));
+    scene.set("http-protocol", "redirected");
+    assert_eq!(ingress_of(&scene.run()).spec.http_option, Some(HttpOption::Redirected));
+    let own = ("networking.knative.dev/http-protocol".to_owned(), "enabled".to_owned());
+    scene.mapping.metadata.annotations.get_or_insert_default().extend([own]);
+    assert_eq!(ingress_of(&scene.run()).spec.http_option, Some(HttpOption::Enabled));
+}
+
+#[test]
+fn a_certificate_is_asked_for() {
+    let mut scene = Scene::new(hello());
+    scene.set("external-domain-tls", "enabled");
+    let plan = scene.run();
+    assert_eq!(summary(&plan), ["create Certificate/shop.example.org", "create Ingress/shop.example.org"]);
+    assert_eq!(condition(&plan, "CertificateProvisioned"), pair("True", "HTTPDowngrade"));
+    assert_eq!(plan.status.as_ref().expect("a status")["url"], "http://shop.example.org");
+    let Change::Create(_, body) = &plan.then[0] else { panic!("a Certificate is made") };
+    let mut certificate: Certificate = object(body.clone());
+    assert_eq!(certificate.spec.dns_names, ["shop.example.org"]);
+    certificate.metadata.generation = Some(1);
+    scene.certificate = Some(with_status(&certificate, ready("True", None)));
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "CertificateProvisioned"), pair("True", ""));
+    assert_eq!(plan.status.as_ref().expect("a status")["url"], "https://shop.example.org");
+    assert_eq!(ingress_of(&plan).spec.tls[0].secret_name, "shop.example.org");
+    scene.certificate = Some(with_status(&certificate, ready("False", Some("Denied"))));
+    assert_eq!(scene.says("CertificateProvisioned"), pair("False", "CertificateProvisionFailed"));
 }

@@ -49,3 +49,27 @@ fn without_a_route_it_is_held_in_reserve() {
     let unsettled: Route = with_status(&route(), ready("Unknown", None));
     assert_eq!(state(&first, &[unsettled], "hello-00002"), None, "not before the Route has settled");
 }
+
+#[test]
+fn a_configuration_knows_who_names_its_revisions() {
+    let follows: Route = with_status(&route(), ready("True", None));
+    let mut pinned = follows.clone();
+    pinned.metadata.name = Some("pinned".into());
+    pinned.spec.traffic[0].configuration_name = None;
+    pinned.spec.traffic[0].revision_name = Some("hello-00001".into());
+    let mut resolved = ready("Unknown", None);
+    resolved["traffic"] = json!([{"revisionName": "hello-00002", "percent": 100}]);
+    let mut still: Route = with_status(&pinned, resolved);
+    still.metadata.name = Some("still".into());
+    still.spec.traffic[0].revision_name = Some("other-00001".into());
+    let mut other = still.clone();
+    other.metadata.name = Some("other".into());
+    other.status = None;
+    let mut gone = follows.clone();
+    gone.metadata.name = Some("gone".into());
+    gone.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).expect("a time");
+    let routes: Vec<Arc<Route>> = [follows, pinned, still, other, gone].map(Arc::new).into();
+    let revisions = [revision(1), revision(2)].map(Arc::new);
+    assert_eq!(of_configuration("hello", &revisions, &routes).as_deref(), Some("hello,pinned,still"));
+    assert_eq!(of_configuration("hello", &[], &routes[1..]), None);
+}

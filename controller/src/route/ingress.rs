@@ -1,20 +1,20 @@
 //! The KIngress of a Route.
 
-use ebb_api::config::{Configs, HttpProtocol};
-use ebb_api::meta::networking::{HTTP_PROTOCOL, INGRESS_CLASS, ROLLOUT};
+use ebb_api::config::Configs;
+use ebb_api::meta::networking::{CERTIFICATE_CLASS, INGRESS_CLASS, ROLLOUT, TAG_TO_HOST};
 use ebb_api::meta::serving as keys;
 use ebb_api::networking::{
-    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, HttpOption, Ingress, IngressBackendSplit,
-    IngressRule, IngressSpec, IngressVisibility,
+    HeaderMatch, HttpIngressPath, HttpIngressRuleValue, Ingress, IngressBackendSplit, IngressRule,
+    IngressSpec, IngressTls, IngressVisibility,
 };
 use ebb_api::serving::Route;
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 
 use super::{Host, Resolved, Rollout};
+use crate::certificate;
 use crate::plan::{CLIENT_ANNOTATIONS, owner};
 
 const TAG_HEADER: &str = "Knative-Serving-Tag";
@@ -25,20 +25,35 @@ pub(super) fn make(
     route: &Route,
     resolved: &Resolved,
     hosts: &[Host],
-    rollout: Option<&Rollout>,
+    tls: Vec<IngressTls>,
+    rollout: &Rollout,
     configs: &Configs,
-    now: Timestamp,
 ) -> Ingress {
+    let namespace = route.namespace().unwrap_or_default();
     let mut labels = route.metadata.labels.clone().unwrap_or_default();
     labels.insert(keys::ROUTE.into(), route.name_any());
-    labels.insert(keys::ROUTE_NAMESPACE.into(), route.namespace().unwrap_or_default());
+    labels.insert(keys::ROUTE_NAMESPACE.into(), namespace.clone());
     let found = route.metadata.annotations.as_ref();
     let mut annotations = found.cloned().unwrap_or_default();
     let class = INGRESS_CLASS.value(found).unwrap_or(&configs.network.ingress_class).to_owned();
-    annotations
-        .retain(|k, _| !CLIENT_ANNOTATIONS.contains(&k.as_str()) && !INGRESS_CLASS.0.contains(&k.as_str()));
+    let dropped = |key: &str| {
+        CLIENT_ANNOTATIONS.contains(&key)
+            || INGRESS_CLASS.0.contains(&key)
+            || CERTIFICATE_CLASS.0[1..].contains(&key)
+    };
+    annotations.retain(|k, _| !dropped(k));
     annotations.insert(INGRESS_CLASS.key().into(), class);
-    annotations.extend(rollout.and_then(|r| serde_json::to_string(r).ok()).map(|r| (ROLLOUT.to_owned(), r)));
+    annotations.extend(serde_json::to_string(rollout).ok().map(|r| (ROLLOUT.to_owned(), r)));
+    let by_tag: BTreeMap<&str, Vec<String>> = hosts
+        .iter()
+        .filter_map(|host| {
+            let all = std::iter::once(host.local(&namespace)).chain(host.external.clone());
+            Some((host.tag.as_deref()?, all.collect()))
+        })
+        .collect();
+    if !by_tag.is_empty() {
+        annotations.extend(serde_json::to_string(&by_tag).ok().map(|t| (TAG_TO_HOST.to_owned(), t)));
+    }
     Ingress {
         metadata: ObjectMeta {
             name: Some(route.name_any()),
@@ -49,37 +64,26 @@ pub(super) fn make(
             ..ObjectMeta::default()
         },
         spec: IngressSpec {
-            rules: rules(route, resolved, hosts, rollout, configs, now),
-            http_option: Some(http_option(found, configs)),
-            tls: Vec::new(),
+            rules: rules(&namespace, resolved, hosts, rollout, configs),
+            http_option: Some(certificate::http_option(found, certificate::wanted(found, configs), configs)),
+            tls,
         },
         status: None,
     }
 }
 
-/// Without certificates there is nowhere to redirect to.
-fn http_option(annotations: Option<&BTreeMap<String, String>>, configs: &Configs) -> HttpOption {
-    let redirect = match HTTP_PROTOCOL.value(annotations) {
-        Some(value) => value.eq_ignore_ascii_case("redirected"),
-        None => configs.network.http_protocol == HttpProtocol::Redirected,
-    };
-    if redirect && configs.network.external_domain_tls { HttpOption::Redirected } else { HttpOption::Enabled }
-}
-
 fn rules(
-    route: &Route,
+    namespace: &str,
     resolved: &Resolved,
     hosts: &[Host],
-    rollout: Option<&Rollout>,
+    rollout: &Rollout,
     configs: &Configs,
-    now: Timestamp,
 ) -> Vec<IngressRule> {
-    let namespace = route.namespace().unwrap_or_default();
     let by_tag_header = configs.features.enabled("tag-header-based-routing");
     let tags: Vec<&Host> = hosts.iter().filter(|h| h.tag.is_some()).collect();
     let mut rules = Vec::new();
     for host in hosts {
-        let mut path = path(&namespace, resolved, host, rollout, now);
+        let mut path = path(namespace, resolved, host, rollout);
         let mut paths = Vec::new();
         if by_tag_header {
             match &host.tag {
@@ -93,14 +97,14 @@ fn rules(
                             TAG_HEADER.to_owned(),
                             HeaderMatch { exact: tagged.tag.clone().unwrap_or_default() },
                         )]),
-                        ..self::path(&namespace, resolved, tagged, rollout, now)
+                        ..self::path(namespace, resolved, tagged, rollout)
                     }));
                 }
             }
         }
         paths.push(path);
         let http = Some(HttpIngressRuleValue { paths });
-        let local = host.local(&namespace);
+        let local = host.local(namespace);
         let short = [format!("{}.{namespace}", host.name), format!("{}.{namespace}.svc", host.name), local];
         rules.push(IngressRule {
             hosts: short.to_vec(),
@@ -118,13 +122,7 @@ fn rules(
     rules
 }
 
-fn path(
-    namespace: &str,
-    resolved: &Resolved,
-    host: &Host,
-    rollout: Option<&Rollout>,
-    now: Timestamp,
-) -> HttpIngressPath {
+fn path(namespace: &str, resolved: &Resolved, host: &Host, rollout: &Rollout) -> HttpIngressPath {
     let mut splits: Vec<IngressBackendSplit> = Vec::new();
     let mut add = |revision: &str, percent: i64| {
         if percent <= 0 {
@@ -146,24 +144,12 @@ fn path(
             ]),
         });
     };
-    match &host.tag {
-        // A tag's host leads to its one target whatever share that has.
-        Some(tag) => {
-            if let Some(target) = resolved.targets.iter().find(|t| t.tag.as_ref() == Some(tag)) {
-                add(&target.revision, 100);
-            }
-        }
-        None => {
-            for target in &resolved.targets {
-                match rollout.filter(|r| target.latest && r.to == target.revision) {
-                    Some(rollout) => {
-                        let (old, new) = rollout.split(target.percent, now);
-                        add(&rollout.from, old);
-                        add(&rollout.to, new);
-                    }
-                    None => add(&target.revision, target.percent),
-                }
-            }
+    let tag = host.tag.as_deref();
+    for target in resolved.group(tag) {
+        let moving = rollout.shares(tag, target.configuration.as_deref());
+        match moving.filter(|_| target.latest) {
+            Some(shares) => shares.iter().for_each(|share| add(&share.revision_name, share.percent)),
+            None => add(&target.revision, target.percent),
         }
     }
     HttpIngressPath { splits, ..HttpIngressPath::default() }

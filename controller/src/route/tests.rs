@@ -6,19 +6,20 @@ use crate::testing::{
     at, condition, configuration, pair, ready, revision, route as live, summary, with_status,
 };
 
-struct Scene {
-    route: Route,
-    configurations: BTreeMap<String, Arc<Configuration>>,
-    revisions: BTreeMap<String, Arc<Revision>>,
-    ingress: Option<Ingress>,
-    services: BTreeMap<String, Arc<Service>>,
-    configs: Configs,
-    now: i64,
+pub(super) struct Scene {
+    pub(super) route: Route,
+    pub(super) configurations: BTreeMap<String, Arc<Configuration>>,
+    pub(super) revisions: BTreeMap<String, Arc<Revision>>,
+    pub(super) ingress: Option<Ingress>,
+    pub(super) services: BTreeMap<String, Arc<Service>>,
+    pub(super) certificates: Vec<Arc<Certificate>>,
+    pub(super) configs: Configs,
+    pub(super) now: i64,
 }
 
 impl Scene {
     /// Two ready revisions, the second the latest.
-    fn new(traffic: Value) -> Self {
+    pub(super) fn new(traffic: Value) -> Self {
         let mut route = live();
         route.spec.traffic = serde_json::from_value(traffic).expect("traffic");
         let mut status = ready("True", None);
@@ -36,12 +37,36 @@ impl Scene {
             revisions: BTreeMap::from(revisions),
             ingress: None,
             services: BTreeMap::new(),
+            certificates: Vec::new(),
             configs,
             now: 1,
         }
     }
 
-    fn run(&self) -> Plan {
+    /// Makes a revision the latest ready one.
+    fn follow(&mut self, revision: &str) {
+        let mut status = ready("True", None);
+        status["latestReadyRevisionName"] = json!(revision);
+        let configuration: Configuration = with_status(&*self.configurations["hello"], status);
+        self.configurations.insert("hello".into(), Arc::new(configuration));
+    }
+
+    /// Status and reason of a condition, whether it is new or was written before.
+    pub(super) fn says(&self, type_: &str) -> (String, String) {
+        let mut plan = self.run();
+        plan.status = plan.status.or_else(|| serde_json::to_value(&self.route.status).ok());
+        condition(&plan, type_)
+    }
+
+    /// What the gateway says of the Ingress as it is.
+    fn served(&mut self, ingress_ready: &str) {
+        if let Some(ingress) = &mut self.ingress {
+            ingress.metadata.generation = Some(1);
+            *ingress = with_status(ingress, ready(ingress_ready, None));
+        }
+    }
+
+    pub(super) fn run(&self) -> Plan {
         plan(
             &Observed {
                 route: &self.route,
@@ -49,6 +74,7 @@ impl Scene {
                 revisions: &self.revisions,
                 ingress: self.ingress.as_ref(),
                 services: &self.services,
+                certificates: &self.certificates,
                 system_namespace: "ebb-system",
             },
             &self.configs,
@@ -57,12 +83,15 @@ impl Scene {
     }
 
     /// Takes over what the plan makes, as the API server and the gateway would.
-    fn settle(&mut self, ingress_ready: &str) {
+    pub(super) fn settle(&mut self, ingress_ready: &str) {
         let plan = self.run();
         for change in plan.then {
             match change {
                 Change::Create(t, body) if t.resource.kind == "Ingress" => {
                     self.ingress = Some(serde_json::from_value(body).expect("an Ingress"));
+                }
+                Change::Create(t, body) if t.resource.kind == "Certificate" => {
+                    self.certificates.push(Arc::new(serde_json::from_value(body).expect("a Certificate")));
                 }
                 Change::Create(t, body) => {
                     self.services.insert(t.name, Arc::new(serde_json::from_value(body).expect("a Service")));
@@ -80,10 +109,7 @@ impl Scene {
             merge(&mut value, &json!({"status": status}));
             self.route = serde_json::from_value(value).expect("a Route");
         }
-        if let Some(ingress) = &mut self.ingress {
-            ingress.metadata.generation = Some(1);
-            *ingress = with_status(ingress, ready(ingress_ready, None));
-        }
+        self.served(ingress_ready);
     }
 }
 
@@ -102,11 +128,11 @@ fn merge(value: &mut Value, patch: &Value) {
     }
 }
 
-fn latest() -> Value {
+pub(super) fn latest() -> Value {
     json!([{"configurationName": "hello", "latestRevision": true, "percent": 100}])
 }
 
-fn canary() -> Value {
+pub(super) fn canary() -> Value {
     json!([
         {"revisionName": "hello-00001", "latestRevision": false, "percent": 90, "tag": "stable"},
         {"configurationName": "hello", "latestRevision": true, "percent": 10, "tag": "canary"}
@@ -119,18 +145,6 @@ fn splits(ingress: &Ingress, host: &str) -> Vec<(String, i32)> {
     let rule = rule.unwrap_or_else(|| panic!("no rule for {host}"));
     let path = rule.http.as_ref().and_then(|h| h.paths.last()).expect("a path");
     path.splits.iter().map(|s| (s.service_name.clone(), s.percent)).collect()
-}
-
-#[test]
-fn what_is_said_of_certificates() {
-    let mut scene = Scene::new(latest());
-    let said = |scene: &Scene| condition(&scene.run(), "CertificateProvisioned");
-    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
-    scene.configs.network.external_domain_tls = true;
-    assert_eq!(said(&scene), pair("False", "NotSupported"));
-    // Nobody comes from outside: there is nothing to be had.
-    scene.route.metadata.labels.get_or_insert_default().insert(VISIBILITY.into(), CLUSTER_LOCAL.into());
-    assert_eq!(said(&scene), pair("True", "TLSNotEnabled"));
 }
 
 #[test]
@@ -270,38 +284,245 @@ fn rollback() {
     assert_eq!(splits(ingress, "hello.default.example.com"), [("hello-00001".to_owned(), 100)]);
 }
 
-#[test]
-fn traffic_moves_gradually_over_the_rollout_duration() {
+/// As [`Scene::new`], with a rollout of 101 s from the second revision to a third, which the gateway serves 1 s after its begin.
+fn rolling() -> Scene {
     let mut scene = Scene::new(latest());
-    scene
-        .route
-        .metadata
-        .annotations
-        .get_or_insert_default()
-        .insert("serving.knative.dev/rollout-duration".into(), "100s".into());
+    let duration = ("serving.knative.dev/rollout-duration".to_owned(), "101s".to_owned());
+    scene.route.metadata.annotations.get_or_insert_default().extend([duration]);
+    scene.settle("True");
     scene.settle("True");
     let third: Revision = with_status(&revision(3), ready("True", None));
     scene.revisions.insert("hello-00003".into(), Arc::new(third));
-    let mut status = ready("True", None);
-    status["latestReadyRevisionName"] = json!("hello-00003");
-    let configuration: Configuration = with_status(&*scene.configurations["hello"], status);
-    scene.configurations.insert("hello".into(), Arc::new(configuration));
-    for (now, old, new) in [(10, 99, 1), (60, 50, 50), (109, 1, 99)] {
-        scene.now = now;
-        assert!(scene.run().requeue_after.is_some());
-        scene.settle("True");
-        let found = scene.route.condition("IngressReady").and_then(|c| c.reason.clone());
-        assert_eq!(found.as_deref(), Some("RolloutInProgress"));
+    scene.follow("hello-00003");
+    scene.now = 10;
+    scene.settle("Unknown");
+    assert_eq!(scene.says("IngressReady"), pair("Unknown", "RolloutInProgress"));
+    assert_eq!(scene.run().requeue_after, None, "the gateway's word is awaited, not a time");
+    scene.served("True");
+    scene.now = 11;
+    scene.settle("True");
+    scene
+}
+
+#[test]
+fn traffic_moves_gradually_over_the_rollout_duration() {
+    let mut scene = rolling();
+    let mut seen = Vec::new();
+    loop {
         let ingress = scene.ingress.as_ref().expect("an Ingress");
-        assert_eq!(
-            splits(ingress, "hello.default.example.com"),
-            [("hello-00002".to_owned(), old), ("hello-00003".to_owned(), new)],
-            "at {now}"
-        );
+        let shares = splits(ingress, "hello.default.example.com");
+        let told: Vec<_> = scene.route.status.iter().flat_map(|s| &s.traffic).collect();
+        let told: Vec<_> = told
+            .iter()
+            .map(|t| (t.revision_name.clone().unwrap_or_default(), t.percent.unwrap_or(0) as i32))
+            .collect();
+        assert_eq!(told, shares, "the status tells it");
+        seen.push((scene.now, shares.last().map_or(0, |s| s.1)));
+        let Some(after) = scene.run().requeue_after else { break };
+        scene.now += i64::try_from(after.as_secs()).expect("soon") + i64::from(after.subsec_nanos() > 0);
+        scene.settle("True");
     }
-    scene.now = 111;
+    // A controller that started anew saw nothing but the objects: the scene has no other memory.
+    assert_eq!(seen.first(), Some(&(11, 1)));
+    let (end, last) = seen.last().expect("steps");
+    assert_eq!(*last, 100);
+    assert!((100..=220).contains(end), "it ended at {end}");
+    assert!(seen.windows(2).all(|w| w[0].1 < w[1].1), "{seen:?}");
+    scene.settle("True");
+    assert_eq!(scene.says("Ready"), pair("True", ""));
+    let ingress = scene.ingress.as_ref().expect("an Ingress");
+    assert_eq!(splits(ingress, "hello.default.example.com"), [("hello-00003".to_owned(), 100)]);
+}
+
+#[test]
+fn a_rollout_ends_at_once_without_its_duration() {
+    let mut scene = rolling();
+    scene.route.metadata.annotations = None;
     scene.settle("True");
     let ingress = scene.ingress.as_ref().expect("an Ingress");
     assert_eq!(splits(ingress, "hello.default.example.com"), [("hello-00003".to_owned(), 100)]);
+    // The platform's own duration counts where the Route says nothing, and 0s says something.
+    for (own, moving) in [(None, true), (Some("0s"), false)] {
+        let mut scene = Scene::new(latest());
+        scene.configs.network.rollout_duration = std::time::Duration::from_secs(60);
+        let own = own.map(|own| ("serving.knative.dev/rollout-duration".to_owned(), own.to_owned()));
+        scene.route.metadata.annotations.get_or_insert_default().extend(own.clone());
+        scene.follow("hello-00001");
+        scene.settle("True");
+        scene.follow("hello-00002");
+        scene.settle("True");
+        let ingress = scene.ingress.as_ref().expect("an Ingress");
+        assert_eq!(splits(ingress, "hello.default.example.com").len() > 1, moving, "{own:?}");
+    }
+}
+
+#[test]
+fn every_host_of_a_route_rolls_out_by_itself() {
+    let mut scene = Scene::new(canary());
+    scene.configs.network.rollout_duration = std::time::Duration::from_secs(60);
+    scene.settle("True");
+    let third: Revision = with_status(&revision(3), ready("True", None));
+    scene.revisions.insert("hello-00003".into(), Arc::new(third));
+    scene.follow("hello-00003");
+    scene.settle("True");
+    let ingress = scene.ingress.as_ref().expect("an Ingress");
+    let share = |name: &str, percent| (name.to_owned(), percent);
+    assert_eq!(
+        splits(ingress, "hello.default.example.com"),
+        [share("hello-00001", 90), share("hello-00002", 9), share("hello-00003", 1)]
+    );
+    assert_eq!(
+        splits(ingress, "canary-hello.default.example.com"),
+        [share("hello-00002", 99), share("hello-00003", 1)]
+    );
+    assert_eq!(splits(ingress, "stable-hello.default"), [share("hello-00001", 100)]);
+}
+
+#[test]
+fn a_revision_named_twice() {
+    let mut scene = Scene::new(json!([
+        {"revisionName": "hello-00001", "percent": 30, "latestRevision": false},
+        {"revisionName": "hello-00001", "percent": 20, "latestRevision": false},
+        {"revisionName": "hello-00002", "percent": 10, "latestRevision": false, "tag": "two"},
+        {"configurationName": "hello", "percent": 40, "latestRevision": true}
+    ]));
+    scene.settle("True");
+    let ingress = scene.ingress.as_ref().expect("an Ingress");
+    assert_eq!(
+        splits(ingress, "hello.default.example.com"),
+        [("hello-00001".to_owned(), 50), ("hello-00002".to_owned(), 50)]
+    );
+    let traffic = scene.route.status.as_ref().expect("a status").traffic.clone();
+    let told: Vec<_> = traffic.iter().map(|t| (t.percent, t.latest_revision, t.tag.as_deref())).collect();
+    assert_eq!(
+        told,
+        [(Some(50), Some(false), None), (Some(10), Some(false), Some("two")), (Some(40), Some(true), None)]
+    );
+}
+
+#[test]
+fn revisions_of_another_service_are_not_served() {
+    let pinned = || json!([{"revisionName": "hello-00001", "percent": 100}]);
+    let said = |own: Option<&str>, route: Option<&str>| {
+        let mut scene = Scene::new(pinned());
+        let mut revision = (*scene.revisions["hello-00001"]).clone();
+        let labels = revision.metadata.labels.get_or_insert_default();
+        labels.remove(keys::SERVICE);
+        labels.extend(own.map(|own| (keys::SERVICE.to_owned(), own.to_owned())));
+        scene.revisions.insert("hello-00001".into(), Arc::new(revision));
+        let labels = scene.route.metadata.labels.get_or_insert_default();
+        labels.remove(keys::SERVICE);
+        labels.extend(route.map(|own| (keys::SERVICE.to_owned(), own.to_owned())));
+        condition(&scene.run(), "AllTrafficAssigned")
+    };
+    assert_eq!(said(Some("hello"), Some("hello")), pair("True", ""));
+    assert_eq!(said(Some("other"), Some("hello")), pair("False", "RevisionNotOwned"));
+    assert_eq!(said(None, Some("hello")), pair("False", "RevisionNotOwned"));
+    assert_eq!(said(Some("other"), None), pair("True", ""), "a Route of its own may name any");
+}
+
+#[test]
+fn what_was_missing_may_come() {
+    let traffic = json!([
+        {"configurationName": "later", "percent": 50, "latestRevision": true},
+        {"configurationName": "hello", "percent": 50, "latestRevision": true}
+    ]);
+    let mut scene = Scene::new(traffic);
+    assert_eq!(condition(&scene.run(), "Ready"), pair("False", "ConfigurationMissing"));
+    let mut status = ready("True", None);
+    status["latestReadyRevisionName"] = json!("later-00001");
+    let mut later: Configuration = with_status(&configuration(), status);
+    later.metadata.name = Some("later".into());
+    scene.configurations.insert("later".into(), Arc::new(later));
+    assert_eq!(condition(&scene.run(), "Ready"), pair("False", "RevisionMissing"));
+    let mut revision: Revision = with_status(&revision(1), ready("Unknown", None));
+    revision.metadata.name = Some("later-00001".into());
+    scene.revisions.insert("later-00001".into(), Arc::new(revision.clone()));
+    assert_eq!(condition(&scene.run(), "Ready"), pair("Unknown", "RevisionMissing"));
+    scene.revisions.insert("later-00001".into(), Arc::new(with_status(&revision, ready("True", None))));
+    scene.settle("True");
     assert_eq!(condition(&scene.run(), "Ready"), pair("True", ""));
+}
+
+#[test]
+fn a_tag_is_hidden_by_a_label_on_its_service() {
+    let mut scene = Scene::new(canary());
+    scene.settle("True");
+    let mut placeholder = (*scene.services["canary-hello"]).clone();
+    placeholder.metadata.labels.get_or_insert_default().insert(VISIBILITY.into(), CLUSTER_LOCAL.into());
+    scene.services.insert("canary-hello".into(), Arc::new(placeholder));
+    scene.settle("True");
+    let ingress = scene.ingress.as_ref().expect("an Ingress");
+    let outside: Vec<_> = ingress
+        .spec
+        .rules
+        .iter()
+        .filter(|r| r.visibility == ebb_api::networking::IngressVisibility::ExternalIP)
+        .flat_map(|r| r.hosts.clone())
+        .collect();
+    assert_eq!(outside, ["hello.default.example.com", "stable-hello.default.example.com"]);
+    let traffic = scene.route.status.as_ref().expect("a status").traffic.clone();
+    assert_eq!(traffic[1].url.as_deref(), Some("http://canary-hello.default.svc.cluster.local"));
+    assert_eq!(summary(&scene.run()), [""; 0], "the user's label stays");
+    let by_tag = &ingress.metadata.annotations.as_ref().expect("annotations")["networking.internal.knative.dev/tag-to-host"];
+    let by_tag: Value = serde_json::from_str(by_tag).expect("JSON");
+    assert_eq!(
+        by_tag,
+        json!({
+            "canary": ["canary-hello.default.svc.cluster.local"],
+            "stable": ["stable-hello.default.svc.cluster.local", "stable-hello.default.example.com"]
+        })
+    );
+}
+
+#[test]
+fn templates_and_domains_make_the_hosts() {
+    let mut scene = Scene::new(canary());
+    let template = |t: &str| ("domain-template".to_owned(), t.to_owned());
+    let data = [
+        template(r#"{{.Name}}-{{.Namespace}}.{{index .Annotations "sub"}}.{{.Labels.team}}.{{.Domain}}"#),
+        ("tag-template".to_owned(), "{{.Name}}-{{.Tag}}".to_owned()),
+        ("default-external-scheme".to_owned(), "https".to_owned()),
+    ];
+    scene.configs.network = ebb_api::config::Network::parse(&data.into()).expect("a good config");
+    let inner = BTreeMap::from([("team".to_owned(), "shop".to_owned())]);
+    scene.configs.domain.domains.insert("shop.example.org".into(), inner);
+    scene.route.metadata.labels.get_or_insert_default().insert("team".into(), "shop".into());
+    scene.route.metadata.annotations.get_or_insert_default().insert("sub".into(), "eu".into());
+    scene.settle("True");
+    let status = scene.route.status.clone().expect("a status");
+    assert_eq!(status.url.as_deref(), Some("https://hello-default.eu.shop.shop.example.org"));
+    assert_eq!(
+        status.traffic[1].url.as_deref(),
+        Some("https://hello-canary-default.eu.shop.shop.example.org")
+    );
+    assert_eq!(scene.services.keys().collect::<Vec<_>>(), ["hello", "hello-canary", "hello-stable"]);
+    // A host that cannot be one is the Route's fault, and said there.
+    scene.route.metadata.annotations = None;
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "AllTrafficAssigned"), pair("False", "ErrorConfig"));
+    assert_eq!(summary(&plan), [""; 0]);
+}
+
+#[test]
+fn the_header_of_a_tag() {
+    let mut scene = Scene::new(canary());
+    let features = [("tag-header-based-routing".to_owned(), "enabled".to_owned())];
+    scene.configs.features = ebb_api::config::Features::parse(&features.into()).expect("features");
+    scene.settle("True");
+    let ingress = scene.ingress.as_ref().expect("an Ingress");
+    let rule = |host: &str| {
+        let found = ingress.spec.rules.iter().find(|r| r.hosts.iter().any(|h| h == host)).expect("a rule");
+        found.http.as_ref().expect("paths").paths.clone()
+    };
+    let paths = rule("hello.default.example.com");
+    let wants: Vec<_> =
+        paths.iter().map(|p| p.headers.get("Knative-Serving-Tag").map(|h| h.exact.as_str())).collect();
+    assert_eq!(wants, [Some("canary"), Some("stable"), None]);
+    let to: Vec<_> = paths.iter().map(|p| (p.splits[0].service_name.as_str(), p.splits[0].percent)).collect();
+    assert_eq!(to, [("hello-00002", 100), ("hello-00001", 100), ("hello-00001", 90)]);
+    assert_eq!(paths[2].append_headers["Knative-Serving-Default-Route"], "true");
+    assert!(paths[0].append_headers.is_empty());
+    let tagged = rule("canary-hello.default.example.com");
+    assert_eq!(tagged[0].append_headers["Knative-Serving-Tag"], "canary");
 }

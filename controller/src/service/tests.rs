@@ -8,7 +8,7 @@ use crate::testing::{
 };
 
 fn run(service: &Service, configuration: Option<&Configuration>, route: Option<&Route>) -> Plan {
-    plan(&Observed { service, configuration, route }, at(1))
+    plan(&Observed { service, configuration, route, named: None }, at(1))
 }
 
 #[test]
@@ -111,9 +111,45 @@ fn a_settled_service_is_not_written() {
     let first = run(&hello(), Some(&configuration), Some(&route));
     let service: Service = with_status(&hello(), first.status.unwrap_or(Value::Null));
     let again = plan(
-        &Observed { service: &service, configuration: Some(&configuration), route: Some(&route) },
+        &Observed {
+            service: &service,
+            configuration: Some(&configuration),
+            route: Some(&route),
+            named: None,
+        },
         at(99),
     );
     assert_eq!(again.status, None);
     assert!(again.notes.is_empty() && again.then.is_empty());
+}
+
+#[test]
+fn a_name_of_the_users_own_is_looked_at_before_traffic_moves() {
+    let mut service = hello();
+    service.spec.template.metadata.name = Some("hello-blue".into());
+    let mut configuration = configuration(&service);
+    configuration.metadata.uid = Some("cfg-uid".into());
+    configuration.metadata.generation = Some(2);
+    let made = crate::configuration::make(&configuration, at(0));
+    let run = |configuration: Option<&Configuration>, named: Option<&Revision>| {
+        plan(&Observed { service: &service, configuration, route: None, named }, at(1))
+    };
+    assert_eq!(summary(&run(None, None)), ["create Configuration/hello"]);
+    assert_eq!(summary(&run(Some(&configuration), None)), [""; 0], "its controller has not seen it yet");
+    let mut status = ready("Unknown", None);
+    status["observedGeneration"] = json!(2);
+    let seen: Configuration = with_status(&configuration, status);
+    assert_eq!(summary(&run(Some(&seen), Some(&made))), ["create Route/hello"]);
+    assert_eq!(summary(&run(Some(&seen), None)), ["create Route/hello"]);
+    let mut foreign = made.clone();
+    foreign.metadata.owner_references = None;
+    let mut older = made.clone();
+    older.metadata.labels.get_or_insert_default().insert(keys::CONFIGURATION_GENERATION.into(), "1".into());
+    assert_eq!(summary(&run(Some(&seen), Some(&older))), ["create Route/hello"], "the same content");
+    older.spec.container_concurrency = Some(3);
+    for taken in [foreign, older] {
+        let plan = run(Some(&seen), Some(&taken));
+        assert_eq!(summary(&plan), [""; 0]);
+        assert_eq!(condition(&plan, "RoutesReady"), pair("False", "RevisionNameTaken"));
+    }
 }
