@@ -7,6 +7,7 @@
 mod cluster_cases;
 mod component_cases;
 mod config_cases;
+mod failure_cases;
 mod fault_cases;
 mod gateway_cases;
 mod given;
@@ -54,6 +55,8 @@ fn main() -> ExitCode {
     let mut cases: Vec<(&str, Case, Needs)> = Vec::new();
     for (table, needs) in [
         (serving_cases::CASES, Needs::Any),
+        (failure_cases::CASES, Needs::Any),
+        (failure_cases::OWN_CASES, Needs::EbbUp),
         (cluster_cases::CASES, Needs::Any),
         (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),

@@ -1,5 +1,6 @@
 //! `config-deployment`: how a revision's pods are made.
 
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ pub struct Deployment {
     pub queue_sidecar_token_audiences: BTreeSet<String>,
     /// Whether pods prefer nodes and zones without pods of their revision.
     pub spread_revision_over_nodes: bool,
-    /// The runtime class of every revision without one.
-    pub runtime_class_name: Option<String>,
+    /// Runtime classes of revisions without one, each with the labels that a revision must have for it.
+    pub runtime_class_names: BTreeMap<String, BTreeMap<String, String>>,
     /// Whether a pod that cannot be scheduled is waited for instead of being reported.
     pub pod_is_always_schedulable: bool,
 }
@@ -47,7 +48,7 @@ impl Default for Deployment {
             queue_sidecar_limits: BTreeMap::new(),
             queue_sidecar_token_audiences: BTreeSet::new(),
             spread_revision_over_nodes: true,
-            runtime_class_name: None,
+            runtime_class_names: BTreeMap::new(),
             pod_is_always_schedulable: false,
         }
     }
@@ -106,12 +107,73 @@ impl Deployment {
                 ),
             }
         }
-        c.runtime_class_name =
-            r.raw("runtime-class-name").map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
-        let class_ok =
-            c.runtime_class_name.as_ref().is_none_or(|n| crate::names::dns1123_subdomain(n).is_empty());
-        r.check(class_ok, "runtime-class-name", || "must be the name of one RuntimeClass".into());
+        if let Some(raw) = r.raw("runtime-class-name").map(str::trim).filter(|raw| !raw.is_empty()) {
+            match runtime_classes(raw) {
+                Ok(classes) => c.runtime_class_names = classes,
+                Err(message) => r.fail("runtime-class-name", message),
+            }
+        }
         r.bool("pod-is-always-schedulable", &mut c.pod_is_always_schedulable);
         r.finish(c)
+    }
+
+    /// The runtime class of a revision with these labels: of all whose selectors match, the one with the most labels, and of equals the
+    /// first by name.
+    #[must_use]
+    pub fn runtime_class(&self, labels: Option<&BTreeMap<String, String>>) -> Option<String> {
+        let has = |(k, v): (&String, &String)| labels.and_then(|l| l.get(k)) == Some(v);
+        let fitting = self.runtime_class_names.iter().filter(|(_, selector)| selector.iter().all(has));
+        let mut best: Option<(&String, usize)> = None;
+        for (class, selector) in fitting {
+            if best.is_none_or(|(_, most)| selector.len() > most) {
+                best = Some((class, selector.len()));
+            }
+        }
+        best.map(|(class, _)| class.clone())
+    }
+}
+
+/// A name alone, or YAML: each class with the labels that select it.
+fn runtime_classes(raw: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>, String> {
+    #[derive(Default, Deserialize)]
+    struct Choice {
+        #[serde(default)]
+        selector: Option<BTreeMap<String, String>>,
+    }
+    let valid = |name: &str| crate::names::dns1123_subdomain(name).is_empty();
+    if valid(raw) {
+        return Ok(BTreeMap::from([(raw.to_owned(), BTreeMap::new())]));
+    }
+    let found: BTreeMap<String, Option<Choice>> = serde_saphyr::from_str(raw)
+        .map_err(|e| format!("is neither a name nor YAML of classes, each with a selector: {e}"))?;
+    match found.keys().find(|name| !valid(name)) {
+        Some(name) => Err(format!("{name:?} is not the name of a RuntimeClass")),
+        None => Ok(found
+            .into_iter()
+            .map(|(name, choice)| (name, choice.unwrap_or_default().selector.unwrap_or_default()))
+            .collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(raw: &str) -> Result<Deployment, Vec<ConfigError>> {
+        let data = [("queue-sidecar-image", "q"), ("runtime-class-name", raw)];
+        Deployment::parse(&data.map(|(k, v)| (k.to_owned(), v.to_owned())).into())
+    }
+
+    #[test]
+    fn runtime_classes_by_labels() {
+        let labels = BTreeMap::from([("safe".to_owned(), "yes".to_owned())]);
+        let config = classes("kata: {}\ngvisor:\n  selector:\n    safe: \"yes\"\n").expect("good");
+        assert_eq!(config.runtime_class(Some(&labels)).as_deref(), Some("gvisor"));
+        assert_eq!(config.runtime_class(None).as_deref(), Some("kata"));
+        assert_eq!(classes("gvisor").expect("good").runtime_class(None).as_deref(), Some("gvisor"));
+        assert_eq!(classes("").expect("good").runtime_class(Some(&labels)), None);
+        for bad in ["Not_A_Name: {}", "a: [", "- a"] {
+            assert_eq!(classes(bad).expect_err(bad)[0].key, "runtime-class-name");
+        }
     }
 }

@@ -16,6 +16,10 @@ pub struct Observability {
     pub enable_gateway_access_log: bool,
     /// The form of its lines; empty for JSON.
     pub gateway_access_log_template: String,
+    /// Where the logs of a revision can be read; `${REVISION_UID}` stands for its uid.
+    pub revision_url_template: String,
+    /// Whether what apps write below `/var/log` goes to a volume for the node's collector of logs.
+    pub enable_var_log_collection: bool,
     /// none, prometheus, grpc or http/protobuf.
     pub metrics_protocol: String,
     /// Where metrics are sent.
@@ -46,6 +50,8 @@ impl Observability {
         );
         r.bool("logging.enable-gateway-access-log", &mut c.enable_gateway_access_log);
         r.string("logging.gateway-access-log-template", &mut c.gateway_access_log_template);
+        r.string("logging.revision-url-template", &mut c.revision_url_template);
+        r.bool("logging.enable-var-log-collection", &mut c.enable_var_log_collection);
         r.string("metrics-protocol", &mut c.metrics_protocol);
         r.string("metrics-endpoint", &mut c.metrics_endpoint);
         r.string("tracing-protocol", &mut c.tracing_protocol);
