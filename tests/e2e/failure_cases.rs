@@ -31,8 +31,8 @@ fn wait_ready_says(p: &Platform, ns: &Namespace<'_>, status: &str, parts: &[&str
 }
 
 fn condition(object: &Value, kind: &str) -> Value {
-    let all = object["status"]["conditions"].as_array().into_iter().flatten();
-    all.cloned().find(|c| c["type"] == kind).unwrap_or_default()
+    let mut all = object["status"]["conditions"].as_array().into_iter().flatten();
+    all.find(|c| c["type"] == kind).cloned().unwrap_or_default()
 }
 
 /// A Service named `it`, changed by `change`.
