@@ -283,8 +283,8 @@ impl<'a> Manager<'a> {
         }
     }
 
-    /// Works out `Ready` from the dependents. Among several that are False (or Unknown) one that gives a reason speaks, of those the
-    /// one that changed last, and of those that changed in the same second the first by type.
+    /// Works out `Ready` from the dependents. Among several that are False (or Unknown) one that gives a reason speaks, of those one that
+    /// gives a message, and of those the first as they are declared.
     fn recompute(&mut self) {
         if self.dependents.is_empty() {
             return;
@@ -295,7 +295,7 @@ impl<'a> Manager<'a> {
                 Status::Unknown => 1,
                 Status::True => 0,
             };
-            (bad, c.reason.is_some())
+            (bad, c.reason.is_some(), c.message.is_some())
         };
         // Of equals the first: dependents are declared in the order in which one is the cause of the next, and which of them was written
         // last says nothing about that.

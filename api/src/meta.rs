@@ -96,6 +96,8 @@ pub mod serving {
     /// Annotation: the sidecar's ephemeral storage limit.
     pub const QUEUE_EPHEMERAL_STORAGE_LIMIT: Keys =
         Keys(&["queue.sidecar.serving.knative.dev/ephemeral-storage-resource-limit"]);
+    /// Annotation: shows the sidecar the annotations of its pod, where the feature is allowed.
+    pub const QUEUE_POD_INFO: &str = "features.knative.dev/queueproxy-podinfo";
     /// Annotation: lets HTTP/1 requests and responses overlap.
     pub const HTTP_FULL_DUPLEX: &str = "features.knative.dev/http-full-duplex";
 

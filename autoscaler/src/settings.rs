@@ -45,7 +45,7 @@ pub fn is_ours(pa: &PodAutoscaler, defaults: &Defaults) -> bool {
 }
 
 /// The class of a PodAutoscaler: its annotation's, else the configured one.
-pub(crate) fn class_of<'a>(pa: &'a PodAutoscaler, defaults: &'a Defaults) -> &'a str {
+fn class_of<'a>(pa: &'a PodAutoscaler, defaults: &'a Defaults) -> &'a str {
     let class = keys::CLASS.value(pa.metadata.annotations.as_ref());
     class.unwrap_or(&defaults.autoscaler.pod_autoscaler_class)
 }

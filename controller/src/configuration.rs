@@ -1,6 +1,6 @@
 //! Configuration -> Revisions, one for each generation of its template.
 
-use ebb_api::conditions::{Conditioned, ConditionedObject, READY, Status};
+use ebb_api::conditions::{Condition, Conditioned, ConditionedObject, READY, Status};
 use ebb_api::meta::serving::{self as keys, routing_state};
 use ebb_api::serving::{Configuration, Revision};
 use ebb_api::{names, serving};
@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
-use crate::plan::{Change, Compare, Plan, annotation, controlled_by, ensure, label, owner, rfc3339};
+use crate::plan::{
+    Change, Compare, Plan, annotation, cause_of, controlled_by, ensure, label, owner, rfc3339,
+};
 
 /// What a Configuration's plan depends on.
 #[derive(Clone, Copy)]
@@ -21,6 +23,8 @@ pub struct Observed<'a> {
     pub named: Option<&'a Revision>,
     /// Routes that lead to it, comma-separated.
     pub routes: Option<&'a str>,
+    /// What the API server said to the last attempt, if it refused that.
+    pub refused: Option<&'a str>,
 }
 
 /// The name of the Revision of the present generation.
@@ -50,37 +54,60 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     status.manage(now).initialize();
 
     match latest_created(observed) {
-        Err(message) => {
-            let text = format!("Revision creation failed with message: {message}.");
-            status.manage(now).mark_false(READY, "RevisionFailed", &text);
-        }
+        Err(message) => creation_failed(&mut plan, &mut status, &message, now),
         Ok(None) => {
             let revision = make(configuration, now);
             let name = revision.name_any();
-            plan.note("Created", format!("Created Revision {name:?}"));
             plan.then.extend(ensure::<Revision>(None, &revision, Compare::Exists));
-            created(&mut status, &name, now);
+            match observed.refused {
+                // It is tried again all the same: a quota may have been raised.
+                Some(why) => creation_failed(&mut plan, &mut status, why, now),
+                None => {
+                    plan.note("Created", format!("Created Revision {name:?}"));
+                    status.latest_created_revision_name = Some(name.clone());
+                    status.manage(now).mark_unknown(READY, "", "");
+                }
+            }
         }
         Ok(Some(latest)) => {
             let name = latest.name_any();
-            created(&mut status, &name, now);
+            status.latest_created_revision_name = Some(name.clone());
+            let is_latest_ready = status.latest_ready_revision_name.as_deref() == Some(&name);
             let ready = latest.condition(READY);
+            let message = ready.and_then(|c| c.message.clone()).unwrap_or_default();
             match ready.map_or(Status::Unknown, |c| c.status) {
-                Status::Unknown => {}
+                // Only for a moment in trouble: what was Ready stays so.
+                Status::Unknown if is_latest_ready => {}
+                // Why it takes so long, once that is known.
+                Status::Unknown if !message.is_empty() => {
+                    let reason = ready.and_then(|c| c.reason.as_deref()).unwrap_or_default();
+                    let text = format!("Revision {name:?} is not ready yet: {message}");
+                    status.manage(now).mark_unknown(READY, reason, &text);
+                }
+                Status::Unknown => {
+                    status.manage(now).mark_unknown(READY, "", "");
+                }
                 Status::True => {
                     if status.latest_ready_revision_name.is_none() {
                         plan.note("ConfigurationReady", "Configuration becomes ready");
                     }
                 }
                 Status::False => {
-                    let message = ready.and_then(|c| c.message.clone()).unwrap_or_default();
                     let text = format!("Revision {name:?} failed with message: {message}.");
                     let before = status.condition(READY).cloned();
                     status.manage(now).mark_false(READY, "RevisionFailed", &text);
-                    if before.as_ref() != status.condition(READY) {
+                    if changed(before.as_ref(), status.condition(READY)) {
+                        let (reason, which) = match is_latest_ready {
+                            true => ("LatestReadyFailed", "ready"),
+                            false => ("LatestCreatedFailed", "created"),
+                        };
+                        let why = ready.map(|c| cause_of(c.reason.as_deref(), c.message.as_deref()));
                         plan.warn(
-                            "LatestCreatedFailed",
-                            format!("Latest created revision {name:?} has failed"),
+                            reason,
+                            format!(
+                                "Latest {which} revision {name:?} has failed: {}",
+                                why.unwrap_or_default()
+                            ),
                         );
                     }
                 }
@@ -99,13 +126,20 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan
 }
 
-/// Notes the newest revision; a Configuration whose newest is not the ready one is not Ready yet.
-fn created(status: &mut serving::ConfigurationStatus, name: &str, now: Timestamp) {
-    let changed = status.latest_created_revision_name.as_deref() != Some(name);
-    status.latest_created_revision_name = Some(name.to_owned());
-    if changed && status.latest_ready_revision_name.as_deref() != Some(name) {
-        status.manage(now).mark_unknown(READY, "", "");
+/// No Revision of the present generation can be made.
+fn creation_failed(plan: &mut Plan, status: &mut serving::ConfigurationStatus, why: &str, now: Timestamp) {
+    let before = status.condition(READY).cloned();
+    let text = format!("Revision creation failed with message: {why}.");
+    status.manage(now).mark_false(READY, "RevisionFailed", &text);
+    if changed(before.as_ref(), status.condition(READY)) {
+        plan.warn("CreationFailed", format!("Failed to create Revision: {why}"));
     }
+}
+
+/// Whether a condition says something else.
+fn changed(before: Option<&Condition>, after: Option<&Condition>) -> bool {
+    let said = |c: Option<&Condition>| c.map(|c| (c.status, c.reason.clone(), c.message.clone()));
+    said(before) != said(after)
 }
 
 /// The ready revision is the newest that is Ready, and never older than the one before.
@@ -142,6 +176,14 @@ fn ready_one(
     }
 }
 
+/// Whether the name that a Configuration gives to its Revision belongs to another, or to one with another spec.
+pub fn is_taken(configuration: &Configuration, named: Option<&Revision>) -> bool {
+    let Some(named) = named else { return false };
+    let own = controlled_by(&named.metadata, configuration.metadata.uid.as_deref());
+    let wanted = generation(&configuration.metadata);
+    !own || stamped_at(named) != Some(wanted) && named.spec != configuration.spec.template.spec
+}
+
 /// The Revision of the present generation, or what stands in its way.
 fn latest_created<'a>(observed: &Observed<'a>) -> Result<Option<&'a Revision>, String> {
     let configuration = observed.configuration;
@@ -155,18 +197,12 @@ fn latest_created<'a>(observed: &Observed<'a>) -> Result<Option<&'a Revision>, S
             return Ok(Some(found));
         }
     }
-    let Some(named) = observed.named else { return Ok(None) };
-    if is_of(named, configuration) {
-        return Ok(Some(named));
+    match observed.named {
+        Some(named) if is_taken(configuration, Some(named)) => {
+            Err(format!("revisions.serving.knative.dev {:?} already exists", named.name_any()))
+        }
+        named => Ok(named),
     }
-    Err(format!("revisions.serving.knative.dev {:?} already exists", named.name_any()))
-}
-
-/// Whether a Revision that has the name that a Configuration asks for is the Configuration's, of its present template.
-pub(crate) fn is_of(named: &Revision, configuration: &Configuration) -> bool {
-    controlled_by(&named.metadata, configuration.metadata.uid.as_deref())
-        && (stamped_at(named) == Some(generation(&configuration.metadata))
-            || named.spec == configuration.spec.template.spec)
 }
 
 /// The Revision of the present generation.

@@ -47,7 +47,32 @@ pub enum Error {
     Listen(#[from] ebb_component::ListenError),
 }
 
+/// What the API server did not do, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    attempt: String,
+    /// Its own words.
+    pub(crate) message: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.attempt, self.message)
+    }
+}
+
 impl Error {
+    /// Whether the API server understood a write and said no, as by a quota or a webhook; that it cannot be reached is no answer.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let Self::Write { verb, object, source } = self else { return None };
+        let kube::Error::Api(status) = source.as_ref() else { return None };
+        let refused = matches!(status.code, 400 | 403 | 405 | 406 | 413 | 422);
+        refused.then(|| Refusal {
+            attempt: format!("could not {verb} {object}"),
+            message: status.message.clone(),
+        })
+    }
+
     /// Whether the object is on its way out, or has changed meanwhile: the next watch event ends it, nobody needs to know.
     pub(crate) fn is_passing(&self) -> bool {
         let Self::Write { source, .. } = self else { return false };

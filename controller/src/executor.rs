@@ -55,6 +55,17 @@ impl Executor {
         status
     }
 
+    /// Tells of a warning about `object`.
+    pub(crate) fn warn<K>(&self, object: &K, reason: &'static str, message: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let (this, reference) = (self.clone(), object.object_ref(&()));
+        tokio::spawn(
+            async move { this.tell(&reference, vec![Note { warning: true, reason, message }]).await },
+        );
+    }
+
     fn api(&self, target: &Target) -> Api<DynamicObject> {
         match &target.namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &target.resource),

@@ -16,6 +16,7 @@ pub mod domain_mapping;
 mod error;
 mod executor;
 pub mod gc;
+pub mod hpa;
 pub mod install;
 pub mod labeler;
 pub mod plan;

@@ -4,6 +4,7 @@
 //! plan out. Comparing what is wanted with what is there happens here, in one place, so that an object that is
 //! as it should be is never written.
 
+use ebb_api::conditions::Conditioned;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::core::ApiResource;
@@ -106,8 +107,18 @@ impl Plan {
         self.requeue_after = Some(self.requeue_after.map_or(after, |d| d.min(after)));
     }
 
-    /// Sets the status if it differs from what is there.
-    pub fn set_status<S: Serialize + PartialEq>(&mut self, old: Option<&S>, new: &S) {
+    /// Sets the status if it differs from what is there. What went back and forth while it was worked out is no transition.
+    pub fn set_status<S: Conditioned + Clone + Serialize + PartialEq>(&mut self, old: Option<&S>, new: &S) {
+        let mut new = new.clone();
+        for condition in new.conditions_mut() {
+            let before = old.and_then(|o| o.condition(&condition.type_));
+            if let Some(before) = before.filter(|b| b.status == condition.status)
+                && before.last_transition_time.is_some()
+            {
+                condition.last_transition_time.clone_from(&before.last_transition_time);
+            }
+        }
+        let new = &new;
         if old != Some(new) {
             let old = old.and_then(|s| serde_json::to_value(s).ok()).unwrap_or(Value::Null);
             let mut patch = serde_json::to_value(new).unwrap_or_default();
@@ -278,6 +289,15 @@ pub fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
 /// The value of an annotation.
 pub fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// Reason and message of a condition in one line, as Events tell it.
+pub fn cause_of(reason: Option<&str>, message: Option<&str>) -> String {
+    match (reason.unwrap_or_default(), message.unwrap_or_default().trim_end()) {
+        (reason, "") => reason.to_owned(),
+        ("", message) => message.to_owned(),
+        (reason, message) => format!("{reason}: {message}"),
+    }
 }
 
 /// A time as annotations carry it.

@@ -1,6 +1,8 @@
 //! The loop: watches fill the caches and the queue, workers take keys, look, decide and write.
 
 mod certificates;
+mod inspect;
+mod lookup;
 
 use dashmap::DashMap;
 use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT};
@@ -13,7 +15,7 @@ use ebb_component::leader::{Election, Term};
 use ebb_component::watch::events;
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service as CoreService};
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
@@ -29,14 +31,14 @@ use self::certificates::Signers;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::custody::Custody;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::executor::Executor;
 use crate::plan::label;
-use crate::revision::digest::{Credentials, Resolver};
+use crate::revision::digest::Resolver;
 use crate::revision::{Digests, Platform};
 use crate::sks::private_name;
 use crate::world::{ANY, Key, Kind, World};
-use crate::{Live, configuration, domain_mapping, gc, labeler, revision, route, service, sks, wildcard};
+use crate::{Live, configuration, domain_mapping, gc, hpa, labeler, revision, route, service, sks, wildcard};
 
 /// Everything a worker needs.
 struct Reconciler {
@@ -51,6 +53,10 @@ struct Reconciler {
     digests: DashMap<String, (Digests, u32)>,
     signers: Signers,
     shutdown: CancellationToken,
+    /// What was found out about pods that do not come up, by revision.
+    found: DashMap<Key, inspect::Found>,
+    /// What the API server refused to do for an object when it was last looked at.
+    refused: DashMap<Key, Refusal>,
 }
 
 /// Runs until `shutdown`: the watches always, the reconcilers while this replica leads.
@@ -86,6 +92,8 @@ pub(crate) async fn run(
         digests: DashMap::new(),
         signers: Signers::default(),
         shutdown: shutdown.clone(),
+        found: DashMap::new(),
+        refused: DashMap::new(),
         config: config.clone(),
         world: world.clone(),
         client,
@@ -140,6 +148,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Certificate => "Certificate",
         Kind::Wildcard => "Wildcard",
         Kind::Gc => "Gc",
+        Kind::Hpa => "HorizontalPodAutoscaler",
         Kind::MeshPolicy => "MeshPolicy",
     }
 }
@@ -194,14 +203,11 @@ fn watch_all(tasks: &mut JoinSet<()>, world: &Arc<World>, client: &Client) {
     let of_certificates = watcher::Config::default().labels(CERTIFICATE_UID);
     watch!(secrets, of_certificates, |w, o| w.secret_changed(o));
     watch!(ingresses, all(), |w, o| w.ingress_changed(o));
-    watch!(skss, all(), |w, o| w.want(Kind::Sks, &o.namespace().unwrap_or_default(), &o.name_any()));
-    watch!(pod_autoscalers, all(), |w, o| w.want(
-        Kind::Revision,
-        &o.namespace().unwrap_or_default(),
-        &o.name_any()
-    ));
+    watch!(skss, all(), |w, o| w.sks_changed(o));
+    watch!(pod_autoscalers, all(), |w, o| w.pod_autoscaler_changed(o));
     follow(tasks, world, Api::all(client.clone()), all(), |w| &w.images, |_, _, _| {});
     let of_revisions = || watcher::Config::default().labels(keys::REVISION);
+    watch!(horizontals, of_revisions(), |w, o| w.horizontal_changed(o));
     watch!(pods, of_revisions(), |w, o| w.belongs_to_revision(&**o));
     watch!(core_services, all(), |w, o| w.core_service_changed(o));
     follow(
@@ -358,7 +364,8 @@ impl Reconciler {
                 let Some(object) = world.services.get(namespace, name) else { return Ok(()) };
                 let configuration = world.configurations.get(namespace, name);
                 let route = world.routes.get(namespace, name);
-                let named = service::own_name(&object).and_then(|n| world.revisions.get(namespace, n));
+                let own_name = object.spec.template.metadata.name.as_deref();
+                let named = own_name.and_then(|name| world.revisions.get(namespace, name));
                 let observed = service::Observed {
                     service: &object,
                     configuration: configuration.as_deref(),
@@ -376,11 +383,13 @@ impl Reconciler {
                     routes.extend(world.routes.find(namespace, &format!("rev/{}", revision.name_any())));
                 }
                 let routes = labeler::of_configuration(name, &revisions, &routes);
+                let refused = self.refused.get(key).map(|r| r.clone());
                 let observed = configuration::Observed {
                     configuration: &object,
                     revisions: &revisions,
                     named: named.as_deref(),
                     routes: routes.as_deref(),
+                    refused: refused.as_ref().map(|r| r.message.as_str()),
                 };
                 self.execute(key, &*object, configuration::plan(&observed, now)).await
             }
@@ -388,6 +397,19 @@ impl Reconciler {
                 let Some(object) = world.configurations.get(namespace, name) else { return Ok(()) };
                 let revisions = world.revisions.find(namespace, &format!("cfg/{name}"));
                 self.execute(key, &*object, gc::plan(&object, &revisions, &configs.gc, now)).await
+            }
+            Kind::Hpa => {
+                let Some(object) = world.pod_autoscalers.get(namespace, name) else { return Ok(()) };
+                let (live, sks) = (world.horizontals.get(namespace, name), world.skss.get(namespace, name));
+                let refused = self.refused.get(key).map(|r| r.clone());
+                let observed = hpa::Observed {
+                    pa: &object,
+                    hpa: live.as_deref(),
+                    sks: sks.as_deref(),
+                    refused: refused.as_ref().map(|r| r.message.as_str()),
+                    served: self.config.horizontal,
+                };
+                self.execute(key, &*object, hpa::plan(&observed, &configs.autoscaler, now)).await
             }
             Kind::Revision => self.revision(key, &configs, now).await,
             Kind::MeshPolicy => {
@@ -470,7 +492,21 @@ impl Reconciler {
         if let Some(after) = plan.requeue_after {
             self.world.queue.add_after(key.clone(), after);
         }
-        self.executor.run(object, plan).await
+        let result = self.executor.run(object, plan).await;
+        match result.as_ref().err().filter(|error| !error.is_passing()) {
+            Some(error) => {
+                self.executor.warn(object, "InternalError", error.to_string());
+                if let Some(refusal) = error.refusal() {
+                    self.refused.insert(key.clone(), refusal);
+                }
+            }
+            None if result.is_ok() && self.refused.remove(key).is_some() => {
+                // It went well after all, and shall be told so.
+                self.world.queue.add(key.clone());
+            }
+            None => {}
+        }
+        result
     }
 
     async fn revision(
@@ -481,7 +517,10 @@ impl Reconciler {
     ) -> Result<(), Error> {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         let world = &self.world;
-        let Some(object) = world.revisions.get(namespace, name) else { return Ok(()) };
+        let Some(object) = world.revisions.get(namespace, name) else {
+            self.found.remove(key);
+            return Ok(());
+        };
         let digests = self.digests(key, &object, configs);
         let owner = label(&object.metadata, keys::CONFIGURATION);
         let configuration = owner.and_then(|c| world.configurations.get(namespace, c));
@@ -496,6 +535,9 @@ impl Reconciler {
         let pod_autoscaler = world.pod_autoscalers.get(namespace, name);
         let mesh_root = world.mesh_roots.get(namespace, MESH_ROOT);
         let images: Vec<String> = world.images.find(namespace, name).iter().map(|i| i.name_any()).collect();
+        let network_policy = world.network_policies.get(namespace, MESH_POLICY);
+        let trouble = self.trouble(key, &pods);
+        let refused = self.refused.get(key).map(|r| r.to_string());
         let observed = revision::Observed {
             revision: &object,
             configuration: configuration.as_deref(),
@@ -505,11 +547,12 @@ impl Reconciler {
             pods: &pods,
             pod_autoscaler: pod_autoscaler.as_deref(),
             mesh_root: mesh_root.as_deref(),
-            network_policy: None,
+            network_policy: network_policy.as_deref(),
             images: &images,
+            trouble: trouble.as_ref(),
+            refused: refused.as_deref(),
         };
-        let network_policy = world.network_policies.get(namespace, MESH_POLICY);
-        let observed = revision::Observed { network_policy: network_policy.as_deref(), ..observed };
+        self.inspect(key, revision::inspect(&observed, now));
         let platform = Platform {
             mtls_mode: world.mode(&object, self.mode(configs)),
             ..self.config.platform(self.authority.authority().roots_pem())
@@ -520,99 +563,6 @@ impl Reconciler {
     /// Whether plaintext is refused where nobody nearer says so.
     fn mode(&self, configs: &ebb_api::config::Configs) -> Mode {
         configs.network.mtls_mode.or_else(|| self.config.mtls_mode.parse().ok()).unwrap_or_default()
-    }
-
-    /// How far the lookup of a revision's digests is; starts it if need be.
-    fn digests(
-        self: &Arc<Self>,
-        key: &Key,
-        object: &Arc<Revision>,
-        configs: &ebb_api::config::Configs,
-    ) -> Digests {
-        let uid = object.metadata.uid.clone().unwrap_or_default();
-        let known = object.status.as_ref().is_some_and(|s| !s.container_statuses.is_empty());
-        if known || object.metadata.deletion_timestamp.is_some() {
-            self.digests.remove(&uid);
-            return Digests::Pending;
-        }
-        if let Some(found) = self.digests.get(&uid) {
-            return found.0.clone();
-        }
-        self.digests.insert(uid.clone(), (Digests::Pending, 0));
-        self.start_lookup(key.clone(), uid, object.clone(), configs.deployment.clone(), 0);
-        Digests::Pending
-    }
-
-    fn start_lookup(
-        self: &Arc<Self>,
-        key: Key,
-        uid: String,
-        object: Arc<Revision>,
-        config: ebb_api::config::Deployment,
-        failures: u32,
-    ) {
-        let this = self.clone();
-        tokio::spawn(async move {
-            let pod = &object.spec.pod;
-            let credentials = this.credentials(&key.namespace, &object).await;
-            let inits = pod.init_containers.as_deref().unwrap_or_default();
-            let found = tokio::try_join!(
-                this.resolver.resolve(&pod.containers, &config, &credentials),
-                this.resolver.resolve(inits, &config, &credentials)
-            );
-            // Gone, or done by another controller: then nobody needs it any more.
-            let needed = || {
-                let found = this.world.revisions.get(&key.namespace, &key.name);
-                found.filter(|r| r.metadata.uid.as_ref() == Some(&uid)).filter(|r| {
-                    r.metadata.deletion_timestamp.is_none()
-                        && r.status.as_ref().is_none_or(|s| s.container_statuses.is_empty())
-                })
-            };
-            let failures = match found {
-                Ok((containers, init_containers)) => {
-                    let found = Digests::Resolved { containers, init_containers };
-                    this.digests.insert(uid.clone(), (found, 0));
-                    None
-                }
-                Err(message) => {
-                    this.digests.insert(uid.clone(), (Digests::Failed(message), failures + 1));
-                    Some(failures + 1)
-                }
-            };
-            this.world.queue.add(key.clone());
-            if let Some(failures) = failures {
-                tokio::time::sleep(Duration::from_secs(1 << failures.min(7))).await;
-                if let Some(object) = needed() {
-                    let config = this.live.load().deployment.clone();
-                    return this.start_lookup(key, uid, object, config, failures);
-                }
-            }
-            if needed().is_none() {
-                this.digests.remove(&uid);
-            }
-        });
-    }
-
-    /// The credentials of a pod's pull secrets and its account's.
-    async fn credentials(&self, namespace: &str, object: &Revision) -> Credentials {
-        let pod = &object.spec.pod;
-        let mut names: Vec<String> =
-            pod.image_pull_secrets.iter().flatten().map(|s| s.name.clone()).collect();
-        let account = pod.service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        if let Ok(Some(account)) = accounts.get_opt(account).await {
-            names.extend(account.image_pull_secrets.into_iter().flatten().map(|s| s.name));
-        }
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let mut credentials = Credentials::default();
-        for name in names {
-            match secrets.get_opt(&name).await {
-                Ok(Some(secret)) => credentials.add(&secret),
-                Ok(None) => tracing::debug!(%name, namespace, "a pull secret is not there"),
-                Err(error) => tracing::debug!(%name, namespace, %error, "a pull secret could not be read"),
-            }
-        }
-        credentials
     }
 
     async fn route(

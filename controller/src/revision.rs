@@ -7,16 +7,18 @@ mod leftovers;
 pub mod network_policy;
 mod queue_proxy;
 mod status;
+pub mod trouble;
 
 use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::caching::{Image, ImageSpec};
-use ebb_api::conditions::Conditioned;
+use ebb_api::conditions::{Condition, Conditioned, ConditionedObject, READY, Status};
 use ebb_api::config::Configs;
+use ebb_api::meta::autoscaling;
 use ebb_api::meta::ebb::MESH_ROOT;
 use ebb_api::meta::serving as keys;
 use ebb_api::mtls::Mode;
 use ebb_api::names;
-use ebb_api::serving::{Configuration, ContainerStatus, Revision, Route};
+use ebb_api::serving::{Configuration, ContainerStatus, Revision, RevisionStatus, Route};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -25,11 +27,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::plan::{CLIENT_ANNOTATIONS, Change, Compare, Plan, Target, controlled_by, ensure, owner};
+use crate::plan::{
+    CLIENT_ANNOTATIONS, Change, Compare, Plan, Target, cause_of, controlled_by, ensure, owner,
+};
 
 pub use autoscaler::pod_autoscaler;
 pub use deployment::deployment;
+pub use trouble::Trouble;
 
 /// Annotations of a PodAutoscaler that the autoscaler may keep for itself.
 const AUTOSCALERS_OWN: &[&str] = &["ebb.dev/", "autoscaling.internal.knative.dev/"];
@@ -90,6 +96,10 @@ pub struct Observed<'a> {
     pub network_policy: Option<&'a NetworkPolicy>,
     /// Names of the Image objects that are there.
     pub images: &'a [String],
+    /// What was found out about a pod that does not come up.
+    pub trouble: Option<&'a Trouble>,
+    /// What the API server said to the last attempt, if it refused that.
+    pub refused: Option<&'a str>,
 }
 
 /// The name of a revision's Deployment.
@@ -107,9 +117,9 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
     let mut status = revision.status.clone().unwrap_or_default();
     status.manage(now).initialize();
     status.set_observed_generation(revision.metadata.generation);
-    let logs = &configs.observability.revision_url_template;
-    let uid = revision.metadata.uid.as_deref().unwrap_or_default();
-    status.log_url = (!logs.is_empty()).then(|| logs.replace("${REVISION_UID}", uid));
+    let uid = revision.metadata.uid.as_deref();
+    let template = Some(&configs.observability.revision_url_template).filter(|t| !t.is_empty());
+    status.log_url = template.map(|t| t.replace("${REVISION_UID}", uid.unwrap_or_default()));
 
     let target = Target::of::<Revision>(revision.namespace(), revision.name_any());
     if let Some(patch) = crate::labeler::of_revision(revision, observed.configuration, observed.routes, now) {
@@ -123,24 +133,13 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
             status.init_container_statuses.clone_from(init_containers);
         }
         Digests::Pending => {
-            status.manage(now).mark_unknown("ContainerHealthy", "ResolvingDigests", "").mark_unknown(
-                "ResourcesAvailable",
-                "ResolvingDigests",
-                "",
-            );
+            status.manage(now).mark_unknown("ResourcesAvailable", "ResolvingDigests", "");
             plan.set_status(revision.status.as_ref(), &status);
             return plan;
         }
         Digests::Failed(message) => {
-            let before = status.is_false("ContainerHealthy");
-            status.manage(now).mark_unknown("ResourcesAvailable", "", "").mark_false(
-                "ContainerHealthy",
-                "ContainerMissing",
-                message,
-            );
-            if !before {
-                plan.warn("ContainerMissing", message.clone());
-            }
+            status.manage(now).mark_false("ContainerHealthy", "ContainerMissing", message);
+            tell(&mut plan, revision, &status);
             plan.set_status(revision.status.as_ref(), &status);
             return plan;
         }
@@ -153,7 +152,6 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
         }
     }
 
-    let uid = revision.metadata.uid.as_deref();
     if configs.deployment.queue_sidecar_image.is_empty() {
         let message =
             "ConfigMap config-deployment has no queue-sidecar-image: set it to the image of queue-proxy";
@@ -169,6 +167,7 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
         plan.first.extend(ensure(observed.network_policy, &wanted, Compare::Covers));
     }
     let wanted = deployment(revision, &status, configs, platform);
+    let trouble = observed.trouble.filter(|t| observed.pods.iter().any(|pod| t.fits(pod)));
     let owned = |metadata: &ObjectMeta| controlled_by(metadata, uid);
     match observed.deployment {
         Some(live) if !owned(&live.metadata) => {
@@ -193,10 +192,16 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
                 }
                 None => drop(plan.ensure(Some(live), &wanted, Compare::Covers)),
             }
-            status::of_deployment(&mut status, live, observed.pods, configs, now);
+            status::of_deployment(&mut status, live, observed.pods, trouble, configs, now);
         }
     }
-    let wanted = pod_autoscaler(revision);
+    if let Some(why) = observed.refused {
+        status::refused(&mut status, why, now);
+    }
+    // What was once the default stays that of the revisions of its time.
+    let class =
+        observed.pod_autoscaler.and_then(|pa| autoscaling::CLASS.value(pa.metadata.annotations.as_ref()));
+    let wanted = pod_autoscaler(revision, class.unwrap_or(&configs.autoscaler.pod_autoscaler_class));
     match observed.pod_autoscaler {
         Some(live) if !owned(&live.metadata) => {
             let message =
@@ -214,22 +219,63 @@ pub fn plan(observed: &Observed<'_>, configs: &Configs, platform: &Platform, now
             plan.ensure::<Image>(None, &image, Compare::Exists);
         }
     }
+    if let Some(live) = observed.deployment.filter(|live| status::lacks_pods(live)) {
+        if let Some(trouble) = trouble {
+            status::explain(&mut status, trouble, now);
+        }
+        // What a pod waits for may be seen only later, and no watch tells it.
+        if let Some((_, age)) = inspect(observed, now).filter(|_| owned(&live.metadata)) {
+            plan.again(trouble::pause(age));
+        }
+    }
+    tell(&mut plan, revision, &status);
     plan.set_status(revision.status.as_ref(), &status);
     plan
+}
+
+/// The pod that is to be looked into, as its status does not tell why it does not come up, and for how long it has been on its way.
+pub fn inspect<'a>(observed: &Observed<'a>, now: Timestamp) -> Option<(&'a Arc<Pod>, Duration)> {
+    let deployment = observed.deployment.filter(|live| status::lacks_pods(live))?;
+    let gone = deployment.metadata.deletion_timestamp.is_some();
+    let unexplained = |pod: &&Arc<Pod>| !gone && trouble::of_pod(pod, false, false).is_none();
+    let waiting = observed.pods.iter().filter(unexplained);
+    waiting.filter_map(|pod| Some((pod, trouble::age(pod, now)?))).max_by_key(|(_, age)| *age)
+}
+
+/// Tells of a revision that became ready or failed.
+fn tell(plan: &mut Plan, revision: &Revision, status: &RevisionStatus) {
+    let before = revision.condition(READY);
+    let after = status.condition(READY);
+    let is = |c: Option<&Condition>, status: Status| c.is_some_and(|c| c.status == status);
+    if is(after, Status::True) && !is(before, Status::True) {
+        plan.note("RevisionReady", "Revision becomes ready upon all resources being ready");
+    }
+    let cause = |c: Option<&Condition>| c.map(|c| (c.reason.clone(), c.message.clone()));
+    if is(after, Status::False) && (!is(before, Status::False) || cause(before) != cause(after)) {
+        let (reason, message) = cause(after).unwrap_or_default();
+        plan.warn("RevisionFailed", cause_of(reason.as_deref(), message.as_deref()));
+    }
 }
 
 /// Labels of everything that belongs to a revision: its own (less those that change) and its identity.
 fn labels(revision: &Revision) -> BTreeMap<String, String> {
     let mut labels = revision.metadata.labels.clone().unwrap_or_default();
-    labels.remove(keys::ROUTING_STATE);
+    labels.retain(|key, _| ![keys::ROUTING_STATE, keys::ROUTE].contains(&key.as_str()));
     labels.insert(keys::REVISION.into(), revision.name_any());
     labels.extend(revision.metadata.uid.clone().map(|uid| (keys::REVISION_UID.to_owned(), uid)));
     labels.entry("app".into()).or_insert_with(|| revision.name_any());
     labels
 }
 
-/// Annotations of everything that belongs to a revision.
+/// Annotations of what runs a revision. How it is scaled may change, and is no reason to make its pods anew.
 fn annotations(revision: &Revision) -> BTreeMap<String, String> {
+    let mut annotations = all_annotations(revision);
+    annotations.retain(|key, _| !key.starts_with(autoscaling::PREFIX));
+    annotations
+}
+
+/// Annotations of a revision's PodAutoscaler.
+fn all_annotations(revision: &Revision) -> BTreeMap<String, String> {
     let mut annotations = revision.metadata.annotations.clone().unwrap_or_default();
     let drop = [keys::ROUTES, keys::ROUTING_STATE_MODIFIED, keys::NO_GC];
     annotations.retain(|k, _| !CLIENT_ANNOTATIONS.contains(&k.as_str()) && !drop.contains(&k.as_str()));

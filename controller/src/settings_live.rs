@@ -118,7 +118,7 @@ const TABLE: &[(&str, &[Row])] = &[
             ("queue-sidecar-memory-limit", "64Mi", Seen::Deployment),
             ("queue-sidecar-ephemeral-storage-request", "8Mi", Seen::Deployment),
             ("queue-sidecar-ephemeral-storage-limit", "64Mi", Seen::Deployment),
-            ("queue-sidecar-token-audiences", "vault", Unused),
+            ("queue-sidecar-token-audiences", "vault", Seen::Deployment),
             ("default-affinity-type", "none", Seen::Deployment),
             ("runtime-class-name", "gvisor", Seen::Deployment),
             ("pod-is-always-schedulable", "true", Status),
@@ -173,8 +173,8 @@ const TABLE: &[(&str, &[Row])] = &[
             ("secure-pod-defaults", "enabled", Admission),
             ("tag-header-based-routing", "enabled", Seen::Route),
             ("autodetect-http2", "enabled", Seen::Deployment),
-            ("queueproxy.mount-podinfo", "enabled", Unused),
-            ("queueproxy.resource-defaults", "enabled", Unused),
+            ("queueproxy.mount-podinfo", "enabled", Seen::Deployment),
+            ("queueproxy.resource-defaults", "enabled", Seen::Deployment),
         ],
     ),
     (
@@ -238,7 +238,7 @@ const TABLE: &[(&str, &[Row])] = &[
             ("logging.enable-gateway-access-log", "true", Seen::Gateway),
             ("logging.gateway-access-log-template", "{}", Seen::Gateway),
             ("logging.revision-url-template", "http://logs/${REVISION_UID}", Status),
-            ("logging.enable-var-log-collection", "true", Said("that has no effect")),
+            ("logging.enable-var-log-collection", "true", Seen::Deployment),
             ("metrics-export-interval", "10s", Unused),
             ("metrics-protocol", "prometheus", Unused),
             ("metrics-endpoint", "http://collector", Unused),
@@ -328,6 +328,8 @@ fn decided(deployment: Option<&Deployment>, configs: &Configs) -> crate::plan::P
         mesh_root: None,
         network_policy: None,
         images: &[],
+        trouble: None,
+        refused: None,
     };
     revision::plan(&observed, configs, &platform(configs), at(1))
 }

@@ -2,6 +2,7 @@
 
 use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::caching::Image;
+use ebb_api::meta::autoscaling::{CLASS, KPA};
 use ebb_api::meta::ebb::{MESH_POLICY, MESH_ROOT, MTLS_MODE};
 use ebb_api::meta::networking::{SKS, WILDCARD_DOMAIN};
 use ebb_api::meta::serving as keys;
@@ -9,6 +10,7 @@ use ebb_api::mtls::{self, Mode};
 use ebb_api::networking::{Certificate, ClusterDomainClaim, Ingress, ServerlessService};
 use ebb_api::serving::{Configuration, DomainMapping, Revision, Route, Service};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service as CoreService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -36,6 +38,8 @@ pub(crate) enum Kind {
     Wildcard,
     /// The old revisions of a Configuration.
     Gc,
+    /// What Kubernetes scales by itself: a PodAutoscaler of the class hpa.
+    Hpa,
     /// The NetworkPolicy that keeps plaintext from the apps of a namespace.
     MeshPolicy,
 }
@@ -64,6 +68,7 @@ pub(crate) struct World {
     pub(crate) ingresses: Cache<Ingress>,
     pub(crate) skss: Cache<ServerlessService>,
     pub(crate) pod_autoscalers: Cache<PodAutoscaler>,
+    pub(crate) horizontals: Cache<HorizontalPodAutoscaler>,
     pub(crate) images: Cache<Image>,
     pub(crate) deployments: Cache<Deployment>,
     pub(crate) pods: Cache<Pod>,
@@ -132,6 +137,7 @@ impl World {
             ingresses: Cache::new(|_| Vec::new()),
             skss: Cache::new(|_| Vec::new()),
             pod_autoscalers: Cache::new(|_| Vec::new()),
+            horizontals: Cache::new(|_| Vec::new()),
             images: Cache::new(|i| by_label(i, keys::REVISION)),
             deployments: Cache::new(|_| Vec::new()),
             pods: Cache::new(|p| by_label(p, keys::REVISION)),
@@ -156,6 +162,7 @@ impl World {
             self.ingresses.is_synced(),
             self.skss.is_synced(),
             self.pod_autoscalers.is_synced(),
+            self.horizontals.is_synced(),
             self.images.is_synced(),
             self.deployments.is_synced(),
             self.pods.is_synced(),
@@ -187,6 +194,7 @@ impl World {
         self.want_revisions();
         self.want_each(Kind::Route, self.routes.all());
         self.want_each(Kind::Sks, self.skss.all());
+        self.want_each(Kind::Hpa, self.pod_autoscalers.all());
         self.want_each(Kind::DomainMapping, self.domain_mappings.all());
         // Some of them are of mappings that are no more.
         self.claims.all().iter().for_each(|claim| self.claim_changed(claim));
@@ -351,6 +359,28 @@ impl World {
     pub(crate) fn belongs_to_revision(&self, object: &impl ResourceExt) {
         if let Some(revision) = label(object.meta(), keys::REVISION) {
             self.want(Kind::Revision, &object.namespace().unwrap_or_default(), revision);
+        }
+    }
+
+    pub(crate) fn pod_autoscaler_changed(&self, object: &PodAutoscaler) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        self.want(Kind::Revision, &namespace, &name);
+        // One of another class has nothing that Kubernetes scales, unless it was of that class before.
+        let class = CLASS.value(object.metadata.annotations.as_ref());
+        if class != Some(KPA) || self.horizontals.get(&namespace, &name).is_some() {
+            self.want(Kind::Hpa, &namespace, &name);
+        }
+    }
+
+    pub(crate) fn horizontal_changed(&self, object: &HorizontalPodAutoscaler) {
+        self.want_owner(object, Kind::Hpa, "PodAutoscaler");
+    }
+
+    pub(crate) fn sks_changed(&self, object: &ServerlessService) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        self.want(Kind::Sks, &namespace, &name);
+        if self.horizontals.get(&namespace, &name).is_some() {
+            self.want(Kind::Hpa, &namespace, &name);
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Config {
     pub app_protocol: Protocol,
     /// `SERVING_READINESS_PROBE`: a Kubernetes probe as JSON; default is a TCP connection.
     pub probe: Probe,
+    /// Probes of further containers, when that variable is a list: the app is ready when these hold as well.
+    pub further_probes: Vec<Probe>,
     /// `EBB_ACTIVATOR`: `host:port` to announce to; empty announces nothing.
     pub activator: Option<String>,
     /// `EBB_CA` and `EBB_TRUST_DOMAIN`; without it there is no mesh.
@@ -117,12 +119,13 @@ impl Config {
                 return Err(vars.bad("USER_PORT_PROTOCOL", format!("`{other}` is neither http1 nor h2c")));
             }
         };
-        let probe = match vars.text("SERVING_READINESS_PROBE") {
+        let mut further_probes = match vars.text("SERVING_READINESS_PROBE") {
             Some(json) => {
-                Probe::parse(&json, user_port).map_err(|e| vars.bad("SERVING_READINESS_PROBE", e))?
+                Probe::parse_all(&json, user_port).map_err(|e| vars.bad("SERVING_READINESS_PROBE", e))?
             }
-            None => Probe::tcp(user_port),
+            None => vec![Probe::tcp(user_port)],
         };
+        let probe = further_probes.remove(0);
         let mode = vars.optional("EBB_MTLS_MODE")?.unwrap_or_default();
         let trust_domain =
             vars.text("EBB_TRUST_DOMAIN").unwrap_or_else(|| ebb_mesh::DEFAULT_TRUST_DOMAIN.into());
@@ -156,6 +159,7 @@ impl Config {
             app,
             app_protocol,
             probe,
+            further_probes,
             activator: vars.text("EBB_ACTIVATOR"),
             identity,
             mode,

@@ -95,6 +95,21 @@ impl Probe {
         }
     }
 
+    /// Reads one probe or a list of them, of which the first is the app's. There is always one.
+    ///
+    /// # Errors
+    /// A text that says what is wrong.
+    pub fn parse_all(json: &str, user_port: u16) -> Result<Vec<Self>, String> {
+        if !json.trim_start().starts_with('[') {
+            return Ok(vec![Self::parse(json, user_port)?]);
+        }
+        let list: Vec<serde_json::Value> =
+            serde_json::from_str(json).map_err(|e| format!("is not a list of probes: {e}"))?;
+        let probes: Vec<Self> =
+            list.iter().map(|probe| Self::parse(&probe.to_string(), user_port)).collect::<Result<_, _>>()?;
+        if probes.is_empty() { Ok(vec![Self::tcp(user_port)]) } else { Ok(probes) }
+    }
+
     /// Reads a `Probe` of Kubernetes. A port that is missing, 0 or a name is the app's.
     ///
     /// # Errors
@@ -173,6 +188,11 @@ mod tests {
             Action::Tcp { port: 8080 }
         );
         assert!(Probe::parse(r#"{"tcpSocket":{},"grpc":{}}"#, 8080).is_err());
+        let all = Probe::parse_all(r#"[{"tcpSocket":{"port":0}}, {"tcpSocket":{"port":9}}]"#, 8080).unwrap();
+        let ports: Vec<_> = all.into_iter().map(|p| p.action).collect();
+        assert_eq!(ports, [Action::Tcp { port: 8080 }, Action::Tcp { port: 9 }]);
+        assert_eq!(Probe::parse_all("[]", 8080).unwrap(), [Probe::tcp(8080)]);
+        assert!(Probe::parse_all("[{}, 1]", 8080).is_err());
         assert!(Probe::parse(r#"{"httpGet":{"port":70000}}"#, 8080).is_err());
     }
 

@@ -172,7 +172,9 @@ impl Proxy {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
         }
         if !self.state.is_ready() {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, "the app has not started yet\n");
+            let why = self.prober.last_failure().await;
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            return plain(StatusCode::SERVICE_UNAVAILABLE, format!("the app has not started yet{why}\n"));
         }
         match self.prober.check().await {
             Ok(()) => plain(StatusCode::OK, PROBE_QUEUE),

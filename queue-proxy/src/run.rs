@@ -106,7 +106,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         },
     );
     let known = (!config.detect_h2).then_some(config.app_protocol);
-    let prober = Arc::new(Prober::new(config.probe.clone(), config.app, known, &app_pool));
+    let prober = Prober::new(config.probe.clone(), config.app, known, &app_pool);
+    let prober = Arc::new(prober.and(&config.further_probes, &app_pool));
     let proxy = Arc::new(Proxy::new(&config, state.clone(), &app_pool, prober.clone()));
 
     let tasks = TaskTracker::new();

@@ -8,6 +8,7 @@ mod api_cases;
 mod cluster_cases;
 mod component_cases;
 mod config_cases;
+mod failure_cases;
 mod fault_cases;
 mod gateway_cases;
 mod given;
@@ -60,6 +61,8 @@ fn main() -> ExitCode {
     for (table, needs) in [
         (serving_cases::CASES, Needs::Any),
         (api_cases::CASES, Needs::Any),
+        (failure_cases::CASES, Needs::Any),
+        (failure_cases::OWN_CASES, Needs::EbbUp),
         (cluster_cases::CASES, Needs::Any),
         (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),

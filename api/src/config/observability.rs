@@ -20,6 +20,8 @@ pub struct Observability {
     pub gateway_access_log_template: String,
     /// Where the logs of a revision are to be found; `${REVISION_UID}` stands for its uid. Empty: nowhere.
     pub revision_url_template: String,
+    /// Whether what apps write below `/var/log` goes to a volume for the node's collector of logs.
+    pub enable_var_log_collection: bool,
     /// How often metrics are sent; zero leaves it to the sender.
     pub metrics_export_interval: Duration,
     /// none, prometheus, grpc or http/protobuf.
@@ -53,7 +55,7 @@ impl Observability {
         r.bool("logging.enable-gateway-access-log", &mut c.enable_gateway_access_log);
         r.string("logging.gateway-access-log-template", &mut c.gateway_access_log_template);
         r.string("logging.revision-url-template", &mut c.revision_url_template);
-        r.bool("logging.enable-var-log-collection", &mut false);
+        r.bool("logging.enable-var-log-collection", &mut c.enable_var_log_collection);
         r.duration("metrics-export-interval", &mut c.metrics_export_interval);
         r.string("metrics-protocol", &mut c.metrics_protocol);
         r.string("metrics-endpoint", &mut c.metrics_endpoint);

@@ -110,6 +110,12 @@ const TABLE: [Rights; 4] = [
             (CERT_MANAGER, &["certificates"], &["get", "list", "watch", "create", "patch"]),
             (AUTOSCALING, &["podautoscalers"], FOLLOW),
             (AUTOSCALING, &["podautoscalers"], WRITE),
+            // What Kubernetes scales itself.
+            ("autoscaling", &["horizontalpodautoscalers"], FOLLOW),
+            ("autoscaling", &["horizontalpodautoscalers"], OWN),
+            (AUTOSCALING, &["podautoscalers/status"], &["patch"]),
+            (AUTOSCALING, &["podautoscalers/finalizers"], &["update"]),
+            (NETWORKING, &["serverlessservices"], WRITE),
             (CACHING, &["images"], FOLLOW),
             (CACHING, &["images"], &["create"]),
             ("apps", &["deployments"], FOLLOW),
@@ -133,6 +139,8 @@ const TABLE: [Rights; 4] = [
             ("", &["secrets"], WRITE),
             ("authentication.k8s.io", &["tokenreviews"], &["create"]),
             ("events.k8s.io", &["events"], WRITE),
+            // Why a pod does not come up, where its status does not tell.
+            ("", &["events"], &["list"]),
         ],
         everywhere_named: &[
             ("", &["configmaps"], &["list", "watch", "patch"], &[MESH_ROOT]),

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use ebb_api::autoscaling::{PodAutoscaler, PodAutoscalerStatus};
 use ebb_api::conditions::{Conditioned, Status};
-use ebb_api::meta::autoscaling::HPA;
 
 use super::explain::{Entry, Explanation};
 use super::{COLLECT_EVERY, Effect, Key, LAST_RETRY, Load, Pod, RETRY, Sks, TICK, Write, status};
 use crate::core::{Metric, Mode, Observed, Reason, Samples, State, decide};
-use crate::settings::{Defaults, Settings, class_of, settings};
+use crate::settings::{Defaults, Settings, settings};
 use crate::window::Series;
 use crate::zero::{self, Activity, Path, Scene, Stage};
 
@@ -26,8 +25,6 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub(super) struct Revision {
     pa: Option<Arc<PodAutoscaler>>,
     ours: bool,
-    /// Of the class that nothing here serves.
-    unserved: bool,
     settings: Settings,
     pods: HashMap<String, Pod>,
     sks: Option<Sks>,
@@ -88,7 +85,6 @@ impl Revision {
     pub(super) fn set_pa(&mut self, pa: Arc<PodAutoscaler>, ours: bool, defaults: &Defaults, now: Duration) {
         self.settings = settings(&pa, defaults);
         self.ours = ours;
-        self.unserved = class_of(&pa, defaults) == HPA;
         let first = self.pa.is_none();
         if !self.under_way.status {
             self.status_known.clone_from(&pa.status);
@@ -119,7 +115,6 @@ impl Revision {
         *self = Self {
             pa: before.pa,
             ours: before.ours,
-            unserved: before.unserved,
             settings: before.settings,
             pods: before.pods,
             sks: before.sks,
@@ -136,7 +131,6 @@ impl Revision {
     pub(super) fn configure(&mut self, defaults: &Defaults, ours: bool) {
         if let Some(pa) = &self.pa {
             self.ours = ours;
-            self.unserved = class_of(pa, defaults) == HPA;
             self.settings = settings(pa, defaults);
             self.series.resize(self.settings.spec.stable_window);
         }
@@ -368,7 +362,6 @@ impl Revision {
             return;
         }
         if !self.ours {
-            self.refuse(key, &pa, now, effects);
             return;
         }
         if decide_now {
@@ -418,20 +411,6 @@ impl Revision {
         // What `stand` has just changed may be the next step already.
         let soon = (self.activity != Some(activity)).then_some(now + Duration::from_millis(50));
         self.schedule([soon.or(step.recheck), settles].into_iter().flatten().min(), now);
-    }
-
-    /// Says so when this is of the one known class that nothing serves; any other may be served by somebody else.
-    fn refuse(&mut self, key: &Key, pa: &PodAutoscaler, now: Duration, effects: &mut Vec<Effect>) {
-        if !self.unserved || self.under_way.status || !self.may(Write::Status, now) {
-            return;
-        }
-        let known = self.status_known.clone().unwrap_or_default();
-        let next = status::not_supported(&known, pa.metadata.generation, HPA, now);
-        if known != next {
-            self.under_way.status = true;
-            self.status_known = Some(next.clone());
-            effects.push(Effect::Status(key.clone(), Box::new(next)));
-        }
     }
 
     fn decide(&mut self, now: Duration) {

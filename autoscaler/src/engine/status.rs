@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use ebb_api::autoscaling::PodAutoscalerStatus;
 use ebb_api::conditions::{Conditioned, Status};
-use ebb_api::meta::autoscaling::{CLASS_NOT_SUPPORTED, KPA};
 use jiff::Timestamp;
 
 use super::Sks;
@@ -75,23 +74,6 @@ pub(super) fn compute(before: &PodAutoscalerStatus, facts: &Facts<'_>, now: Dura
             conditions.mark_false(ACTIVE, "NoTraffic", "The target is not receiving traffic.")
         }
     };
-    next
-}
-
-/// The status of a PodAutoscaler whose class nothing here serves: that it fails, why, and the mend.
-pub(super) fn not_supported(
-    before: &PodAutoscalerStatus,
-    generation: Option<i64>,
-    class: &str,
-    now: Duration,
-) -> PodAutoscalerStatus {
-    let mut next = before.clone();
-    next.observed_generation = generation;
-    let message = format!(
-        "The autoscaling class {class} is not available here: remove the annotation autoscaling.knative.dev/class \
-         from the template, or set it to {KPA}, which scales by concurrency or rps."
-    );
-    next.manage(timestamp(now)).initialize().mark_false(ACTIVE, CLASS_NOT_SUPPORTED, &message);
     next
 }
 

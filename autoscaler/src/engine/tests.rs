@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ebb_api::conditions::{Conditioned, READY, Status};
+use ebb_api::conditions::{Conditioned, READY};
 use ebb_http::wire::Stat;
 use serde_json::json;
 
@@ -413,24 +413,11 @@ fn figures_are_told_of_those_that_are_awake() {
 fn other_classes_are_left_alone() {
     let mut engine = Engine::new();
     engine.handle(Event::Start, START);
-    let other = pa(json!({"autoscaling.knative.dev/class": "keda.example.com"}), 0);
-    assert!(engine.handle(Event::Revision(other), START).is_empty());
+    for class in ["keda.example.com", "hpa.autoscaling.knative.dev"] {
+        let other = pa(json!({"autoscaling.knative.dev/class": class}), 0);
+        assert!(engine.handle(Event::Revision(other), START).is_empty());
+    }
     assert_eq!(engine.next_wake(), None);
-}
-
-#[test]
-fn the_class_that_nothing_serves_is_refused_once() {
-    let mut engine = Engine::new();
-    engine.handle(Event::Start, START);
-    let hpa = pa(json!({"autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev"}), 0);
-    let effects = engine.handle(Event::Revision(hpa.clone()), START);
-    let [Effect::Status(key, status)] = effects.as_slice() else { panic!("{effects:?}") };
-    let ready = status.condition("Ready").expect("a condition");
-    assert_eq!((ready.status, ready.reason.as_deref()), (Status::False, Some("ClassNotSupported")));
-    assert!(ready.message.as_deref().is_some_and(|message| message.contains("kpa.autoscaling.knative.dev")));
-    engine.handle(Event::Written(key.clone(), Write::Status, true), START);
-    let told = PodAutoscaler { status: Some((**status).clone()), ..(*hpa).clone() };
-    assert!(engine.handle(Event::Revision(Arc::new(told)), START).is_empty(), "it is told already");
 }
 
 #[test]

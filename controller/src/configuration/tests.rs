@@ -5,11 +5,21 @@ use super::*;
 use crate::testing::{at, condition, configuration as live, pair, ready, revision, summary, with_status};
 
 fn run(configuration: &Configuration, revisions: &[Revision]) -> Plan {
+    run_after(configuration, revisions, None)
+}
+
+fn run_after(configuration: &Configuration, revisions: &[Revision], refused: Option<&str>) -> Plan {
     let revisions: Vec<Arc<Revision>> = revisions.iter().cloned().map(Arc::new).collect();
     let name = revision_name(configuration);
     let named = revisions.iter().find(|r| r.name_any() == name);
     plan(
-        &Observed { configuration, revisions: &revisions, named: named.map(AsRef::as_ref), routes: None },
+        &Observed {
+            configuration,
+            revisions: &revisions,
+            named: named.map(AsRef::as_ref),
+            routes: None,
+            refused,
+        },
         at(50),
     )
 }
@@ -105,4 +115,47 @@ fn own_names() {
     same.metadata.generation = Some(1);
     let plan = run(&configuration, &[same]);
     assert_eq!(condition(&plan, "Ready").0, "True");
+}
+
+fn message(plan: &Plan) -> String {
+    let status = plan.status.as_ref().expect("a status is written");
+    status["conditions"][0]["message"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn why_no_revision_can_be_made_is_told_and_it_is_tried_again() {
+    let plan = run_after(&live(), &[], Some("exceeded quota: revisions"));
+    assert_eq!(summary(&plan), ["create Revision/hello-00001"]);
+    assert_eq!(condition(&plan, "Ready"), pair("False", "RevisionFailed"));
+    assert_eq!(message(&plan), "Revision creation failed with message: exceeded quota: revisions.");
+    assert_eq!(plan.notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["CreationFailed"]);
+    let failed = with_status(&live(), plan.status.expect("a status"));
+    let again = run_after(&failed, &[], Some("exceeded quota: revisions"));
+    assert_eq!((again.notes.len(), again.status.is_none()), (0, true), "once");
+    let made = run(&failed, &[with_status(&revision(1), ready("True", None))]);
+    assert_eq!(condition(&made, "Ready"), pair("True", ""));
+}
+
+#[test]
+fn a_revision_that_recovers_is_followed() {
+    let failed = run(&live(), &[with_status(&revision(1), ready("False", Some("ExitCode1")))]);
+    let configuration: Configuration = with_status(&live(), failed.status.expect("a status"));
+    let waiting = run(&configuration, &[with_status(&revision(1), ready("Unknown", None))]);
+    assert_eq!(condition(&waiting, "Ready"), pair("Unknown", ""));
+    let well = run(&configuration, &[with_status(&revision(1), ready("True", None))]);
+    assert_eq!(condition(&well, "Ready"), pair("True", ""));
+    // One that has been ready is in trouble: no new revision is waited for.
+    let configuration: Configuration = with_status(&configuration, well.status.expect("a status"));
+    let unknown = run(&configuration, &[with_status(&revision(1), ready("Unknown", None))]);
+    assert_eq!(unknown.status, None);
+    let down = run(&configuration, &[with_status(&revision(1), ready("False", Some("ExitCode1")))]);
+    assert_eq!(down.notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["LatestReadyFailed"]);
+}
+
+#[test]
+fn what_takes_so_long_is_told() {
+    let slow = with_status(&revision(1), ready("Unknown", Some("Deploying")));
+    let plan = run(&live(), &[slow]);
+    assert_eq!(condition(&plan, "Ready"), pair("Unknown", "Deploying"));
+    assert_eq!(message(&plan), "Revision \"hello-00001\" is not ready yet: Deploying!");
 }

@@ -58,6 +58,53 @@ fn what_is_kept() {
     let mut active = idle(2);
     let object = Arc::make_mut(&mut active);
     object.metadata.labels.get_or_insert_default().insert(keys::ROUTING_STATE.into(), "active".into());
-    let unsettled = Arc::new(with_status(&*idle(3), ready("Unknown", None)));
-    assert_eq!(summary(&run(&[kept, active, unsettled, idle(9)], &config(0, None, 0), 999)), [""; 0]);
+    let mut pending = idle(3);
+    let object = Arc::make_mut(&mut pending);
+    object.metadata.labels.get_or_insert_default().insert(keys::ROUTING_STATE.into(), "pending".into());
+    assert_eq!(summary(&run(&[kept, active, pending, idle(9)], &config(0, None, 0), 999)), [""; 0]);
+}
+
+/// A revision that was made at one time and last had traffic at another.
+fn used(n: i64, last: i64) -> Arc<Revision> {
+    let mut revision = idle(n);
+    let object = Arc::make_mut(&mut revision);
+    let annotations = object.metadata.annotations.get_or_insert_default();
+    annotations.insert(keys::ROUTING_STATE_MODIFIED.into(), crate::plan::rfc3339(at(last)));
+    revision
+}
+
+#[test]
+fn a_time_that_is_disabled_does_not_count() {
+    let all = [used(1, 50), used(2, 80)];
+    let seconds = |n| Some(Duration::from_secs(n));
+    let (one, both) = (
+        vec!["delete Revision/hello-00001"],
+        vec!["delete Revision/hello-00001", "delete Revision/hello-00002"],
+    );
+    for (created, active, want) in [
+        (seconds(10), seconds(40), one.clone()),
+        (None, seconds(40), one),
+        (seconds(10), None, both),
+        (None, None, vec![]),
+    ] {
+        let config = Gc {
+            retain_since_create_time: created,
+            retain_since_last_active_time: active,
+            ..config(0, None, 0)
+        };
+        assert_eq!(summary(&run(&all, &config, 100)), want, "{config:?}");
+    }
+}
+
+#[test]
+fn those_that_are_too_old_go_before_those_that_are_too_many() {
+    // The first has been without traffic for longer, but is not old enough.
+    let all = [used(60, 61), used(1, 65)];
+    let seconds = |n| Some(Duration::from_secs(n));
+    let config = Gc {
+        retain_since_create_time: seconds(50),
+        retain_since_last_active_time: seconds(10),
+        ..config(0, Some(1), 0)
+    };
+    assert_eq!(summary(&run(&all, &config, 100)), ["delete Revision/hello-00001"]);
 }

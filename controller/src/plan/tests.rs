@@ -1,4 +1,5 @@
 use super::*;
+use ebb_api::serving::RouteStatus;
 
 #[test]
 fn what_covers_what() {
@@ -31,9 +32,25 @@ fn exact_patches_remove_what_is_gone() {
 
 #[test]
 fn a_status_that_stays_is_not_written() {
+    let at = |second: i64| Timestamp::from_second(second).expect("a time");
+    let status = |url: Option<&str>, second: i64, ready: bool| {
+        let mut status = RouteStatus { url: url.map(str::to_owned), ..RouteStatus::default() };
+        let mut conditions = status.manage(at(second));
+        match ready {
+            true => conditions.mark_true("AllTrafficAssigned"),
+            false => conditions.mark_false("AllTrafficAssigned", "Why", ""),
+        };
+        status
+    };
+    let before = status(Some("x"), 1, true);
     let mut plan = Plan::default();
-    plan.set_status(Some(&json!({"a": 1})), &json!({"a": 1}));
+    plan.set_status(Some(&before), &before);
     assert_eq!(plan.status, None);
-    plan.set_status(Some(&json!({"a": 1, "url": "x"})), &json!({"a": 2}));
-    assert_eq!(plan.status, Some(json!({"a": 2, "url": null})));
+    // False for a moment while it was worked out: that is no transition.
+    plan.set_status(Some(&before), &status(Some("x"), 2, true));
+    assert_eq!(plan.status, None);
+    plan.set_status(Some(&before), &status(None, 2, false));
+    let patch = plan.status.expect("it is written");
+    assert_eq!(patch["url"], Value::Null);
+    assert_eq!(patch["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:02Z");
 }

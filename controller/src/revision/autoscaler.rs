@@ -8,15 +8,16 @@ use ebb_api::serving::Revision;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 
-use super::{child_meta, deployment_name};
+use super::{all_annotations, child_meta, deployment_name};
 use crate::plan::label;
 
-/// Makes it.
-pub fn pod_autoscaler(revision: &Revision) -> PodAutoscaler {
+/// Makes it; `class` is that of revisions that name none.
+pub fn pod_autoscaler(revision: &Revision, class: &str) -> PodAutoscaler {
     let mut metadata = child_meta(revision, revision.name_any());
     // The class is written out, so that an autoscaler need not know the default to know what is its own.
+    metadata.annotations = Some(all_annotations(revision));
     let annotations = metadata.annotations.get_or_insert_default();
-    annotations.entry(autoscaling::CLASS.key().into()).or_insert_with(|| autoscaling::KPA.into());
+    annotations.entry(autoscaling::CLASS.key().into()).or_insert_with(|| class.to_owned());
     PodAutoscaler {
         metadata,
         spec: PodAutoscalerSpec {

@@ -1,14 +1,15 @@
 //! The Deployment of a revision: the user's containers and the sidecar.
 
+pub(super) mod volumes;
+
 use ebb_api::config::Configs;
 use ebb_api::duration;
 use ebb_api::meta::{autoscaling, ebb, serving as keys};
 use ebb_api::serving::{Revision, RevisionStatus};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Affinity, ConfigMapProjection, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, Lifecycle,
-    LifecycleHandler, PodAffinityTerm, PodAntiAffinity, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
-    ServiceAccountTokenProjection, Volume, VolumeProjection, WeightedPodAffinityTerm,
+    Affinity, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler, PodAffinityTerm,
+    PodAntiAffinity, PodSpec, PodTemplateSpec, Probe, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -18,8 +19,8 @@ use std::collections::BTreeMap;
 use super::{Platform, annotations, child_meta, deployment_name, labels, queue_proxy};
 use crate::plan::label;
 
-/// The volume with the sidecar's token and roots.
-pub(super) const MESH_VOLUME: &str = "ebb-mesh";
+/// The container that `kubectl logs` and `kubectl exec` mean without one being named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// Makes it, with as many pods as a new revision begins with.
 pub fn deployment(
@@ -41,6 +42,8 @@ pub fn deployment(
             replicas: Some(initial_scale(revision, configs)),
             selector: LabelSelector { match_labels: Some(selector), ..LabelSelector::default() },
             progress_deadline_seconds: Some(i32::try_from(deadline.as_secs()).unwrap_or(i32::MAX)),
+            // A revision never changes, so there is nothing to go back to.
+            revision_history_limit: Some(0),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".into()),
                 rolling_update: Some(RollingUpdateDeployment {
@@ -51,7 +54,7 @@ pub fn deployment(
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(pod_labels(revision, platform)),
-                    annotations: Some(annotations(revision)),
+                    annotations: Some(pod_annotations(revision)),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod_spec(revision, status, configs, platform)),
@@ -60,6 +63,13 @@ pub fn deployment(
         }),
         status: None,
     }
+}
+
+fn pod_annotations(revision: &Revision) -> BTreeMap<String, String> {
+    let mut annotations = annotations(revision);
+    let serving = revision.spec.serving_container().map(|c| c.name.clone()).filter(|name| !name.is_empty());
+    annotations.extend(serving.map(|name| (DEFAULT_CONTAINER.to_owned(), name)));
+    annotations
 }
 
 /// As the revision's, and what policies go by.
@@ -89,15 +99,28 @@ fn pod_spec(revision: &Revision, status: &RevisionStatus, configs: &Configs, pla
             .or_else(|| image.clone())
     };
     let serving = revision.spec.serving_container().map(|c| c.name.clone()).unwrap_or_default();
+    // With probes on every container their ports are the user's to choose.
+    let any_port = configs.features.enabled("multi-container-probing");
     for container in &mut pod.containers {
         container.image = digest(&container.name, &container.image, &status.container_statuses);
-        user_container(container, revision, container.name == serving);
+        user_container(container, revision, container.name == serving, any_port);
+        if configs.observability.enable_var_log_collection {
+            volumes::keep_var_log(container);
+        }
     }
     for container in pod.init_containers.iter_mut().flatten() {
         container.image = digest(&container.name, &container.image, &status.init_container_statuses);
     }
-    pod.containers.push(queue_proxy::container(revision, configs, platform));
-    pod.volumes.get_or_insert_default().push(mesh_volume());
+    let mut sidecar = queue_proxy::container(revision, configs, platform);
+    let volumes = pod.volumes.get_or_insert_default();
+    for (volume, mount) in volumes::of_sidecar(revision, configs) {
+        volumes.push(volume);
+        sidecar.volume_mounts.get_or_insert_default().push(mount);
+    }
+    if configs.observability.enable_var_log_collection {
+        volumes.push(volumes::var_log());
+    }
+    pod.containers.push(sidecar);
     pod.termination_grace_period_seconds = revision.spec.timeout_seconds;
     if pod.runtime_class_name.is_none() {
         pod.runtime_class_name = configs.deployment.runtime_class(revision.metadata.labels.as_ref());
@@ -109,7 +132,7 @@ fn pod_spec(revision: &Revision, status: &RevisionStatus, configs: &Configs, pla
 }
 
 /// Prepares one of the user's containers for its place beside the sidecar.
-fn user_container(container: &mut Container, revision: &Revision, serves: bool) {
+fn user_container(container: &mut Container, revision: &Revision, serves: bool, any_port: bool) {
     let env = container.env.get_or_insert_default();
     let mut set = |name: &str, value: String| {
         env.push(EnvVar { name: name.into(), value: Some(value), ..EnvVar::default() });
@@ -137,6 +160,10 @@ fn user_container(container: &mut Container, revision: &Revision, serves: bool) 
     if container.termination_message_policy.as_ref().is_none_or(String::is_empty) {
         container.termination_message_policy = Some("FallbackToLogsOnError".into());
     }
+    // The sidecar probes them, sooner and more often than Kubernetes would. Only what it cannot do stays.
+    if container.readiness_probe.as_ref().is_some_and(|p| p.exec.is_none()) {
+        container.readiness_probe = None;
+    }
     if serves {
         let port = revision.spec.user_port();
         container.ports = Some(vec![ContainerPort {
@@ -145,12 +172,11 @@ fn user_container(container: &mut Container, revision: &Revision, serves: bool) 
             protocol: Some("TCP".into()),
             ..ContainerPort::default()
         }]);
-        // The sidecar probes the app, sooner and more often than Kubernetes would. Only what it cannot do stays.
-        if container.readiness_probe.as_ref().is_some_and(|p| p.exec.is_none()) {
-            container.readiness_probe = None;
-        }
         if let Some(probe) = &mut container.readiness_probe {
             probe.period_seconds = probe.period_seconds.filter(|s| *s > 0).or(Some(1));
+        }
+        if let Some(probe) = container.liveness_probe.as_mut().filter(|_| !any_port) {
+            aim_anew(probe, port.number);
         }
         for probe in [&mut container.liveness_probe, &mut container.startup_probe].into_iter().flatten() {
             aim(probe, port.number);
@@ -158,8 +184,18 @@ fn user_container(container: &mut Container, revision: &Revision, serves: bool) 
     }
 }
 
+/// A probe asks the app's port, whatever it says.
+fn aim_anew(probe: &mut Probe, port: i32) {
+    if let Some(get) = &mut probe.http_get {
+        get.port = IntOrString::Int(port);
+    }
+    if let Some(tcp) = &mut probe.tcp_socket {
+        tcp.port = IntOrString::Int(port);
+    }
+}
+
 /// A probe without a port means the app's.
-pub(super) fn aim(probe: &mut k8s_openapi::api::core::v1::Probe, port: i32) {
+pub(super) fn aim(probe: &mut Probe, port: i32) {
     let unset = |p: &IntOrString| match p {
         IntOrString::Int(n) => *n == 0,
         IntOrString::String(_) => true,
@@ -172,39 +208,6 @@ pub(super) fn aim(probe: &mut k8s_openapi::api::core::v1::Probe, port: i32) {
     }
     if let Some(grpc) = probe.grpc.as_mut().filter(|g| g.port == 0) {
         grpc.port = port;
-    }
-}
-
-/// The token with which the sidecar asks for its certificate, and the roots it begins with.
-fn mesh_volume() -> Volume {
-    Volume {
-        name: MESH_VOLUME.into(),
-        projected: Some(ProjectedVolumeSource {
-            sources: Some(vec![
-                VolumeProjection {
-                    service_account_token: Some(ServiceAccountTokenProjection {
-                        audience: Some(ebb::MESH_AUDIENCE.into()),
-                        expiration_seconds: Some(3600),
-                        path: "token".into(),
-                    }),
-                    ..VolumeProjection::default()
-                },
-                VolumeProjection {
-                    config_map: Some(ConfigMapProjection {
-                        name: ebb::MESH_ROOT.into(),
-                        items: Some(vec![KeyToPath {
-                            key: "ca.crt".into(),
-                            path: "ca.crt".into(),
-                            mode: None,
-                        }]),
-                        ..ConfigMapProjection::default()
-                    }),
-                    ..VolumeProjection::default()
-                },
-            ]),
-            ..ProjectedVolumeSource::default()
-        }),
-        ..Volume::default()
     }
 }
 

@@ -13,13 +13,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1::{Container, Secret};
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client as RegistryClient, Reference};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
+/// The authority of the API server, which may be that of others in the cluster as well.
+const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
 /// Resolves images. Cheap to clone.
@@ -49,23 +52,29 @@ impl Resolver {
             let image = container.image.clone().unwrap_or_default();
             let name = container.name.clone();
             async move {
-                let digest = self
-                    .image(&image, config, credentials)
-                    .await
-                    .map_err(|why| format!("Unable to fetch image {image:?}: {why}"))?;
-                Ok(ContainerStatus { name: Some(name), image_digest: Some(digest) })
+                let digest = self.image(&image, config, credentials).await.map_err(|why| {
+                    format!("Unable to fetch image {image:?}: failed to resolve image to digest: {why}")
+                })?;
+                Ok(ContainerStatus { name: Some(name), image_digest: digest })
             }
         };
         futures::future::try_join_all(containers.iter().map(one)).await
     }
 
-    async fn image(&self, image: &str, config: &Config, credentials: &Credentials) -> Result<String, String> {
-        let reference: Reference = image.parse().map_err(|e| format!("could not parse reference: {e}"))?;
-        if let Some(digest) = reference.digest() {
-            return Ok(pinned(&reference, digest));
+    /// The image by digest; none where the tag is to be used as it is.
+    async fn image(
+        &self,
+        image: &str,
+        config: &Config,
+        credentials: &Credentials,
+    ) -> Result<Option<String>, String> {
+        let reference: Reference =
+            image.parse().map_err(|e| format!("failed to parse image name {image:?}: {e}"))?;
+        if reference.digest().is_some() {
+            return Ok(Some(image.to_owned()));
         }
-        if config.registries_skipping_tag_resolving.contains(reference.registry()) {
-            return Ok(image.to_owned());
+        if skips(config, reference.registry()) {
+            return Ok(None);
         }
         let lookup = async {
             if let Some(mirror) = &config.registry_mirror
@@ -76,7 +85,10 @@ impl Resolver {
             ask_registry(&reference, credentials).await
         };
         match tokio::time::timeout(config.digest_resolution_timeout, lookup).await {
-            Ok(found) => found.map(|digest| pinned(&reference, &digest)),
+            Ok(Ok(digest)) => {
+                Ok(Some(format!("{}/{}@{digest}", reference.registry(), reference.repository())))
+            }
+            Ok(Err(why)) => Err(credentials.remark(why)),
             Err(_) => Err(format!(
                 "the registry {} did not answer within {}",
                 reference.registry(),
@@ -108,21 +120,56 @@ impl Resolver {
     }
 }
 
-fn pinned(reference: &Reference, digest: &str) -> String {
-    format!("{}/{}@{digest}", reference.registry(), reference.repository())
+/// Whether tags of a registry are used as they are. Docker's has two names.
+fn skips(config: &Config, registry: &str) -> bool {
+    let skipped = &config.registries_skipping_tag_resolving;
+    skipped.contains(registry) || registry == "docker.io" && skipped.contains("index.docker.io")
 }
 
-/// Whether a registry is on this machine, where TLS is not the custom.
-fn is_local(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    host == "localhost" || host.starts_with("127.") || host == "[::1]" || host.ends_with(".local")
+/// Whether a registry is on this machine or in a private network, where TLS is not always the custom.
+fn is_near(registry: &str) -> bool {
+    let host = match registry.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => registry.rsplit_once(':').map_or(registry, |(host, _)| host),
+    };
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_private(),
+        Ok(IpAddr::V6(address)) => address.is_loopback() || address.is_unique_local(),
+        Err(_) => host == "localhost" || host.ends_with(".local") || host.ends_with(".localhost"),
+    }
 }
 
 async fn ask_registry(reference: &Reference, credentials: &Credentials) -> Result<String, String> {
-    let protocol = if is_local(reference.registry()) { ClientProtocol::Http } else { ClientProtocol::Https };
-    let client = RegistryClient::new(ClientConfig { protocol, ..ClientConfig::default() });
+    if !is_near(reference.registry()) {
+        return ask_by(ClientProtocol::Https, reference, credentials).await.map_err(|e| explain(&e));
+    }
+    let plain = match ask_by(ClientProtocol::Http, reference, credentials).await {
+        Ok(digest) => return Ok(digest),
+        Err(error) => error,
+    };
+    // Plain HTTP at a port that speaks TLS: whatever is said over TLS counts. Where there is no TLS, what was said without it.
+    match ask_by(ClientProtocol::Https, reference, credentials).await {
+        Ok(digest) => Ok(digest),
+        Err(OciDistributionError::RequestError(_)) => Err(explain(&plain)),
+        Err(error) => Err(explain(&error)),
+    }
+}
+
+async fn ask_by(
+    protocol: ClientProtocol,
+    reference: &Reference,
+    credentials: &Credentials,
+) -> Result<String, OciDistributionError> {
+    // A registry in the cluster may have a certificate of the cluster's own authority.
+    let cluster = std::fs::read(CLUSTER_CA).ok();
+    let extra = cluster.map(|data| Certificate { encoding: CertificateEncoding::Pem, data });
+    let config = ClientConfig {
+        protocol,
+        extra_root_certificates: extra.into_iter().collect(),
+        ..ClientConfig::default()
+    };
     let auth = credentials.for_registry(reference.registry());
-    client.fetch_manifest_digest(reference, &auth).await.map_err(|error| explain(&error))
+    RegistryClient::new(config).fetch_manifest_digest(reference, &auth).await
 }
 
 /// The registry's own words, where it has some.
@@ -156,7 +203,10 @@ fn explain(error: &OciDistributionError) -> String {
 
 /// User names and passwords by registry.
 #[derive(Clone, Debug, Default)]
-pub struct Credentials(BTreeMap<String, (String, String)>);
+pub struct Credentials {
+    known: BTreeMap<String, (String, String)>,
+    missing: Vec<String>,
+}
 
 impl Credentials {
     /// Adds those of a pull secret (`kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`). Earlier ones win.
@@ -174,13 +224,23 @@ impl Credentials {
                 .and_then(|t| t.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned())));
             let pair = field("username").zip(field("password")).or(decoded);
             if let Some(pair) = pair {
-                self.0.entry(host_of(registry)).or_insert(pair);
+                self.known.entry(host_of(registry)).or_insert(pair);
             }
         }
     }
 
+    /// Notes that a pull secret is not there, or is of no use.
+    pub fn lack(&mut self, secret: &str, why: &str) {
+        self.missing.push(format!("pull secret {secret:?} {why}"));
+    }
+
+    /// What went wrong, and what may be the cause.
+    fn remark(&self, why: String) -> String {
+        if self.missing.is_empty() { why } else { format!("{why} ({})", self.missing.join(", ")) }
+    }
+
     fn for_registry(&self, registry: &str) -> RegistryAuth {
-        match self.0.get(&host_of(registry)) {
+        match self.known.get(&host_of(registry)) {
             Some((user, password)) => RegistryAuth::Basic(user.clone(), password.clone()),
             None => RegistryAuth::Anonymous,
         }
@@ -219,10 +279,44 @@ mod tests {
     async fn digests_and_skipped_registries_need_no_registry() {
         let config = Config::default();
         let digest = format!("a.example/x@sha256:{}", "0".repeat(64));
-        for (image, want) in [(digest.as_str(), digest.as_str()), ("ko.local/x:v1", "ko.local/x:v1")] {
+        let short = format!("x@sha256:{}", "0".repeat(64));
+        for (image, want) in [
+            (digest.as_str(), Some(digest.as_str())),
+            (short.as_str(), Some(short.as_str())),
+            ("ko.local/x:v1", None),
+        ] {
             let container = Container { name: "c".into(), image: Some(image.into()), ..Container::default() };
             let found = Resolver::default().resolve(&[container], &config, &Credentials::default()).await;
-            assert_eq!(found.expect("resolved")[0].image_digest.as_deref(), Some(want));
+            assert_eq!(found.expect("resolved")[0].image_digest.as_deref(), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_failed_and_what_may_be_the_cause() {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let mut credentials = Credentials::default();
+        credentials.lack("regcred", "is not there");
+        let container =
+            Container { name: "c".into(), image: Some("localhost:1/x:v1".into()), ..Container::default() };
+        let said = Resolver::default().resolve(&[container], &Config::default(), &credentials).await;
+        let said = said.expect_err("nothing listens there");
+        let prefix = "Unable to fetch image \"localhost:1/x:v1\": failed to resolve image to digest: ";
+        assert!(said.starts_with(prefix), "{said}");
+        assert!(said.ends_with("(pull secret \"regcred\" is not there)"), "{said}");
+    }
+
+    #[test]
+    fn near_registries() {
+        for (registry, want) in [
+            ("localhost:5000", true),
+            ("127.0.0.1", true),
+            ("[::1]:5000", true),
+            ("10.0.0.7:5000", true),
+            ("registry.default.svc.cluster.local:5000", true),
+            ("docker.io", false),
+            ("8.8.8.8:5000", false),
+        ] {
+            assert_eq!(is_near(registry), want, "{registry}");
         }
     }
 }

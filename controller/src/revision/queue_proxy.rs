@@ -7,7 +7,7 @@ use ebb_api::networking::ProtocolType;
 use ebb_api::serving::Revision;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, HTTPHeader,
-    ObjectFieldSelector, Probe, ResourceRequirements, SeccompProfile, SecurityContext, VolumeMount,
+    ObjectFieldSelector, Probe, ResourceRequirements, SeccompProfile, SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -15,25 +15,22 @@ use kube::ResourceExt;
 use std::collections::BTreeMap;
 
 use super::Platform;
-use super::deployment::{MESH_VOLUME, aim};
+use super::deployment::aim;
 use crate::plan::{annotation, label};
 
-/// Where the token and the roots are mounted.
-const MESH_DIR: &str = "/var/run/secrets/ebb";
-
-/// Makes it.
+/// Makes it, without its volumes.
 pub(super) fn container(revision: &Revision, configs: &Configs, platform: &Platform) -> Container {
     let port = revision.spec.user_port();
-    let (port_name, serving_port) = match port.protocol {
-        ProtocolType::Http1 => ("queue-port", ebb_http::ports::HTTP1),
-        ProtocolType::H2c => ("http2-queue-port", ebb_http::ports::H2C),
+    let serving_port = match port.protocol {
+        ProtocolType::Http1 => ebb_http::ports::HTTP1,
+        ProtocolType::H2c => ebb_http::ports::H2C,
     };
     let serving_port = i32::from(serving_port);
     let ports = [
         ("http-queueadm", i32::from(ebb_http::ports::ADMIN)),
         ("http-autometric", i32::from(ebb_http::ports::AUTOSCALE_METRICS)),
         ("http-usermetric", i32::from(ebb_http::ports::USER_METRICS)),
-        (port_name, serving_port),
+        ("queue-port", serving_port),
         ("https-port", i32::from(ebb_http::ports::MTLS)),
     ];
     Container {
@@ -65,12 +62,6 @@ pub(super) fn container(revision: &Revision, configs: &Configs, platform: &Platf
             ..SecurityContext::default()
         }),
         env: Some(env(revision, configs, platform, serving_port)),
-        volume_mounts: Some(vec![VolumeMount {
-            name: MESH_VOLUME.into(),
-            mount_path: MESH_DIR.into(),
-            read_only: Some(true),
-            ..VolumeMount::default()
-        }]),
         ..Container::default()
     }
 }
@@ -102,15 +93,7 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
     let of = |key: &str| label(&revision.metadata, key).unwrap_or_default().to_owned();
     let number = |n: Option<i64>| n.unwrap_or_default().to_string();
     let user_port = spec.user_port().number;
-    let probe = spec
-        .serving_container()
-        .and_then(|c| c.readiness_probe.clone())
-        .filter(|p| p.exec.is_none())
-        .map(|mut probe| {
-            aim(&mut probe, user_port);
-            serde_json::to_string(&probe).unwrap_or_default()
-        })
-        .unwrap_or_default();
+    let probe = probes(revision, configs);
     let duplex = annotation(&revision.metadata, keys::HTTP_FULL_DUPLEX)
         .is_some_and(|v| v.eq_ignore_ascii_case("enabled"));
     let observability = &configs.observability;
@@ -166,36 +149,106 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
     env
 }
 
+/// What the sidecar probes: the app, unless that is by a command, which is kubelet's business; where every container may have probes, those
+/// of the others too.
+fn probes(revision: &Revision, configs: &Configs) -> String {
+    let spec = &revision.spec;
+    let serving = spec.serving_container();
+    let own =
+        serving.and_then(|c| c.readiness_probe.clone()).filter(|p| p.exec.is_none()).map(|mut probe| {
+            aim(&mut probe, spec.user_port().number);
+            probe
+        });
+    let others: Vec<Probe> = spec
+        .pod
+        .containers
+        .iter()
+        .filter(|c| {
+            configs.features.enabled("multi-container-probing") && serving.is_none_or(|s| s.name != c.name)
+        })
+        .filter_map(|c| c.readiness_probe.clone())
+        .filter(|p| p.exec.is_none())
+        .collect();
+    if others.is_empty() {
+        return own.map(|probe| serde_json::to_string(&probe).unwrap_or_default()).unwrap_or_default();
+    }
+    // The sidecar takes one of no kind for a connection to the app's port.
+    let all: Vec<Probe> = std::iter::once(own.unwrap_or_default()).chain(others).collect();
+    serde_json::to_string(&all).unwrap_or_default()
+}
+
+/// What the sidecar gets of a resource if it is to get a share of the app's: at least and at most.
+struct Share {
+    resource: &'static str,
+    request: (&'static str, &'static str),
+    limit: (&'static str, &'static str),
+}
+
+const SHARES: [Share; 2] = [
+    Share { resource: "cpu", request: ("25m", "100m"), limit: ("40m", "500m") },
+    Share { resource: "memory", request: ("50Mi", "200Mi"), limit: ("200Mi", "500Mi") },
+];
+/// What the sidecar gets where the flag queueproxy.resource-defaults is on and nothing else is said.
+const DEFAULT_REQUESTS: &[(&str, &str)] = &[("cpu", "25m"), ("memory", "32Mi")];
+const DEFAULT_LIMITS: &[(&str, &str)] = &[("cpu", "1000m"), ("memory", "256Mi")];
+
+type Amounts = BTreeMap<String, Quantity>;
+
 fn resources(revision: &Revision, configs: &Configs) -> ResourceRequirements {
     let found = revision.metadata.annotations.as_ref();
     let config = &configs.deployment;
-    let merge = |base: &BTreeMap<String, String>, keys: [(&str, ebb_api::meta::Keys); 3]| {
-        let mut all: BTreeMap<String, Quantity> =
-            base.iter().map(|(k, v)| (k.clone(), Quantity(v.clone()))).collect();
-        for (resource, key) in keys {
-            if let Some(value) = key.value(found).filter(|v| ebb_api::quantity::parse(v).is_some()) {
-                all.insert(resource.into(), Quantity(value.into()));
+    let (mut requests, mut limits) =
+        (amounts(&config.queue_sidecar_requests), amounts(&config.queue_sidecar_limits));
+    if configs.features.enabled("queueproxy.resource-defaults") {
+        for (amounts, defaults) in [(&mut requests, DEFAULT_REQUESTS), (&mut limits, DEFAULT_LIMITS)] {
+            for (resource, amount) in defaults {
+                amounts.entry((*resource).into()).or_insert_with(|| Quantity((*amount).into()));
             }
         }
-        (!all.is_empty()).then_some(all)
+    }
+    let percent = keys::QUEUE_RESOURCE_PERCENTAGE.value(found).and_then(|v| v.parse::<f64>().ok());
+    if let Some(percent) = percent.filter(|p| p.is_finite()) {
+        let app = revision.spec.serving_container().and_then(|c| c.resources.as_ref());
+        for share in &SHARES {
+            let of = |amounts: Option<&Amounts>, bounds| {
+                let app = amounts.and_then(|all| all.get(share.resource))?;
+                part(app, percent / 100.0, bounds).map(|part| (share.resource.to_owned(), part))
+            };
+            requests.extend(of(app.and_then(|r| r.requests.as_ref()), share.request));
+            limits.extend(of(app.and_then(|r| r.limits.as_ref()), share.limit));
+        }
+    }
+    let take = |amounts: &mut Amounts, resource: &str, key: ebb_api::meta::Keys| {
+        if let Some(value) = key.value(found).filter(|v| ebb_api::quantity::parse(v).is_some()) {
+            amounts.insert(resource.into(), Quantity(value.into()));
+        }
     };
+    take(&mut requests, "cpu", keys::QUEUE_CPU_REQUEST);
+    take(&mut requests, "memory", keys::QUEUE_MEMORY_REQUEST);
+    take(&mut requests, "ephemeral-storage", keys::QUEUE_EPHEMERAL_STORAGE_REQUEST);
+    take(&mut limits, "cpu", keys::QUEUE_CPU_LIMIT);
+    take(&mut limits, "memory", keys::QUEUE_MEMORY_LIMIT);
+    take(&mut limits, "ephemeral-storage", keys::QUEUE_EPHEMERAL_STORAGE_LIMIT);
     ResourceRequirements {
-        requests: merge(
-            &config.queue_sidecar_requests,
-            [
-                ("cpu", keys::QUEUE_CPU_REQUEST),
-                ("memory", keys::QUEUE_MEMORY_REQUEST),
-                ("ephemeral-storage", keys::QUEUE_EPHEMERAL_STORAGE_REQUEST),
-            ],
-        ),
-        limits: merge(
-            &config.queue_sidecar_limits,
-            [
-                ("cpu", keys::QUEUE_CPU_LIMIT),
-                ("memory", keys::QUEUE_MEMORY_LIMIT),
-                ("ephemeral-storage", keys::QUEUE_EPHEMERAL_STORAGE_LIMIT),
-            ],
-        ),
+        requests: (!requests.is_empty()).then_some(requests),
+        limits: (!limits.is_empty()).then_some(limits),
         ..ResourceRequirements::default()
     }
+}
+
+fn amounts(config: &BTreeMap<String, String>) -> Amounts {
+    config.iter().map(|(k, v)| (k.clone(), Quantity(v.clone()))).collect()
+}
+
+/// A share of an amount, within bounds; none of what is 0.
+fn part(of: &Quantity, fraction: f64, (least, most): (&str, &str)) -> Option<Quantity> {
+    let amount = ebb_api::quantity::parse(&of.0).filter(|n| *n > 0.0)? * fraction;
+    let bound = |text| ebb_api::quantity::parse(text).unwrap_or_default();
+    Some(if amount <= bound(least) {
+        Quantity(least.into())
+    } else if amount >= bound(most) {
+        Quantity(most.into())
+    } else {
+        Quantity(ebb_api::quantity::from_milli((amount * 1000.0) as i64))
+    })
 }

@@ -4,30 +4,32 @@ use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::conditions::{Condition, Conditioned, READY, Status};
 use ebb_api::config::Configs;
 use ebb_api::meta::autoscaling::CLASS_NOT_SUPPORTED;
-use ebb_api::meta::ebb::QUEUE_PROXY;
 use ebb_api::serving::RevisionStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
 
-const AVAILABLE: &str = "ResourcesAvailable";
-const HEALTHY: &str = "ContainerHealthy";
+use super::trouble::{self, AVAILABLE, HEALTHY, Trouble};
 
-/// Waiting for these is in vain until somebody changes something.
-const HOPELESS: &[&str] = &[
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
+const DEPLOYING: &str = "Deploying";
+const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 
 /// The Deployment has just been made.
 pub(super) fn deploying(status: &mut RevisionStatus, now: Timestamp) {
-    status.manage(now).mark_unknown(AVAILABLE, "Deploying", "").mark_unknown(HEALTHY, "Deploying", "");
+    status.manage(now).mark_unknown(AVAILABLE, DEPLOYING, "").mark_unknown(HEALTHY, DEPLOYING, "");
+}
+
+/// The Deployment could not be made or changed; it is tried again.
+pub(super) fn refused(status: &mut RevisionStatus, why: &str, now: Timestamp) {
+    status.manage(now).mark_false(AVAILABLE, "FailedCreate", why);
+}
+
+/// Pods are wanted, and none is there that could serve.
+pub(super) fn lacks_pods(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let available = deployment.status.as_ref().and_then(|s| s.available_replicas).unwrap_or_default();
+    wanted > 0 && available == 0
 }
 
 /// Takes over what the Deployment and its pods say.
@@ -35,6 +37,7 @@ pub(super) fn of_deployment(
     status: &mut RevisionStatus,
     deployment: &Deployment,
     pods: &[Arc<Pod>],
+    trouble: Option<&Trouble>,
     configs: &Configs,
     now: Timestamp,
 ) {
@@ -57,17 +60,24 @@ pub(super) fn of_deployment(
             manager.mark_true(AVAILABLE);
         }
         _ => {
-            manager.mark_unknown(AVAILABLE, "Deploying", "");
+            manager.mark_unknown(AVAILABLE, DEPLOYING, "");
         }
     }
 
-    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-    let available = found.and_then(|s| s.available_replicas).unwrap_or_default();
-    if wanted > 0 && available == 0 {
-        let mut manager = status.manage(now);
+    if lacks_pods(deployment) {
+        let timed_out =
+            progress.is_some_and(|c| c.status == "False" && c.reason.as_deref() == Some(TIMED_OUT));
+        let always = configs.deployment.pod_is_always_schedulable;
         let mut alive = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
-        if let Some(problem) = alive.find_map(|p| problem(p, configs)) {
-            manager.mark_false(problem.condition, &problem.reason, &problem.message);
+        let known = alive.find_map(|p| trouble::of_pod(p, always, timed_out));
+        if let Some(problem) = known.as_ref().or(trouble.filter(|t| t.is_final)) {
+            status.manage(now).mark_false(problem.condition, &problem.reason, &problem.message);
+        }
+        // That it took too long is no cause: the cause is told with it.
+        let late = status.condition(AVAILABLE).filter(|c| c.reason.as_deref() == Some(TIMED_OUT)).cloned();
+        if let (Some(late), Some(trouble)) = (late, trouble) {
+            let message = format!("{} {}", late.message.unwrap_or_default(), trouble.message);
+            status.manage(now).mark_false(AVAILABLE, TIMED_OUT, message.trim());
         }
     }
     if found.and_then(|s| s.ready_replicas).unwrap_or_default() > 0 {
@@ -75,59 +85,14 @@ pub(super) fn of_deployment(
     }
 }
 
-struct Problem {
-    condition: &'static str,
-    reason: String,
-    message: String,
-}
-
-/// Why a pod does not come up, if that is known.
-fn problem(pod: &Pod, configs: &Configs) -> Option<Problem> {
-    let status = pod.status.as_ref()?;
-    if !configs.deployment.pod_is_always_schedulable {
-        let refused =
-            status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-        if let Some(c) = refused {
-            return Some(Problem {
-                condition: AVAILABLE,
-                reason: c.reason.clone().unwrap_or_else(|| "Unschedulable".into()),
-                message: c.message.clone().unwrap_or_default(),
-            });
-        }
+/// What takes so long, where nothing has failed yet.
+pub(super) fn explain(status: &mut RevisionStatus, trouble: &Trouble, now: Timestamp) {
+    let waits = |status: &RevisionStatus, type_: &str| {
+        status.condition(type_).is_some_and(|c| c.status == Status::Unknown)
+    };
+    if !trouble.is_final && waits(status, READY) && waits(status, trouble.condition) {
+        status.manage(now).mark_unknown(trouble.condition, DEPLOYING, &trouble.message);
     }
-    let all =
-        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let (mut own, sidecar): (Vec<_>, Vec<_>) = all.partition(|c| c.name != QUEUE_PROXY);
-    // The sidecar's own failure matters only if the app's containers have nothing to say.
-    own.extend(sidecar);
-    own.into_iter().find_map(of_container)
-}
-
-fn of_container(container: &ContainerStatus) -> Option<Problem> {
-    let state = container.state.as_ref();
-    let ended = container
-        .last_state
-        .as_ref()
-        .and_then(|s| s.terminated.as_ref())
-        .or_else(|| state.and_then(|s| s.terminated.as_ref()).filter(|t| t.exit_code != 0));
-    if let Some(ended) = ended {
-        let mut message = ended.message.clone().unwrap_or_default().trim().to_owned();
-        if message.is_empty() {
-            message = match ended.reason.as_deref() {
-                Some("OOMKilled") => "out of memory: raise resources.limits.memory".into(),
-                _ if ended.exit_code == 0 => "container exited with no error".into(),
-                _ => String::new(),
-            };
-        }
-        return Some(Problem {
-            condition: HEALTHY,
-            reason: format!("ExitCode{}", ended.exit_code),
-            message: format!("Container failed with: {message}"),
-        });
-    }
-    let waiting = state.and_then(|s| s.waiting.as_ref())?;
-    let reason = waiting.reason.clone().filter(|r| HOPELESS.contains(&r.as_str()))?;
-    Some(Problem { condition: AVAILABLE, reason, message: waiting.message.clone().unwrap_or_default() })
 }
 
 /// Takes over what the PodAutoscaler says.
@@ -139,9 +104,9 @@ pub(super) fn of_autoscaler(status: &mut RevisionStatus, pa: Option<&PodAutoscal
     let ready: Option<Condition> = found.and_then(|s| s.condition(READY)).cloned();
     let (Some(found), Some(ready)) = (found, ready) else {
         let mut manager = status.manage(now);
-        manager.mark_unknown("Active", "Deploying", "");
+        manager.mark_unknown("Active", DEPLOYING, "");
         if !unavailable {
-            manager.mark_unknown(AVAILABLE, "Deploying", "");
+            manager.mark_unknown(AVAILABLE, DEPLOYING, "");
         }
         return;
     };
@@ -152,7 +117,7 @@ pub(super) fn of_autoscaler(status: &mut RevisionStatus, pa: Option<&PodAutoscal
     }
     let named = !found.service_name.is_empty();
     if status.is_true(AVAILABLE) && (!named || !initialized) {
-        status.manage(now).mark_unknown(AVAILABLE, "Deploying", "");
+        status.manage(now).mark_unknown(AVAILABLE, DEPLOYING, "");
     }
     let (reason, message) = (ready.reason.unwrap_or_default(), ready.message.unwrap_or_default());
     let mut manager = status.manage(now);
@@ -166,7 +131,7 @@ pub(super) fn of_autoscaler(status: &mut RevisionStatus, pa: Option<&PodAutoscal
         }
         Status::False => {
             if !initialized && !unavailable && named {
-                manager.mark_false(AVAILABLE, "ProgressDeadlineExceeded", "Initial scale was never achieved");
+                manager.mark_false(AVAILABLE, TIMED_OUT, "Initial scale was never achieved");
             }
             manager.mark_false("Active", &reason, &message);
         }

@@ -31,6 +31,10 @@ struct Scene {
     network_policy: Option<NetworkPolicy>,
     mode: Mode,
     images: Vec<String>,
+    trouble: Option<Trouble>,
+    refused: Option<&'static str>,
+    configs: Configs,
+    now: i64,
 }
 
 impl Scene {
@@ -47,11 +51,15 @@ impl Scene {
             digests: Digests::Pending,
             deployment: Some(deployment),
             pods: Vec::new(),
-            pa: Some(pod_autoscaler(&revision)),
+            pa: Some(pod_autoscaler(&revision, autoscaling::KPA)),
             mesh_root: Some(mesh_root(&revision, &platform())),
             network_policy: Some(network_policy::network_policy(revision.namespace())),
             mode: Mode::Strict,
             images: vec!["hello-00001-cache-user-container".into()],
+            trouble: None,
+            refused: None,
+            configs: configs(),
+            now: 1,
             revision,
         }
     }
@@ -88,8 +96,10 @@ impl Scene {
             mesh_root: self.mesh_root.as_ref(),
             network_policy: self.network_policy.as_ref(),
             images: &self.images,
+            trouble: self.trouble.as_ref(),
+            refused: self.refused,
         };
-        plan(&observed, &configs(), &Platform { mtls_mode: self.mode, ..platform() }, at(1))
+        plan(&observed, &self.configs, &Platform { mtls_mode: self.mode, ..platform() }, at(self.now))
     }
 }
 
@@ -114,7 +124,16 @@ fn nothing_is_made_before_the_digests_are_known() {
     let plan = scene.run();
     assert_eq!(condition(&plan, "Ready"), pair("False", "ContainerMissing"));
     assert_eq!(condition(&plan, "ContainerHealthy"), pair("False", "ContainerMissing"));
-    assert!(plan.notes.iter().any(|n| n.warning));
+    assert_eq!(
+        plan.notes.iter().map(|n| (n.warning, n.reason)).collect::<Vec<_>>(),
+        [(true, "RevisionFailed")]
+    );
+    scene.revision = with_status(&scene.revision, plan.status.expect("a status"));
+    let again = scene.run();
+    assert_eq!((again.status, again.notes), (None, Vec::new()), "once");
+    // Tried again, and it is there: what it said before is over.
+    scene.digests = digests();
+    assert_eq!(condition(&scene.run(), "Ready"), pair("Unknown", "Deploying"));
 }
 
 #[test]
@@ -274,6 +293,8 @@ fn without_an_image_of_the_sidecar_nothing_is_made() {
         mesh_root: None,
         network_policy: None,
         images: &[],
+        trouble: None,
+        refused: None,
     };
     let mut configs = configs();
     configs.deployment.queue_sidecar_image.clear();
@@ -345,7 +366,7 @@ fn reachability() {
     {
         let mut revision = live(1);
         revision.metadata.labels.get_or_insert_default().insert(keys::ROUTING_STATE.into(), state.into());
-        let value = serde_json::to_value(pod_autoscaler(&revision)).expect("JSON");
+        let value = serde_json::to_value(pod_autoscaler(&revision, autoscaling::KPA)).expect("JSON");
         assert_eq!(value["spec"]["reachability"].as_str(), want, "{state}");
         assert_eq!(value["spec"]["scaleTargetRef"]["name"], "hello-00001-deployment");
     }
@@ -391,4 +412,263 @@ fn a_weakened_policy_is_put_right() {
     let spec = scene.network_policy.as_mut().and_then(|policy| policy.spec.as_mut()).expect("a policy");
     spec.ingress.get_or_insert_default().push(Default::default());
     assert_eq!(summary(&scene.run()), ["patch NetworkPolicy/ebb-mesh"]);
+}
+
+fn message(plan: &Plan, type_: &str) -> String {
+    let conditions = plan.status.as_ref().expect("a status")["conditions"].clone();
+    let found = conditions.as_array().into_iter().flatten().find(|c| c["type"] == type_).cloned();
+    found.expect("the condition")["message"].as_str().unwrap_or_default().to_owned()
+}
+
+fn progressing() -> Value {
+    json!({"conditions": [{"type": "Progressing", "status": "True"}]})
+}
+
+fn late() -> Value {
+    json!({"conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+                           "message": "ReplicaSet \"x\" has timed out progressing."}]})
+}
+
+/// A pod that was bound to its node at second 0, with the state of the user's container.
+fn bound(state: Value) -> Value {
+    json!({
+        "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": crate::plan::rfc3339(at(0))}],
+        "containerStatuses": [{"name": "user-container", "image": "", "imageID": "", "ready": false,
+                               "restartCount": 0, "state": state}]
+    })
+}
+
+fn creating() -> Value {
+    bound(json!({"waiting": {"reason": "ContainerCreating"}}))
+}
+
+#[test]
+fn what_holds_a_pod_up_is_looked_for_and_told() {
+    let mut scene = Scene::settled().deployment_status(progressing()).pod(creating());
+    assert_eq!(scene.run().requeue_after, Some(Duration::from_secs(1)), "not before it takes long");
+    scene.now = 40;
+    assert_eq!(scene.run().requeue_after, Some(Duration::from_secs(10)), "seldom, once it has taken long");
+    let mount = |message: &str| {
+        let event = json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "FailedMount", "message": message});
+        trouble::of_events(&object(json!({"metadata": {}, "status": creating()})), &[object(event)])
+    };
+    scene.trouble = mount("MountVolume.SetUp failed for volume \"v\" : secret \"gone\" not found");
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "Ready"), pair("False", "FailedMount"), "somebody has to make it");
+    assert!(message(&plan, "Ready").contains("secret \"gone\" not found"));
+    scene.trouble = mount("AttachVolume.Attach failed: still in use");
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "Ready"), pair("Unknown", "Deploying"), "that may pass");
+    assert!(message(&plan, "Ready").contains("still in use"));
+    scene = scene.deployment_status(late());
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "Ready"), pair("False", "ProgressDeadlineExceeded"));
+    assert_eq!(
+        message(&plan, "Ready"),
+        "ReplicaSet \"x\" has timed out progressing. AttachVolume.Attach failed: still in use"
+    );
+    // It runs now: what was said of its volumes is over.
+    scene = scene.deployment_status(progressing());
+    scene.pods.clear();
+    let mut scene = scene.pod(bound(json!({"running": {}})));
+    let plan = scene.run();
+    assert_eq!(
+        (condition(&plan, "Ready"), message(&plan, "Ready")),
+        (pair("Unknown", "Deploying"), String::new())
+    );
+    scene.trouble = trouble::of_sidecar("the app answered 500 to GET /healthz\n");
+    assert_eq!(
+        message(&scene.run(), "Ready"),
+        "Readiness probe failed: the app answered 500 to GET /healthz"
+    );
+}
+
+#[test]
+fn what_a_container_waits_for_counts_once_it_is_late() {
+    let slow = || bound(json!({"waiting": {"reason": "Resizing", "message": "why"}}));
+    assert_eq!(
+        condition(&Scene::settled().deployment_status(progressing()).pod(slow()).run(), "Ready").0,
+        "Unknown"
+    );
+    let plan = Scene::settled().deployment_status(late()).pod(slow()).run();
+    assert_eq!(condition(&plan, "Ready"), pair("False", "Resizing"));
+}
+
+#[test]
+fn out_of_memory_is_said_so() {
+    let ended = |message: &str| {
+        let pod = bound(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": message}}));
+        Scene::settled().deployment_status(progressing()).pod(pod).run()
+    };
+    assert_eq!(condition(&ended(""), "Ready"), pair("False", "ExitCode137"));
+    for (said, want) in [("", "raise resources.limits.memory"), ("loading\n", "its last words: loading")] {
+        let message = message(&ended(said), "Ready");
+        assert!(message.contains("out of memory") && message.ends_with(want), "{message}");
+    }
+}
+
+#[test]
+fn a_state_that_goes_on_is_not_written_again() {
+    let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "why"}});
+    let mut scene = Scene::settled().deployment_status(progressing()).pod(bound(waiting));
+    scene.revision = with_status(&scene.revision, scene.run().status.expect("a status"));
+    scene.now = 7;
+    let again = scene.run();
+    assert_eq!((again.status, again.notes), (None, Vec::new()));
+}
+
+#[test]
+fn what_the_api_server_refuses_is_told() {
+    let mut scene = Scene::settled().deployment_status(progressing());
+    (scene.deployment, scene.refused) = (None, Some("could not create Deployment x: exceeded quota"));
+    let plan = scene.run();
+    assert_eq!(condition(&plan, "Ready"), pair("False", "FailedCreate"));
+    assert!(message(&plan, "Ready").contains("exceeded quota"));
+    assert!(
+        summary(&plan).contains(&"create Deployment/hello-00001-deployment".to_owned()),
+        "it is tried again"
+    );
+}
+
+#[test]
+fn ready_and_failed_are_told_once() {
+    let mut scene =
+        Scene::settled().deployment_status(progressing()).pa_status(pa_status("True", "", "True"));
+    let plan = scene.run();
+    assert_eq!(plan.notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["RevisionReady"]);
+    scene.revision = with_status(&scene.revision, plan.status.expect("a status"));
+    assert_eq!(scene.run().notes, []);
+}
+
+#[test]
+fn where_the_logs_are() {
+    let mut scene = Scene::settled();
+    scene.configs.observability.revision_url_template = "https://logs/?r=${REVISION_UID}".into();
+    assert_eq!(scene.run().status.expect("a status")["logUrl"], "https://logs/?r=rev-1-uid");
+}
+
+#[test]
+fn scaling_annotations_are_the_autoscalers_and_roll_nothing() {
+    let mut revision = live(1);
+    revision
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .insert("autoscaling.knative.dev/min-scale".into(), "2".into());
+    let has = |metadata: &ObjectMeta| {
+        metadata.annotations.iter().flatten().any(|(key, _)| key.starts_with("autoscaling.knative.dev/min"))
+    };
+    let made = deployment(&revision, &RevisionStatus::default(), &configs(), &platform());
+    let template = made.spec.and_then(|s| s.template.metadata).expect("a template");
+    assert!(!has(&made.metadata) && !has(&template));
+    assert_eq!(
+        template.annotations.expect("some")["kubectl.kubernetes.io/default-container"],
+        "user-container"
+    );
+    assert!(has(&pod_autoscaler(&revision, autoscaling::KPA).metadata));
+}
+
+/// What a platform's setting took away goes from the pods as well, though others add fields there.
+#[test]
+fn a_setting_that_is_taken_back_reaches_pods() {
+    let mut scene = Scene::settled();
+    scene.configs.deployment.queue_sidecar_limits.insert("memory".into(), "64Mi".into());
+    scene.configs.deployment.runtime_classes.insert("kata".into(), BTreeMap::new());
+    let made = |scene: &Scene| {
+        deployment(
+            &scene.revision,
+            &scene.revision.status.clone().unwrap_or_default(),
+            &scene.configs,
+            &platform(),
+        )
+    };
+    let mut live = made(&scene);
+    live.spec.as_mut().expect("a spec").replicas = Some(7);
+    scene.deployment = Some(live);
+    assert_eq!(summary(&scene.run()), [""; 0]);
+    scene.configs = configs();
+    let plan = scene.run();
+    let Some(Change::Patch(_, patch)) = plan.then.first() else { panic!("a patch") };
+    assert_eq!(patch["spec"].get("replicas"), None);
+    assert_eq!(patch["spec"]["template"]["spec"]["runtimeClassName"], Value::Null);
+    assert!(patch["spec"]["template"]["spec"].as_object().expect("a map").contains_key("runtimeClassName"));
+    assert_eq!(patch["spec"]["template"]["spec"]["containers"][1]["resources"].get("limits"), None);
+}
+
+#[test]
+fn the_sidecar_by_settings_and_annotations() {
+    let mut revision = live(1);
+    let annotations = revision.metadata.annotations.get_or_insert_default();
+    annotations.insert(keys::QUEUE_RESOURCE_PERCENTAGE.key().into(), "20".into());
+    annotations.insert(keys::QUEUE_MEMORY_LIMIT.key().into(), "77Mi".into());
+    annotations.insert(keys::QUEUE_POD_INFO.into(), "Enabled".into());
+    let app = json!({"requests": {"cpu": "400m", "memory": "8Mi"}, "limits": {"cpu": "9", "memory": "1Gi"}});
+    revision.spec.pod.containers[0].resources = Some(object(app));
+    let mut configs = configs();
+    configs.deployment.queue_sidecar_token_audiences.insert("vault".into());
+    configs.features = ebb_api::config::Features::parse(
+        &[("queueproxy.mount-podinfo".to_owned(), "allowed".to_owned())].into(),
+    )
+    .expect("good");
+    configs.observability.enable_var_log_collection = true;
+    let made = deployment(&revision, &RevisionStatus::default(), &configs, &platform());
+    let pod = made.spec.and_then(|s| s.template.spec).expect("a pod");
+    let [user, sidecar] = pod.containers.as_slice() else { panic!("two containers") };
+    let resources = serde_json::to_value(&sidecar.resources).expect("JSON");
+    assert_eq!(resources["requests"], json!({"cpu": "80m", "memory": "50Mi"}));
+    assert_eq!(resources["limits"], json!({"cpu": "500m", "memory": "77Mi"}));
+    let mounts = |c: &k8s_openapi::api::core::v1::Container| {
+        c.volume_mounts.iter().flatten().map(|m| m.mount_path.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(mounts(sidecar), ["/var/run/secrets/ebb", "/etc/podinfo", "/var/run/secrets/tokens"]);
+    assert_eq!(mounts(user), ["/var/log"]);
+    let volumes: Vec<_> = pod.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
+    assert_eq!(volumes, ["ebb-mesh", "pod-info", "knative-token-volume", "knative-var-log"]);
+    let ports: Vec<_> = sidecar.ports.iter().flatten().filter_map(|p| p.name.as_deref()).collect();
+    assert!(ports.contains(&"queue-port") && ports.iter().all(|name| name.len() <= 15), "{ports:?}");
+}
+
+#[test]
+fn a_liveness_probe_asks_the_apps_port() {
+    let port = |any: bool| {
+        let mut revision = live(1);
+        let probe = json!({"httpGet": {"path": "/live", "port": 9999}});
+        revision.spec.pod.containers[0].liveness_probe = Some(object(probe));
+        let mut configs = configs();
+        if any {
+            let flags = [("multi-container-probing".to_owned(), "enabled".to_owned())];
+            configs.features = ebb_api::config::Features::parse(&flags.into()).expect("good");
+        }
+        let made = deployment(&revision, &RevisionStatus::default(), &configs, &platform());
+        let pod = made.spec.and_then(|s| s.template.spec).expect("a pod");
+        serde_json::to_value(&pod.containers[0]).expect("JSON")["livenessProbe"]["httpGet"]["port"].clone()
+    };
+    assert_eq!((port(false), port(true)), (json!(8080), json!(9999)));
+}
+
+#[test]
+fn the_sidecar_probes_all_containers_where_they_may_have_probes() {
+    let mut revision = live(1);
+    let side = |name: &str, probe: Value| json!({"name": name, "image": "x", "readinessProbe": probe});
+    revision.spec.pod.containers[0].ports = Some(vec![object(json!({"containerPort": 8080}))]);
+    revision.spec.pod.containers.extend([
+        object(side("a", json!({"httpGet": {"path": "/a", "port": 9000}}))),
+        object(side("b", json!({"exec": {"command": ["true"]}}))),
+    ]);
+    let mut configs = configs();
+    let flags = [("multi-container-probing".to_owned(), "enabled".to_owned())];
+    configs.features = ebb_api::config::Features::parse(&flags.into()).expect("good");
+    let made = deployment(&revision, &RevisionStatus::default(), &configs, &platform());
+    let pod = made.spec.and_then(|s| s.template.spec).expect("a pod");
+    let kept: Vec<_> =
+        pod.containers.iter().filter(|c| c.readiness_probe.is_some()).map(|c| c.name.as_str()).collect();
+    assert_eq!(kept, ["b", "queue-proxy"], "kubelet runs what only it can");
+    let env = pod.containers[3].env.iter().flatten().find(|e| e.name == "SERVING_READINESS_PROBE");
+    let value = env.and_then(|e| e.value.clone()).expect("a value");
+    let probes: Value = serde_json::from_str(&value).expect("JSON");
+    assert_eq!(
+        (&probes[0]["tcpSocket"]["port"], &probes[1]["httpGet"]["port"]),
+        (&json!(8080), &json!(9000))
+    );
+    assert_eq!(probes.as_array().map(Vec::len), Some(2));
 }

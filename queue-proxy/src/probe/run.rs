@@ -31,6 +31,8 @@ pub struct Prober {
     /// Where the app takes requests.
     serving: SocketAddr,
     speaks: AtomicU8,
+    /// Probes of further containers, which must hold as well.
+    further: Vec<Prober>,
     last: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
@@ -53,6 +55,7 @@ impl Prober {
             http2: pool.backend(&Target::plain(app, Protocol::Http2)),
             serving,
             speaks: AtomicU8::new(speaks),
+            further: Vec::new(),
             last: tokio::sync::Mutex::default(),
         }
     }
@@ -62,8 +65,25 @@ impl Prober {
         self.speaks.load(Ordering::Acquire) == HTTP2
     }
 
-    /// Waits until the app is ready for the first time.
+    /// Probes of further containers, which speak HTTP/1 if HTTP.
+    #[must_use]
+    pub fn and(mut self, probes: &[Probe], pool: &Pool) -> Self {
+        self.further = probes
+            .iter()
+            .map(|probe| Self::new(probe.clone(), self.serving, Some(Protocol::Http1), pool))
+            .collect();
+        self
+    }
+
+    /// Waits until all that is probed is ready for the first time.
     pub async fn wait_started(&self) {
+        tokio::join!(
+            self.wait_for_one(),
+            futures::future::join_all(self.further.iter().map(Self::wait_for_one))
+        );
+    }
+
+    async fn wait_for_one(&self) {
         let began = Instant::now();
         tokio::time::sleep(self.probe.initial_delay).await;
         let mut in_a_row = 0;
@@ -73,6 +93,7 @@ impl Prober {
                 Ok(()) => in_a_row += 1,
                 Err(error) => {
                     in_a_row = 0;
+                    *self.last.lock().await = Some((Instant::now(), Err(error.clone())));
                     if !told && began.elapsed() > Duration::from_secs(10) {
                         told = true;
                         tracing::warn!(%error, "the app is not ready after ten seconds; asking on");
@@ -86,11 +107,19 @@ impl Prober {
         }
     }
 
-    /// Whether the app is ready now.
+    /// Whether all that is probed is ready now.
     ///
     /// # Errors
     /// Why not.
     pub async fn check(&self) -> Result<(), String> {
+        self.check_one().await?;
+        for other in &self.further {
+            other.check_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn check_one(&self) -> Result<(), String> {
         let mut last = self.last.lock().await;
         if let Some((at, answer)) = &*last
             && at.elapsed() < FRESH
@@ -100,6 +129,16 @@ impl Prober {
         let answer = self.attempt().await;
         *last = Some((Instant::now(), answer.clone()));
         answer
+    }
+
+    /// Why the last attempt failed, if it did.
+    pub async fn last_failure(&self) -> Option<String> {
+        for prober in std::iter::once(self).chain(&self.further) {
+            if let Some((_, Err(why))) = &*prober.last.lock().await {
+                return Some(why.clone());
+            }
+        }
+        None
     }
 
     async fn attempt(&self) -> Result<(), String> {

@@ -165,8 +165,7 @@ pub(crate) fn environment(
     facts: &Facts,
     lookup: &dyn Lookup,
 ) -> Result<BTreeMap<String, String>, String> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let missing = |kind: &str, name: &str| format!("{kind} \"{namespace}/{name}\" not found");
+    let missing = |kind: &str, name: &str| format!("{kind} \"{name}\" not found");
     let mut variables: BTreeMap<String, String> = links.clone();
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.clone().unwrap_or_default();
@@ -250,7 +249,7 @@ fn value_from(
                 )),
             },
             None if optional => Ok(None),
-            None => Err(format!("configmap \"{namespace}/{}\" not found", reference.name)),
+            None => Err(format!("configmap {:?} not found", reference.name)),
         };
     }
     if let Some(reference) = &source.secret_key_ref {
@@ -265,7 +264,7 @@ fn value_from(
                 )),
             },
             None if optional => Ok(None),
-            None => Err(format!("secret \"{namespace}/{}\" not found", reference.name)),
+            None => Err(format!("secret {:?} not found", reference.name)),
         };
     }
     Err(format!("env {variable}: this kind of valueFrom is not supported here"))
@@ -339,7 +338,7 @@ mod tests {
     #[test]
     fn missing_objects_are_errors_unless_optional() {
         let error = env_of(json!({"name": "c", "envFrom": [{"secretRef": {"name": "s"}}]})).unwrap_err();
-        assert_eq!(error, "secret \"ns/s\" not found");
+        assert_eq!(error, "secret \"s\" not found");
         env_of(json!({"name": "c", "envFrom": [{"secretRef": {"name": "s", "optional": true}}]})).unwrap();
         let error = env_of(json!({"name": "c", "env": [
             {"name": "X", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "nope"}}}]}))
