@@ -1,5 +1,9 @@
 //! What a user of the platform does: deploy, ask, wait for zero, wake, split, roll back, get it wrong.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 
 use crate::Case;
@@ -9,6 +13,7 @@ use testkit::http::{self, Load, Tally};
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("serving::hello", hello),
     ("serving::cold_start_after_zero", cold_start_after_zero),
+    ("serving::web_socket_from_zero_keeps_its_pod", web_socket_from_zero),
     ("serving::thousand_at_one_cold_service", thousand_at_one_cold_service),
     ("serving::canary_counts_and_rollback", canary_counts_and_rollback),
     ("serving::new_revision_under_load_loses_nothing", new_revision_under_load),
@@ -71,6 +76,44 @@ fn cold_start_after_zero(p: &Platform) -> Result<()> {
     let warm = http::get(p.gateway(), &host, "/")?;
     ensure!(warm.status == 200, "{warm:?}");
     ensure!(ns.pods()?.len() == 1, "one request needs one pod: {:?}", ns.pods()?);
+    ns.wait_zero()
+}
+
+/// A web socket wakes its app through gateway, activator and sidecar, and holds the pod as long as it is open, though nothing is asked any more.
+fn web_socket_from_zero(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-socket")?;
+    ns.service("socket", SHORT_WINDOW, &[])?;
+    ns.wait_ready("socket")?;
+    ns.wait_zero()?;
+    let host = ns.host("socket")?;
+    let mut socket = TcpStream::connect(p.gateway())?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(
+        socket,
+        "GET /chat HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head);
+    ensure!(head.starts_with("HTTP/1.1 101"), "{head}");
+    // Longer than the window and what follows it.
+    let until = Instant::now() + Duration::from_secs(15);
+    let mut words = 0;
+    while Instant::now() < until {
+        let word = format!("{words:08}");
+        socket.write_all(word.as_bytes())?;
+        let mut back = [0; 8];
+        socket.read_exact(&mut back)?;
+        ensure!(back == *word.as_bytes(), "word {words} came back as {back:?}");
+        words += 1;
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    ensure!(ns.pods()?.len() == 1, "an open socket holds one pod: {:?}", ns.pods()?);
+    drop(socket);
     ns.wait_zero()
 }
 

@@ -1,7 +1,7 @@
 //! The app that the end-to-end tests deploy: a web server whose behaviour a request or the environment decides.
 //!
 //! Paths: `/` says `NAME`; `/?sleep=MS` answers later; `/echo` gives the request's head back; `/env` the environment;
-//! `/exit?code=N` ends the process; `/fill?mb=N` takes memory and keeps it. Environment: `NAME`; `START_DELAY_MS` before listening; `FAIL_AT_START=code`.
+//! `/exit?code=N` ends the process; `/fill?mb=N` takes memory and keeps it. A request for an upgrade gets it, and then its bytes back. Environment: `NAME`; `START_DELAY_MS` before listening; `FAIL_AT_START=code`.
 //!
 //! `testapp get ADDRESS:PORT`, run by `kubectl exec`, is a client instead.
 
@@ -110,6 +110,10 @@ fn serve(stream: TcpStream) -> std::io::Result<()> {
         }
         let mut body = Vec::new();
         (&mut reader).take(length).read_to_end(&mut body)?;
+        if head.to_ascii_lowercase().contains("\nupgrade: websocket") {
+            write!(writer, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")?;
+            return std::io::copy(&mut reader, &mut writer).map(drop);
+        }
         let target = head.split_whitespace().nth(1).unwrap_or("/").to_string();
         let (status, text) = answer(&target, &head, &body);
         let revision = env::var("K_REVISION").unwrap_or_default();
