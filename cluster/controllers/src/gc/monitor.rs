@@ -65,7 +65,8 @@ pub(super) async fn run(collector: Arc<Collector>, shutdown: CancellationToken) 
 async fn discover(collector: &Collector) -> Result<Vec<Kind>, kube::Error> {
     let discovery = Discovery::new(collector.client.clone()).run().await?;
     let groups = discovery.groups();
-    let resources = groups.flat_map(kube::discovery::ApiGroup::recommended_resources);
+    // Not the preferred version of the group alone: a kind may be in another one only.
+    let resources = groups.flat_map(kube::discovery::ApiGroup::resources_by_stability);
     Ok(resources.map(|(resource, capabilities)| Kind::new(resource, &capabilities)).collect())
 }
 
