@@ -120,6 +120,11 @@ const TEMPLATE: &[Row] = &[
         "as the namespace's label, then config-network",
         "Whether the pods take mutual TLS only, `strict`, or plaintext, too, `permissive`.",
     ),
+    (
+        &["features.knative.dev/queueproxy-podinfo"],
+        "",
+        "Shows the sidecar the annotations of its pod, where `queueproxy.mount-podinfo` is allowed.",
+    ),
 ];
 
 const OBJECT: &[Row] = &[
@@ -199,6 +204,26 @@ const WRITTEN: &[Row] = &[
     (&["serving.knative.dev/domainMappingUID"], "", "Label: the DomainMapping of an Ingress."),
     (&["serving.knative.dev/domainMappingNamespace"], "", "Label: that DomainMapping's namespace."),
     (&["networking.internal.knative.dev/rollout"], "", "Annotation: the state of a gradual rollout."),
+    (
+        &["networking.internal.knative.dev/tag-to-host"],
+        "",
+        "Annotation: the hosts of each tag of an Ingress, as JSON.",
+    ),
+    (
+        &["networking.internal.knative.dev/certificate-uid"],
+        "",
+        "Label: the Certificate that a Secret was made for.",
+    ),
+    (
+        &["networking.knative.dev/certificate-type"],
+        "",
+        "Label: for what kind of host a Certificate is: `external-domain` or `cluster-local-domain`.",
+    ),
+    (
+        &["networking.knative.dev/wildcardDomain"],
+        "",
+        "Label: the domain whose wildcard a Certificate has, in its namespace.",
+    ),
     (
         &["networking.internal.knative.dev/serverlessservice"],
         "",
