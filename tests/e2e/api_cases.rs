@@ -97,7 +97,7 @@ fn explain(p: &Platform) -> Result<()> {
     for (path, words) in [
         ("ksvc.spec.template.spec.containers.env", "environment variables"),
         ("rev.spec.containerConcurrency", "in flight"),
-        ("rt.spec.traffic", "requests are shared"),
+        ("rt.spec.traffic", "One share of the traffic"),
         ("dm.spec.ref", "The target"),
         ("kpa.spec.scaleTargetRef.name", "Its name"),
         ("king.spec.rules", "of which the first"),

@@ -138,10 +138,9 @@ impl Network {
         // Everything inside speaks mutual TLS whatever these two say; they are read so that a typo is noticed.
         r.switch("system-internal-tls", &mut true);
         r.switch("internal-encryption", &mut true);
-        // Pods are always spoken to at their own addresses, and each certificate is for one host.
+        // Pods are always spoken to at their own addresses.
         r.bool("enable-mesh-pod-addressability", &mut true);
         r.one_of("mesh-compatibility-mode", &["enabled", "disabled", "auto"]);
-        r.raw("namespace-wildcard-cert-selector");
         match r.raw("http-protocol").map(str::to_ascii_lowercase).as_deref() {
             None | Some("" | "enabled") => {}
             Some("redirected") => c.http_protocol = HttpProtocol::Redirected,
