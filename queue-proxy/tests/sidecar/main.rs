@@ -541,11 +541,7 @@ async fn an_open_web_socket_is_not_cut_by_the_limit_on_a_responses_start() {
             });
         }
     });
-    let vars = [
-        PERMISSIVE,
-        ("REVISION_RESPONSE_START_TIMEOUT_SECONDS", "1"),
-        ("REVISION_IDLE_TIMEOUT_SECONDS", "1"),
-    ];
+    let vars = [PERMISSIVE, ("REVISION_RESPONSE_START_TIMEOUT_SECONDS", "1")];
     let pod = pod(at, &Mesh::start().await, &vars).await;
     ready(pod.http1).await;
     let mut ws = TcpStream::connect(pod.http1).await.unwrap();
