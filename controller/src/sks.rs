@@ -3,7 +3,9 @@
 //!
 //! The public Service has no selector: its EndpointSlices are written here, from the slices of the private Service and of
 //! the activators. Without a ready pod it leads to activators whatever the mode says, and without an activator to
-//! the pods, so that it is empty only if there is nothing at all.
+//! the pods, so that it is empty only if there is nothing at all. Where Kubernetes believes in nobody, neither pod nor activator, it has lost
+//! sight of nodes rather than all of them at once their sense: the activators that stand are asked all the same, since they try each pod before
+//! they use it.
 
 use ebb_api::conditions::Conditioned;
 use ebb_api::meta::networking as keys;
@@ -77,7 +79,11 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     }
 
     let pods = ready(observed.private_slices);
-    let activators = subset(ready(observed.activator_slices), &name, sks.spec.num_activators);
+    let mut activators = ready(observed.activator_slices);
+    if activators.is_empty() && pods.is_empty() {
+        activators = standing(observed.activator_slices);
+    }
+    let activators = subset(activators, &name, sks.spec.num_activators);
     let to_pods = match sks.spec.mode {
         _ if activators.is_empty() => true,
         _ if pods.is_empty() => false,
@@ -107,13 +113,23 @@ pub fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan
 }
 
-/// The ready endpoints of slices, sorted by address, each once.
+/// The ready endpoints of slices.
 fn ready(slices: &[Arc<EndpointSlice>]) -> Vec<Endpoint> {
+    endpoints(slices, |conditions| conditions.ready != Some(false))
+}
+
+/// The endpoints of slices, ready or not, that are not on their way out.
+fn standing(slices: &[Arc<EndpointSlice>]) -> Vec<Endpoint> {
+    endpoints(slices, |conditions| conditions.terminating != Some(true))
+}
+
+/// The endpoints of slices that are wanted, sorted by address, each once.
+fn endpoints(slices: &[Arc<EndpointSlice>], wanted: impl Fn(&EndpointConditions) -> bool) -> Vec<Endpoint> {
     let mut all: Vec<Endpoint> = slices
         .iter()
         .filter(|s| s.metadata.deletion_timestamp.is_none())
         .flat_map(|s| s.endpoints.iter())
-        .filter(|e| e.conditions.as_ref().and_then(|c| c.ready) != Some(false))
+        .filter(|e| e.conditions.as_ref().is_none_or(&wanted))
         .filter(|e| !e.addresses.is_empty())
         .map(|e| Endpoint {
             addresses: e.addresses.iter().take(1).cloned().collect(),

@@ -116,12 +116,17 @@ fn kill_one(p: &Platform, status: &Value) -> Result<()> {
     given(p)?.kill_container(id)
 }
 
-/// Waits until the kubelet has started a killed component again.
+/// Waits until the kubelet has started a killed component again, and those can reach it that ask by its Service: they learn of it later than the
+/// pod's status tells.
 fn back(p: &Platform, scene: &Scene<'_>, component: &str, restarts: u64) -> Result<()> {
     scene.ns.wait("the component is back", || {
         let ready = containers(p, component, component)?.iter().all(|status| status["ready"] == true);
         Ok(ready && self::restarts(p, component)? >= restarts)
-    })
+    })?;
+    if component == "controller" {
+        scene.ns.wait("the API server reaches the webhooks", || Ok(scene.ns.dry_run("asked").is_ok()))?;
+    }
+    Ok(())
 }
 
 fn restarts(p: &Platform, component: &str) -> Result<u64> {

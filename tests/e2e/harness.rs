@@ -187,6 +187,13 @@ impl Namespace<'_> {
         Ok(())
     }
 
+    /// Has a Service checked as if it were created.
+    pub(crate) fn dry_run(&self, name: &str) -> Result<()> {
+        let manifest = service_manifest(name, self.platform.image(), &[], &[]).to_string();
+        let asked = ["create", "-n", &self.name, "--dry-run=server", "-f", "-"];
+        self.platform.kubectl_with(&asked, &manifest).map(drop)
+    }
+
     /// Waits until the Service says Ready.
     pub(crate) fn wait_ready(&self, service: &str) -> Result<()> {
         let seconds = format!("--timeout={}s", PATIENCE.as_secs());

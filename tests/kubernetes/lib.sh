@@ -35,13 +35,20 @@ start() { # name, command...
   {
     echo '#!/usr/bin/env bash'
     [ -d "$(tracking)/host" ] && printf 'echo $$ >%q || exit 1\n' "$(tracking)/host/cgroup.procs"
-    printf 'cd %q || exit 1\nexec setsid' "$dir"
+    printf 'cd %q || exit 1\n%s setsid' "$dir" "${opening:-exec}"
     [ -e "$netns" ] && printf ' nsenter --net=%q' "$netns"
     printf ' %q' "$@"
-    echo
+    echo "${closing:-}"
   } >"commands/$process"
   chmod +x "commands/$process"
   launch "$process"
+}
+
+# Like start, and whenever the process ends it is started again, as a kubelet does it with a control plane's. The id that is noted is the loop's: of
+# the process the cgroup knows.
+start_always() { # name, command...
+  local opening='while sleep 0.2; do' closing='; done'
+  start "$@"
 }
 
 launch() { # name

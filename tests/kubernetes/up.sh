@@ -139,15 +139,19 @@ fi
 start kube-apiserver "$bin/kube-apiserver" "${api[@]}"
 request() { curl -sSf --max-time 10 --cacert pki/ca.crt --cert pki/admin.crt --key pki/admin.key "$@"; }
 await 120 kube-apiserver request "$server/readyz"
-start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig="$dir/kubeconfig" --service-account-private-key-file=pki/sa.key \
-  --root-ca-file=pki/ca.crt --use-service-account-credentials --leader-elect=false --cluster-signing-cert-file=pki/ca.crt \
-  --cluster-signing-key-file=pki/ca.key --cert-dir="$dir/pki" --secure-port="$kcm_port" --bind-address=127.0.0.1
+# Whoever loses its Lease ends, as everywhere: what is started after an outage of the API server has nothing old in mind, and gives nodes time to
+# tell of themselves before it takes them for lost.
+run=start_always elects=true
+[ -n "$node" ] || run=start elects=false
+"$run" kube-controller-manager "$bin/kube-controller-manager" --kubeconfig="$dir/kubeconfig" --leader-elect="$elects" \
+  --service-account-private-key-file=pki/sa.key --root-ca-file=pki/ca.crt --use-service-account-credentials \
+  --cluster-signing-cert-file=pki/ca.crt --cluster-signing-key-file=pki/ca.key --cert-dir="$dir/pki" --secure-port="$kcm_port" --bind-address=127.0.0.1
 await 60 kube-controller-manager request "$server/api/v1/namespaces/default/serviceaccounts/default"
 if [ -z "$node" ]; then
   echo "ready: KUBECONFIG=$dir/kubeconfig"
   exit 0
 fi
-start kube-scheduler "$bin/kube-scheduler" --kubeconfig="$dir/kubeconfig" --leader-elect=false
+start_always kube-scheduler "$bin/kube-scheduler" --kubeconfig="$dir/kubeconfig"
 
 # --- the node
 cat >containerd.toml <<TOML

@@ -60,12 +60,23 @@ fn where_the_public_service_leads() {
         ("Serve", vec![("10.0.0.9", false)], vec![activator], vec!["10.0.0.4"], "Unknown", there),
         ("Proxy", vec![pod], vec![], vec!["10.0.0.9"], "True", there),
         ("Proxy", vec![], vec![], vec![], "Unknown", there),
+        // No word from any node: the activators try the pods.
+        ("Serve", vec![("10.0.0.9", false)], vec![("10.0.0.4", false)], vec!["10.0.0.4"], "Unknown", there),
+        ("Serve", vec![pod], vec![("10.0.0.4", false)], vec!["10.0.0.9"], "True", removed),
     ] {
         let plan = run(&sks(mode, 0), &pods, &activators);
         assert_eq!(addresses(&plan), want, "{mode} {pods:?} {activators:?}");
         assert_eq!(condition(&plan, "EndpointsPopulated").0, populated);
         assert_eq!(condition(&plan, "ActivatorEndpointsPopulated"), pair(in_path.0, in_path.1));
     }
+}
+
+#[test]
+fn an_activator_on_its_way_out_is_asked_by_nobody() {
+    let mut slice = Arc::unwrap_or_clone(slice("activator", &[("10.0.0.4", false), ("10.0.0.5", false)]));
+    slice.endpoints[0].conditions.get_or_insert_default().terminating = Some(true);
+    let found = standing(&[Arc::new(slice)]);
+    assert_eq!(found.iter().map(|e| e.addresses[0].as_str()).collect::<Vec<_>>(), ["10.0.0.5"]);
 }
 
 #[test]
