@@ -188,8 +188,8 @@ fn process_of(pod: &str) -> u32 {
 }
 
 fn processes(world: &World) {
-    world.ready_pod("crowd", json!({}), json!({}));
-    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process_of("crowd"))).unwrap();
+    world.ready_pod("forking", json!({}), json!({}));
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process_of("forking"))).unwrap();
     let group = |line: &str| -> Option<std::path::PathBuf> {
         let (_, rest) = line.split_once(':')?;
         match rest.split_once(':')? {
@@ -201,7 +201,7 @@ fn processes(world: &World) {
     let limits: Vec<String> =
         groups.lines().filter_map(group).filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     assert_eq!(limits, ["4096\n"], "{groups}");
-    world.delete("pod/crowd");
+    world.delete("pod/forking");
 }
 
 fn memory_and_processor(world: &World) {
