@@ -205,7 +205,9 @@ fn debug(world: &World) {
     assert!(code != 0, "a name that is taken: {err}");
     // It sees the processes of the container that it is to look into, and its files through them.
     world.kubectl(&["debug", "dbg", &image, "-c", "target", "--target=c", "--", "cat", "/proc/1/comm"]);
-    world.until("pod/dbg", "{.status.ephemeralContainerStatuses[2].state.terminated.exitCode}", "0");
+    // By its name: kubectl waits for what is not found, and gives up on an index that is too high yet.
+    let ended = "{.status.ephemeralContainerStatuses[?(@.name==\"target\")].state.terminated.exitCode}";
+    world.until("pod/dbg", ended, "0");
     assert_eq!(world.kubectl(&["logs", "dbg", "-c", "target"]), "app\n");
     assert_eq!(world.get("pod/dbg")["status"]["containerStatuses"][0]["restartCount"], 0);
     world.delete("pod/dbg");
