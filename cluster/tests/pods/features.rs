@@ -290,11 +290,10 @@ fn affinity(world: &World) {
             "{.status.conditions[?(@.type==\"PodScheduled\")].status}",
             "False",
         );
-        let described = world.kubectl(&["describe", "pod", pod]);
-        assert!(
-            described.contains(&format!("0/1 nodes are available: 1 node(s) didn't {said}")),
-            "{described}"
-        );
+        // The Event follows the status, so that it may be missing yet.
+        let status = &world.get(&format!("pod/{pod}"))["status"];
+        let why = status["conditions"].to_string();
+        assert!(why.contains(&format!("0/1 nodes are available: 1 node(s) didn't {said}")), "{why}");
     };
     world.ready_pod("alone", json!({}), term("podAntiAffinity", "crowd"));
     let mut crowd = pod("crowd", json!({}), json!({}));
