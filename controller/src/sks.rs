@@ -3,9 +3,8 @@
 //!
 //! The public Service has no selector: its EndpointSlices are written here, from the slices of the private Service and of
 //! the activators. Without a ready pod it leads to activators whatever the mode says, and without an activator to
-//! the pods, so that it is empty only if there is nothing at all. Where Kubernetes believes in nobody, neither pod nor activator, it has lost
-//! sight of nodes rather than all of them at once their sense: the activators that stand are asked all the same, since they try each pod before
-//! they use it.
+//! the pods, so that it is empty only if there is nothing at all. Where Kubernetes takes neither a pod nor an activator for ready, it has
+//! most likely lost sight of nodes that work: it leads to the activators that are not ready either, since they try each pod before they use it.
 
 use ebb_api::conditions::Conditioned;
 use ebb_api::meta::networking as keys;

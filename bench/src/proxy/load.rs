@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use http::Request;
@@ -101,7 +101,7 @@ pub(crate) async fn run(ask: &Ask, span: Duration, rate: Option<f64>) -> Result<
         let offset = step.map_or(Duration::ZERO, |step| step.mul_f64(at as f64 / ask.lanes as f64));
         lanes.spawn(async move {
             let mut latency = histogram();
-            let (mut answers, mut failed) = (0_u64, 0_u64);
+            let (mut answers, mut failed, mut why) = (0_u64, 0_u64, None);
             let mut due = begin + offset;
             while begin.elapsed() < span {
                 // Only what the other side held up counts as late, not the timer of this one, which has milliseconds.
@@ -114,8 +114,9 @@ pub(crate) async fn run(ask: &Ask, span: Duration, rate: Option<f64>) -> Result<
                 }
                 match sender.once(&host).await {
                     Ok(()) => answers += 1,
-                    Err(_) => {
+                    Err(e) => {
                         failed += 1;
+                        why = Some(e);
                         // A broken connection stays broken: the rest of this lane would only spin.
                         break;
                     }
@@ -125,18 +126,21 @@ pub(crate) async fn run(ask: &Ask, span: Duration, rate: Option<f64>) -> Result<
                     due += step;
                 }
             }
-            (answers, failed, latency)
+            (answers, failed, latency, why)
         });
     }
     let mut all = Outcome { answers: 0, failed: 0, per_second: 0.0, latency: histogram() };
+    let mut why = None;
     while let Some(lane) = lanes.join_next().await {
-        let (answers, failed, latency) = lane?;
+        let (answers, failed, latency, error) = lane?;
+        why = why.or(error);
         all.answers += answers;
         all.failed += failed;
         all.latency.add(&latency)?;
     }
     if all.answers == 0 {
-        bail!("no answer from {} for {}", ask.address, ask.host);
+        let why = why.unwrap_or_else(|| anyhow!("nothing was sent"));
+        return Err(why.context(format!("no answer from {} for {}", ask.address, ask.host)));
     }
     all.per_second = all.answers as f64 / begin.elapsed().as_secs_f64();
     Ok(all)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::usage;
 
@@ -225,6 +225,8 @@ fn free_port() -> Result<SocketAddr> {
 fn certificates(folder: &Path) -> Result<()> {
     let mut root = CertificateParams::new(Vec::new())?;
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // A name of its own: whoever finds the issuer's name on what it issued takes that for self-signed.
+    root.distinguished_name.push(DnType::CommonName, "bench");
     let root = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
     let certificate = CertificateParams::new(vec!["pod.bench".to_owned()])?.signed_by(&key, &root)?;

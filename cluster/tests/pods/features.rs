@@ -261,12 +261,7 @@ fn sysctls(world: &World) {
         ),
     ] {
         world.pod(name, json!({}), wanted(sysctl, value));
-        let field = format!("--field-selector=involvedObject.name={name},reason=FailedCreatePodSandBox");
-        let begun = std::time::Instant::now();
-        while !world.kubectl(&["get", "events", &field, "-o", "jsonpath={.items[*].message}"]).contains(said)
-        {
-            assert!(begun.elapsed() < PATIENCE, "{}", world.kubectl(&["describe", "pod", name]));
-        }
+        world.told(name, "FailedCreatePodSandBox", said);
         world.delete(&format!("pod/{name}"));
     }
     world.delete("pod/sysctl");
@@ -290,10 +285,8 @@ fn affinity(world: &World) {
             "{.status.conditions[?(@.type==\"PodScheduled\")].status}",
             "False",
         );
-        // The Event follows the status, so that it may be missing yet.
-        let status = &world.get(&format!("pod/{pod}"))["status"];
-        let why = status["conditions"].to_string();
-        assert!(why.contains(&format!("0/1 nodes are available: 1 node(s) didn't {said}")), "{why}");
+        let why = format!("0/1 nodes are available: 1 node(s) didn't {said}");
+        world.told(pod, "FailedScheduling", &why);
     };
     world.ready_pod("alone", json!({}), term("podAntiAffinity", "crowd"));
     let mut crowd = pod("crowd", json!({}), json!({}));

@@ -141,6 +141,18 @@ impl World {
         assert_eq!(code, 0, "{what} {path}: {err}\n{}", self.run(&["describe", what], None).1);
     }
 
+    /// Waits until an Event of a pod says it; Events follow what they tell of.
+    pub(crate) fn told(&self, pod: &str, reason: &str, message: &str) {
+        let field = format!("--field-selector=involvedObject.name={pod},reason={reason}");
+        let begun = std::time::Instant::now();
+        while !self
+            .kubectl(&["get", "events", &field, "-o", "jsonpath={.items[*].message}"])
+            .contains(message)
+        {
+            assert!(begun.elapsed() < PATIENCE, "{}", self.kubectl(&["describe", "pod", pod]));
+        }
+    }
+
     pub(crate) fn get(&self, what: &str) -> Value {
         serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).unwrap()
     }

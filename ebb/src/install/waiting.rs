@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 /// What to do about an image that the nodes cannot get.
 pub(super) const IMAGES: &str = "Write the images with `ebb image export ebb.tar` and load that file on each node (`ctr -n k8s.io images import ebb.tar`, \
-    `kind load image-archive ebb.tar`, ...), or push them to a registry and name it with --image-prefix.";
+    `kind load image-archive ebb.tar`, `podman load -i ebb.tar` for CRI-O, ...), or push them to a registry and name it with --image-prefix.";
 const NO_IMAGE: &str = "the node cannot get the image";
 
 /// Whether one of these lacks an image.
