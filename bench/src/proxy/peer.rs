@@ -73,11 +73,11 @@ impl Pair {
         fs::create_dir_all(&folder)?;
         certificates(&folder)?;
         let (http1, http2) = (free_port()?, free_port()?);
-        let upstream = SocketAddr::new(place.address, POD_PORT);
+        let upstream = SocketAddr::new(place.address, peer.pod_port());
         let values = [
             ("@FOLDER@", folder.display().to_string()),
             ("@ADDRESS@", place.address.to_string()),
-            ("@POD_PORT@", POD_PORT.to_string()),
+            ("@POD_PORT@", peer.pod_port().to_string()),
             ("@APP_PORT@", place.app_port.to_string()),
             ("@HTTP1_PORT@", http1.port().to_string()),
             ("@HTTP2_PORT@", http2.port().to_string()),
@@ -151,6 +151,11 @@ impl Proxy {
 }
 
 impl Peer {
+    /// Where it takes mutual TLS in the pod: all share its network, and some of them would share a port too.
+    fn pod_port(self) -> u16 {
+        POD_PORT + self as u16
+    }
+
     /// The program's name.
     pub(crate) fn binary(self) -> &'static str {
         match self {
