@@ -36,17 +36,17 @@ pub(crate) fn run(n: usize, target: &Target) -> Result<Value> {
     })
 }
 
-/// Memory in KiB and processor time in ms per second of each pod in the platform's namespace.
+/// Memory in KiB and processor time in ms per second of each container in the platform's namespace.
 async fn account(platform: &Platform) -> Result<Value> {
     let before = usage(platform).await?;
     tokio::time::sleep(SPAN).await;
     let mut all = serde_json::Map::new();
-    for (pod, now) in usage(platform).await? {
-        let Some(then) = before.get(&pod) else { continue };
+    for (container, now) in usage(platform).await? {
+        let Some(then) = before.get(&container) else { continue };
         let seconds = (now.at - then.at).as_secs_f64().max(1.0);
         let cpu = (now.cpu_ns.saturating_sub(then.cpu_ns)) as f64 / 1e6 / seconds;
         all.insert(
-            pod,
+            container,
             json!({"memory_kib": now.memory >> 10, "cpu_ms_per_s": (cpu * 100.0).round() / 100.0}),
         );
     }
@@ -71,20 +71,19 @@ async fn usage(platform: &Platform) -> Result<BTreeMap<String, Usage>> {
             if pod["podRef"]["namespace"] != "ebb-system" {
                 continue;
             }
-            let containers = pod["containers"].as_array().map_or(&[][..], Vec::as_slice);
-            let time = containers.first().and_then(|c| c["cpu"]["time"].as_str());
-            let at: jiff::Timestamp = time.context("the kubelet gives no time")?.parse()?;
-            let sum = |part: &str, field: &str| -> u64 {
-                containers.iter().filter_map(|container| container[part][field].as_u64()).sum()
-            };
-            all.insert(
-                pod["podRef"]["name"].as_str().unwrap_or_default().to_owned(),
-                Usage {
-                    at: Duration::from_millis(u64::try_from(at.as_millisecond())?),
-                    memory: sum("memory", "workingSetBytes"),
-                    cpu_ns: sum("cpu", "usageCoreNanoSeconds"),
-                },
-            );
+            let name = pod["podRef"]["name"].as_str().unwrap_or_default();
+            for container in pod["containers"].as_array().into_iter().flatten() {
+                let time = container["cpu"]["time"].as_str().context("the kubelet gives no time")?;
+                let at: jiff::Timestamp = time.parse()?;
+                all.insert(
+                    format!("{name}/{}", container["name"].as_str().unwrap_or_default()),
+                    Usage {
+                        at: Duration::from_millis(u64::try_from(at.as_millisecond())?),
+                        memory: container["memory"]["workingSetBytes"].as_u64().unwrap_or_default(),
+                        cpu_ns: container["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap_or_default(),
+                    },
+                );
+            }
         }
     }
     Ok(all)

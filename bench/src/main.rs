@@ -48,7 +48,7 @@ enum Name {
     Storm,
     /// From `ebb up` to ready; memory of it and of one queue-proxy when idle.
     Idle,
-    /// Memory and processor time of each component's pods, idle and with many Services (on a cluster only).
+    /// Memory and processor time of each component's containers, idle and with many Services (on a cluster only).
     Components,
     /// Thousands of Services on one `ebb up`: create to Ready, API calls for each, memory, processor time and writes at rest, cold starts beside
     /// them, a restart.

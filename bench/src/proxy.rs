@@ -206,7 +206,10 @@ pub(crate) fn soak(minutes: usize, target: &Target) -> Result<Value> {
         "ebb_up_own_kib": edge, "queue_proxy_own_kib": pod}))
 }
 
-/// Memory that connections take which do nothing, each after one request.
+/// By then connections without requests have been put to rest: they are looked at every ten seconds.
+const REST: Duration = Duration::from_secs(30);
+
+/// Memory that connections take which do nothing, each after one request: at once, and at rest.
 pub(crate) fn connections(target: &Target) -> Result<Value> {
     let Scene { platform, place, gateway, runtime, .. } = scene(target)?;
     let ebb = platform.process().context("not started here")?.pid();
@@ -214,10 +217,14 @@ pub(crate) fn connections(target: &Target) -> Result<Value> {
     let ask = Ask { address: gateway.http1, host: gateway.host, h2: false, lanes: IDLE };
     let held = runtime.block_on(load::hold(&ask))?;
     let after = (usage::own_kib(ebb)?, usage::own_kib(place.sidecar)?);
+    std::thread::sleep(REST);
+    let rest = (usage::own_kib(ebb)?, usage::own_kib(place.sidecar)?);
     let count = held.len();
     drop(held);
     runtime.block_on(platform.stop())?;
+    let for_10000 = |now: u64| now.saturating_sub(before.0) * 10_000 / count as u64;
     Ok(json!({"bench": "connections", "idle_connections": count,
-        "ebb_up_own_kib": {"before": before.0, "with": after.0, "for_10000": (after.0 - before.0) * 10_000 / count as u64},
-        "queue_proxy_own_kib": {"before": before.1, "with": after.1}}))
+        "ebb_up_own_kib": {"before": before.0, "with": after.0, "for_10000": for_10000(after.0),
+            "at_rest": rest.0, "for_10000_at_rest": for_10000(rest.0)},
+        "queue_proxy_own_kib": {"before": before.1, "with": after.1, "at_rest": rest.1}}))
 }

@@ -9,6 +9,7 @@ use ebb_api::networking::Ingress;
 use ebb_gateway::table::{BackendKey, Routes, Side, compile};
 use ebb_gateway::upstream::{Address, Content, Upstream};
 use ebb_gateway::{Config, Edge, Handler, Live, Snapshot};
+use ebb_http::forward::own_response;
 use ebb_http::{
     Body, Outgoing, Peer, PlainAcceptor, PlainConnector, Pool, PoolConfig, Protocol, RequestBody,
     ServerConfig, Target, handler_fn, headers, serve,
@@ -460,6 +461,50 @@ async fn the_proxy_protocol_tells_the_client_and_counts_only_where_it_is_on() {
     let answer = ask(line).await;
     assert!(answer.contains("200 OK") && answer.contains("saw-x-forwarded-for: 192.0.2.7"), "{answer}");
     assert_eq!(ask(b"").await, "", "on, every connection must begin with it");
+}
+
+/// A pod that answers each request with this status; as its sidecar, where `marked`.
+async fn refusing(stage: &Stage, status: StatusCode, marked: bool) -> SocketAddr {
+    let handler = handler_fn(move |_: Request<Incoming>, _: Arc<Peer>| async move {
+        let mut response = own_response(status, "pending request queue full\n");
+        if !marked {
+            response.headers_mut().remove(headers::PROXY_ERROR);
+        }
+        response
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let own = identity(&stage.authority, "default", "default").await;
+    tokio::spawn(serve(listener, MeshAcceptor(own), handler, ServerConfig::default(), stage.stop.clone()));
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_grpc_is_told_in_its_words_what_a_proxy_refused() {
+    let stage = stage(both_sides()).await;
+    let client = Client::new();
+    let call = [("content-type", "application/grpc+proto")];
+    let (status, headers, body) = client.get(stage.external, "nobody.example.com", &call).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, ""));
+    assert_eq!(
+        (&headers["grpc-status"], &headers["content-type"]),
+        (&"12".parse().unwrap(), &call[0].1.parse().unwrap())
+    );
+    assert!(headers["grpc-message"].to_str().expect("text").contains("nobody.example.com"));
+    assert_eq!(client.get(stage.external, "nobody.example.com", &[]).await.0, StatusCode::NOT_FOUND);
+
+    stage.set("one", &[refusing(&stage, StatusCode::SERVICE_UNAVAILABLE, true).await]);
+    let (status, headers, _) = client.get(stage.external, "hello.example.com", &call).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        (&headers["grpc-status"], &headers["grpc-message"]),
+        (&"14".parse().unwrap(), &"pending request queue full".parse().unwrap())
+    );
+
+    stage.set("one", &[refusing(&stage, StatusCode::SERVICE_UNAVAILABLE, false).await]);
+    let (status, headers, body) = client.get(stage.external, "hello.example.com", &call).await;
+    assert_eq!((status, body.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "pending request queue full\n"));
+    assert!(!headers.contains_key("grpc-status"), "the app's own answer");
 }
 
 /// A pod that answers an upgrade with 101 and sends back what it gets.

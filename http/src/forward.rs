@@ -7,6 +7,7 @@
 //! An upgrade of HTTP/1.1 and a web socket of HTTP/2 (extended CONNECT, RFC 8441) both become an upgrade towards the backend. Any other CONNECT is
 //! refused: this is no way into a network.
 
+pub mod grpc;
 pub mod hop;
 mod tunnel;
 
@@ -319,11 +320,22 @@ fn shape_h2(request: &mut Request<RequestBody>, secure: bool) -> Result<(), Erro
 
 /// An answer of the proxy's own to a failure, with the cause as text and its side in a header.
 pub fn error_response(error: &Error) -> Response<Body> {
-    let mut response = Response::new(Body::from(format!("{error}\n")));
-    *response.status_mut() = error.status();
+    let mut response = own_response(error.status(), format!("{error}\n"));
+    response.headers_mut().insert(headers::PROXY_ERROR, HeaderValue::from_static(error.side_name()));
+    response
+}
+
+/// An answer of the proxy's own; that of a failure says in a header whose it is.
+pub fn own_response(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(headers::PROXY_ERROR, HeaderValue::from_static(error.side_name()));
+    if status.is_client_error() {
+        headers.insert(headers::PROXY_ERROR, HeaderValue::from_static("downstream"));
+    } else if status.is_server_error() {
+        headers.insert(headers::PROXY_ERROR, HeaderValue::from_static("internal"));
+    }
     response
 }
 

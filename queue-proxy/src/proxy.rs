@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ebb_http::body::Limits;
-use ebb_http::forward::{Forwarded, error_response};
+use ebb_http::forward::{Forwarded, error_response, grpc, own_response};
 use ebb_http::headers::{
     K_KUBELET_PROBE, K_NETWORK_PROBE, K_ORIGINAL_HOST, K_PROXY_REQUEST, KNATIVE_SERVING_NAMESPACE,
     KNATIVE_SERVING_REVISION, KUBE_PROBE_UA, PROBE_QUEUE, PROXIED_BY_ACTIVATOR, TIMING_REQUEST,
@@ -71,11 +71,6 @@ impl Drop for Done {
 
 /// What a started response ends with when its time is over.
 const LAST_WORDS: &str = "request timeout";
-
-/// A call of gRPC is whole with its trailers only, and words in it would be taken for a message.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
-}
 
 /// What a request wants of the sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +184,7 @@ impl Proxy {
             self.send(&mut outgoing).await
         };
         match sent.await {
-            Ok(response) => response.map(|body| Guarded::new(Timed::new(body, Limits::default()), None)),
+            Ok(response) => whole(response),
             Err(error) => failed(&error),
         }
     }
@@ -295,7 +290,8 @@ impl Proxy {
             done.status = response.status().as_u16();
             sent = done.log.as_ref().map(|(_, _, sent)| sent.clone());
         }
-        limits.last_words = (!is_grpc(response.headers())).then_some(LAST_WORDS);
+        // A call of gRPC is whole with its trailers only, and words in it would be taken for a message.
+        limits.last_words = grpc::content_type(response.headers()).is_none().then_some(LAST_WORDS);
         response.map(|body| Guarded::new(Timed::new(body, limits).counted(sent), done))
     }
 }
@@ -309,17 +305,16 @@ impl Handler for Proxy {
 }
 
 fn failed(error: &Error) -> Response<Answer> {
-    error_response(error).map(|body| Guarded::new(Timed::new(body, Limits::default()), None))
+    whole(error_response(error))
+}
+
+fn whole(response: Response<Body>) -> Response<Answer> {
+    response.map(|body| Guarded::new(Timed::new(body, Limits::default()), None))
 }
 
 /// An answer of the sidecar's own.
 fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Answer> {
-    let mut response = Response::new(Guarded::new(Timed::new(text.into(), Limits::default()), None));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
+    whole(own_response(status, text))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ebb_http::forward::{Forwarded, error_response, host_of};
+use ebb_http::forward::{Forwarded, error_response, host_of, own_response};
 use ebb_http::telemetry::{Bounded, Red};
 use ebb_http::wire::{ANNOUNCE_AUTHORITY, ANNOUNCE_PATH, Announcement, now_us};
 use ebb_http::{
@@ -428,12 +428,7 @@ fn refused(why: Refused) -> Response<Guarded<Body, Held>> {
 }
 
 fn own(status: StatusCode, text: String) -> Response<Guarded<Body, Held>> {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    held(response, None)
+    held(own_response(status, text), None)
 }
 
 fn held(response: Response<Body>, held: Held) -> Response<Guarded<Body, Held>> {

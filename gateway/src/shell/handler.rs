@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_http::forward::{Forwarded, error_response, host_of};
+use ebb_http::forward::{Forwarded, error_response, grpc, host_of, own_response};
 use ebb_http::telemetry::Red;
 use ebb_http::{Body, Outgoing, Peer, Retry, Tunnels, Via, balance, headers, timing};
 use http::uri::PathAndQuery;
@@ -101,6 +101,7 @@ impl Handler {
         let started = Instant::now();
         let line = self.live.access_log.begin(&request, &peer);
         let mut met = Met::default();
+        let call = grpc::content_type(request.headers()).cloned();
         let trace = self.live.traces().and_then(|traces| Trace::begin(traces, &request));
         let mut response = self.serve(request, &peer, &mut met, trace.as_ref()).await;
         let took = started.elapsed();
@@ -110,6 +111,10 @@ impl Handler {
         }
         if let Some(trace) = trace {
             trace.end(&mut response, &met);
+        }
+        // Last: to whoever counts, a failure is one.
+        if let Some(call) = call {
+            response = grpc::answer(call, response).await;
         }
         Answer::of(response, line, met.revision.as_ref())
     }
@@ -159,7 +164,7 @@ impl Handler {
             // About the Ingress of the host, whatever its paths.
             return Err(Box::new(match table.hash_of(self.side, asked) {
                 Some(hash) => hash_answer(hash.clone()),
-                None => text(StatusCode::NOT_FOUND, format!("no Ingress has the host {asked:?}\n")),
+                None => own_response(StatusCode::NOT_FOUND, format!("no Ingress has the host {asked:?}\n")),
             }));
         }
         let uri = request.uri();
@@ -194,7 +199,7 @@ impl Handler {
             parts.host = rule.next_host().unwrap_or(parts.host);
             parts.side = Side::Local;
         }
-        Err(Box::new(text(
+        Err(Box::new(own_response(
             StatusCode::LOOP_DETECTED,
             format!(
                 "host {asked} leads back to this gateway again and again; check rewriteHost and ExternalName\n"
@@ -245,7 +250,7 @@ impl Handler {
     /// Forwards within the times that the rules allow.
     async fn within(&self, outgoing: &mut Outgoing, hops: &Hops, met: &mut Met) -> Response<Body> {
         let Some((hop, upstream)) = hops.last().and_then(|hop| Some((hop, hop.upstream()?))) else {
-            return text(StatusCode::INTERNAL_SERVER_ERROR, "the rule has no backend\n".to_owned());
+            return own_response(StatusCode::INTERNAL_SERVER_ERROR, "the rule has no backend\n".to_owned());
         };
         let allowed = hops.iter().filter_map(|hop| hop.rule.timeout).min();
         let forward = self.forward(outgoing, upstream, hop.rule.backend_timeout, met);
@@ -274,7 +279,7 @@ impl Handler {
                 let deadline = *started.get_or_insert_with(Instant::now) + self.endpoint_wait;
                 if Instant::now() >= deadline {
                     let (service, waited) = (&upstream.key.service, self.endpoint_wait);
-                    return text(
+                    return own_response(
                         StatusCode::SERVICE_UNAVAILABLE,
                         format!("Service {service} had no endpoint that could be reached for {waited:?}\n"),
                     );
@@ -300,7 +305,7 @@ impl Handler {
                 Some(allowed) => match tokio::time::timeout(allowed, outgoing.send(backend)).await {
                     Ok(sent) => sent,
                     Err(_) => {
-                        return text(
+                        return own_response(
                             StatusCode::GATEWAY_TIMEOUT,
                             format!("Service {} did not answer within {allowed:?}\n", upstream.key.service),
                         );
@@ -380,11 +385,11 @@ fn not_found(
             let _ = writeln!(body, "known hosts, among others: {}", known.join(", "));
         }
     }
-    text(status, body)
+    own_response(status, body)
 }
 
 fn late(rule: &Rule<Arc<Upstream>>, allowed: Duration) -> Response<Body> {
-    text(
+    own_response(
         StatusCode::GATEWAY_TIMEOUT,
         format!("no answer within {allowed:?}, which is all that the {} allows\n", rule.owner),
     )
@@ -401,9 +406,12 @@ fn redirected(
     let host = host_of(request).unwrap_or_default();
     let location = redirect.location(secure, host, target, rule.matches.path.len());
     let Ok(location) = HeaderValue::from_str(&location) else {
-        return text(StatusCode::BAD_REQUEST, "the request's target cannot be redirected\n".to_owned());
+        return own_response(
+            StatusCode::BAD_REQUEST,
+            "the request's target cannot be redirected\n".to_owned(),
+        );
     };
-    let mut response = text(redirect.status, String::new());
+    let mut response = own_response(redirect.status, String::new());
     response.headers_mut().insert(header::LOCATION, location);
     rule.changes.response.apply(response.headers_mut());
     response
@@ -412,22 +420,13 @@ fn redirected(
 /// The answer to a probe of the configuration.
 fn probe_answer(request: &Request<Incoming>, rule: &Rule<Arc<Upstream>>) -> Response<Body> {
     let Some(asked) = request.headers().get(headers::K_NETWORK_HASH) else {
-        return text(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned());
+        return own_response(StatusCode::BAD_REQUEST, "a probe needs the header K-Network-Hash\n".to_owned());
     };
     hash_answer(if asked == headers::HASH_OVERRIDE { rule.hash.clone() } else { asked.clone() })
 }
 
 fn hash_answer(hash: HeaderValue) -> Response<Body> {
-    let mut response = text(StatusCode::OK, String::new());
+    let mut response = own_response(StatusCode::OK, String::new());
     response.headers_mut().insert(headers::K_NETWORK_HASH, hash);
-    response
-}
-
-fn text(status: StatusCode, text: String) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -27,7 +28,14 @@ pub(super) struct Watch {
     opaque: AtomicBool,
     leaving: AtomicBool,
     evicted: Notify,
+    /// Requests that were read, where nothing but whole requests was; else [`MIDST`].
+    whole: AtomicU64,
+    /// Bytes were written that may not have left yet.
+    unflushed: AtomicBool,
 }
+
+/// Part of a request was read, or what is none.
+const MIDST: u64 = u64::MAX;
 
 /// A client that gives up more requests than this, and more than half of all, opens them only to make work (CVE-2023-44487).
 const ABANDONED: u64 = 500;
@@ -74,6 +82,14 @@ impl Watch {
     /// Whether [`Self::leave`] was called.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing of the connection is in anybody's hands: each request that was read has its whole answer, which has left. Only HTTP/1.1 is
+    /// followed so closely.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_idle()
+            && self.whole.load(Ordering::Relaxed) == self.started.load(Ordering::Relaxed)
+            && !self.unflushed.load(Ordering::Relaxed)
     }
 
     pub(super) fn look(&self) -> Look {
@@ -208,6 +224,11 @@ pub(super) struct Judge {
 }
 
 impl Judge {
+    /// Whether a whole tick has passed without a request.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet > 0 && !self.partial
+    }
+
     /// `http1`: bytes without a request mean part of a head, and bytes written are a response's; in HTTP/2 both may be frames of control.
     pub(super) fn new(idle_ticks: u32, stall_ticks: u32, http1: bool) -> Self {
         Self { last: Look::default(), partial: false, quiet: 0, stuck: 0, idle_ticks, stall_ticks, http1 }
@@ -233,22 +254,77 @@ impl Judge {
     }
 }
 
+/// Where a stream goes when it is [`Shelf::wanted`] while what reads from it is dropped.
+#[derive(Debug)]
+pub(super) struct Shelf<Io>(Arc<Mutex<Place<Io>>>);
+
+#[derive(Debug)]
+struct Place<Io> {
+    wanted: bool,
+    stream: Option<Io>,
+}
+
+impl<Io> Shelf<Io> {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Place { wanted: false, stream: None })))
+    }
+
+    /// From now on a stream that is dropped is kept here.
+    pub(super) fn want(&self) {
+        self.0.lock().wanted = true;
+    }
+
+    /// Takes what is kept. None is wanted after that.
+    pub(super) fn take(&self) -> Option<Io> {
+        let mut place = self.0.lock();
+        place.wanted = false;
+        place.stream.take()
+    }
+
+    fn same(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// A stream that counts what is read, and refuses what must not be.
 #[derive(Debug)]
 pub(super) struct Watched<Io> {
-    io: Io,
+    /// There until it is dropped.
+    io: Option<Io>,
     watch: Arc<Watch>,
     /// For HTTP/1.1.
     scanner: Option<Scanner>,
+    /// Requests before those that the scanner sees.
+    before: u64,
     refused: Option<Refused>,
+    /// A byte that was read before this.
+    ahead: Option<u8>,
+    shelf: Option<Shelf<Io>>,
 }
 
 impl<Io> Watched<Io> {
-    pub(super) fn new(io: Io, watch: Arc<Watch>, scanner: Option<Scanner>) -> Self {
-        Self { io, watch, scanner, refused: None }
+    /// Over a whole connection.
+    pub(super) fn new(io: Io, watch: Arc<Watch>) -> Self {
+        watch.whole.store(MIDST, Ordering::Relaxed);
+        Self { io: Some(io), watch, scanner: None, before: 0, refused: None, ahead: None, shelf: None }
+    }
+
+    /// Over a connection of HTTP/1.1 from a request on, of which `ahead` was read already. The stream goes to `shelf`, if it is wanted there.
+    pub(super) fn requests(
+        io: Io,
+        ahead: Option<u8>,
+        watch: Arc<Watch>,
+        scanner: Scanner,
+        shelf: &Shelf<Io>,
+    ) -> Self {
+        let before = watch.started.load(Ordering::Relaxed);
+        watch.whole.store(if ahead.is_some() { MIDST } else { before }, Ordering::Relaxed);
+        let (scanner, shelf) = (Some(scanner), Some(shelf.same()));
+        Self { io: Some(io), watch, scanner, before, refused: None, ahead, shelf }
     }
 
     fn wrote(&self, polled: &Poll<io::Result<usize>>) {
+        self.watch.unflushed.store(true, Ordering::Relaxed);
         if let Poll::Ready(Ok(n)) = polled {
             self.watch.written.fetch_add(*n as u64, Ordering::Relaxed);
         }
@@ -258,7 +334,12 @@ impl<Io> Watched<Io> {
     /// anything else that is not HTTP, after the answers to earlier requests; a body breaks off.
     fn scan(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
         let Some(scanner) = &mut self.scanner else { return };
-        if let Err(refused) = scanner.feed(&buf.filled()[before..]) {
+        let fed = scanner.feed(&buf.filled()[before..]);
+        let whole = fed.is_ok() && scanner.between_requests();
+        self.watch
+            .whole
+            .store(if whole { self.before + scanner.requests() } else { MIDST }, Ordering::Relaxed);
+        if let Err(refused) = fed {
             metrics::counter!("ebb_http_requests_malformed_total", "reason" => refused.why.name())
                 .increment(1);
             tracing::debug!(reason = refused.why.name(), "a request that could be read in two ways");
@@ -275,14 +356,35 @@ impl<Io> Watched<Io> {
     }
 }
 
+impl<Io> Drop for Watched<Io> {
+    fn drop(&mut self) {
+        let Some(shelf) = &self.shelf else { return };
+        let mut place = shelf.0.lock();
+        if place.wanted {
+            place.stream = self.io.take();
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
 impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(refused) = this.refused {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refused.why.name())));
         }
+        let Some(io) = &mut this.io else { return Poll::Ready(Err(gone())) };
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let ahead = if buf.remaining() > 1 { this.ahead.take() } else { None };
+        buf.put_slice(ahead.as_slice());
+        let polled = match Pin::new(io).poll_read(cx, buf) {
+            // The byte before it is there.
+            Poll::Pending if ahead.is_some() => Poll::Ready(Ok(())),
+            polled => polled,
+        };
         let n = buf.filled().len() - before;
         if n > 0 {
             this.watch.read.fetch_add(n as u64, Ordering::Relaxed);
@@ -301,17 +403,26 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_write(cx, buf);
+        let Some(io) = &mut this.io else { return Poll::Ready(Err(gone())) };
+        let polled = Pin::new(io).poll_write(cx, buf);
         this.wrote(&polled);
         polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let Some(io) = &mut this.io else { return Poll::Ready(Err(gone())) };
+        let polled = Pin::new(io).poll_flush(cx);
+        // Whoever writes flushes as often as it is told to wait, until all is gone.
+        this.watch.unflushed.store(polled.is_pending(), Ordering::Relaxed);
+        polled
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        match &mut self.get_mut().io {
+            Some(io) => Pin::new(io).poll_shutdown(cx),
+            None => Poll::Ready(Err(gone())),
+        }
     }
 
     fn poll_write_vectored(
@@ -320,13 +431,56 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        let Some(io) = &mut this.io else { return Poll::Ready(Err(gone())) };
+        let polled = Pin::new(io).poll_write_vectored(cx, bufs);
         this.wrote(&polled);
         polled
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+}
+
+/// A connection between two requests, without any buffer: waits for the first byte of the next one. `None` when there will be none.
+#[derive(Debug)]
+pub(super) struct Rest<Io> {
+    io: Io,
+    ending: bool,
+}
+
+impl<Io> Rest<Io> {
+    pub(super) fn new(io: Io) -> Self {
+        Self { io, ending: false }
+    }
+
+    /// The connection itself.
+    pub(super) fn into_inner(self) -> Io {
+        self.io
+    }
+
+    /// Ends the connection.
+    pub(super) fn end(&mut self) {
+        self.ending = true;
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Rest<Io> {
+    type Output = Option<u8>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u8>> {
+        let this = self.get_mut();
+        if !this.ending {
+            let mut byte = [0];
+            let mut buf = ReadBuf::new(&mut byte);
+            match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => return Poll::Ready(Some(byte[0])),
+                Poll::Ready(_) => this.ending = true,
+            }
+        }
+        // So that a client with TLS knows that this is the end.
+        Pin::new(&mut this.io).poll_shutdown(cx).map(|_| None)
     }
 }
 
