@@ -11,6 +11,7 @@ pub mod leader;
 pub mod logging;
 pub mod metrics;
 pub mod process;
+pub mod threads;
 mod told;
 pub mod traces;
 pub mod watch;

@@ -18,8 +18,8 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, Ports};
 use crate::env::{BadVariable, Env};
 use crate::health::Health;
-use crate::logging;
 use crate::told::told;
+use crate::{logging, threads};
 
 /// Bad configuration, as in sysexits.h.
 pub(crate) const EX_USAGE: u8 = 64;
@@ -116,7 +116,7 @@ impl Process {
         info!(version = env!("CARGO_PKG_VERSION"), ?config, "ebb {}", self.name);
         // Another one in the process is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        let runtime = match threads::runtime().build() {
             Ok(runtime) => runtime,
             Err(why) => {
                 error!("cannot start the async runtime: {why}");

@@ -28,6 +28,15 @@ const EX_USAGE: u8 = 64;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Gives back what the calling thread's heap does not need.
+fn tidy() {
+    #[allow(unsafe_code)]
+    // SAFETY: asks nothing of its caller.
+    unsafe {
+        libmimalloc_sys::mi_collect(false);
+    }
+}
+
 fn main() -> ExitCode {
     // The container helper must be single-threaded: nothing may come before this.
     if std::env::args().nth(1).as_deref() == Some("container-helper") {
@@ -40,6 +49,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if told.use_stderr() { EX_USAGE } else { 0 });
         }
     };
+    ebb_component::threads::tidy_by(tidy);
     // The cluster's components are this program too; they log, and end, in their own way.
     if let Some(component) = cli.component() {
         return component();
@@ -62,7 +72,7 @@ fn main() -> ExitCode {
         eprintln!("error: another TLS provider is installed already");
         return ExitCode::FAILURE;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match ebb_component::threads::runtime().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("error: cannot start the async runtime: {e}");

@@ -32,8 +32,7 @@ struct Requests(Option<Runtime>);
 
 impl Requests {
     fn start() -> anyhow::Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().thread_name("requests").enable_all().build();
+        let runtime = ebb_component::threads::runtime().thread_name("requests").build();
         Ok(Self(Some(runtime.context("starting the threads that serve requests")?)))
     }
 
