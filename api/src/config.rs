@@ -29,7 +29,7 @@ pub use gc::Gc;
 pub use leader_election::LeaderElection;
 pub use logging::{LOGGED, Logging};
 pub use network::{HttpProtocol, Network, ProxyProtocol};
-pub use observability::Observability;
+pub use observability::{Observability, REQUEST_LOG_TEMPLATE};
 
 /// The data of a ConfigMap.
 pub type Data = BTreeMap<String, String>;

@@ -198,6 +198,7 @@ const TABLE: &[(&str, &[Row])] = &[
     (
         "config-logging",
         &[
+            ("zap-logger-config", r#"{"level": "debug"}"#, Seen::Deployment),
             ("loglevel.controller", "debug", Said("A change takes effect at once")),
             ("loglevel.autoscaler", "debug", Said("A change takes effect at once")),
             ("loglevel.activator", "debug", Said("A change takes effect at once")),
@@ -265,7 +266,7 @@ fn base(name: &str, key: &str) -> Data {
         ("config-gc", _) => &[("retain-since-create-time", "1s"), ("retain-since-last-active-time", "1s")],
         ("config-network", "external-url-tls-port") => &[("default-external-scheme", "https")],
         ("config-network", "http-protocol" | "certificate-class") => &[("external-domain-tls", "enabled")],
-        ("config-observability", "logging.enable-request-log") => &[("logging.request-log-template", "{}")],
+        ("config-observability", "logging.request-log-template") => &[("logging.enable-request-log", "true")],
         ("config-features", "kubernetes.podspec-persistent-volume-write") => {
             &[("kubernetes.podspec-persistent-volume-claim", "enabled")]
         }
@@ -496,7 +497,7 @@ fn explained(name: &str) -> BTreeSet<String> {
     text.lines()
         .filter(|line| !line.starts_with(' '))
         .filter_map(|line| line.strip_prefix("# ").unwrap_or(line).split_once(": "))
-        .filter(|(key, value)| (value.starts_with('"') || *value == "|") && !key.contains(' '))
+        .filter(|(key, value)| (value.starts_with(['"', '\'']) || *value == "|") && !key.contains(' '))
         .map(|(key, _)| key.to_owned())
         .collect()
 }

@@ -170,6 +170,16 @@ pub fn route<'a, B>(table: &'a Table<B>, request: &RequestParts<'_>, random: u32
     }
 }
 
+/// What is for the name that a TLS client asks for: what is for that host itself, else for the wildcard in place of its first label, else
+/// for all hosts (`*`). Hosts are in lower case; the name may be in any.
+///
+/// A certificate's wildcard stands for one label, a rule's ([`route`]) for any number.
+pub fn certified<'a, V>(hosts: &'a Shards<V>, name: &str) -> Option<&'a V> {
+    let name = name.to_ascii_lowercase();
+    let wildcard = || hosts.get(&format!("*.{}", name.split_once('.')?.1));
+    hosts.get(&name).or_else(wildcard).or_else(|| hosts.get(ANY))
+}
+
 impl<B> Table<B> {
     fn side(&self, side: Side) -> &Hosts<B> {
         if side == Side::External { &self.external } else { &self.local }

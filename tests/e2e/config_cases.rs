@@ -112,15 +112,18 @@ fn sidecar(p: &Platform, ns: &Namespace<'_>) -> Result<()> {
     })?;
     set(p, "config-deployment", &json!({"queue-sidecar-memory-limit": null}))?;
     ns.wait("the limit goes again", || Ok(container()?["resources"]["limits"]["memory"].is_null()))?;
-    set(
-        p,
-        "config-observability",
-        &json!({"logging.enable-request-log": "true", "logging.request-log-template": "{{.Request.URL}}"}),
-    )?;
+    set(p, "config-observability", &json!({"logging.enable-request-log": "true"}))?;
     ns.wait("requests are logged", || Ok(env("SERVING_ENABLE_REQUEST_LOG")? == "true"))?;
-    let answer = http::get(p.gateway(), &ns.host("runs")?, "/")?;
-    ensure!(answer.status == 200, "{answer:?}");
-    Ok(())
+    ns.wait("a request has its line, in Knative's form", || {
+        // The pods that log take over from those that do not.
+        let answer = http::get(p.gateway(), &ns.host("runs")?, "/logged")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        let pods = ["-n", ns.name(), "-l", "serving.knative.dev/service=runs", "-c", "queue-proxy"];
+        // Of two pods one may be about to start or gone.
+        let logs = p.kubectl(&[&["logs", "--tail=-1"], &pods[..]].concat()).unwrap_or_default();
+        let lines = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines.into_iter().any(|line| line["httpRequest"]["requestUrl"] == "/logged"))
+    })
 }
 
 /// What is applied next gets other defaults, and may do more.

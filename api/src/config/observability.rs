@@ -5,8 +5,17 @@ use std::time::Duration;
 use super::reader::Reader;
 use super::{ConfigError, Data};
 
+/// A request's line where no form is given, as Knative has it: one JSON object.
+pub const REQUEST_LOG_TEMPLATE: &str = concat!(
+    r#"{"httpRequest": {"requestMethod": "{{.Request.Method}}", "requestUrl": "{{js .Request.RequestURI}}", "#,
+    r#""requestSize": "{{.Request.ContentLength}}", "status": {{.Response.Code}}, "responseSize": "{{.Response.Size}}", "#,
+    r#""userAgent": "{{js .Request.UserAgent}}", "remoteIp": "{{js .Request.RemoteAddr}}", "serverIp": "{{.Revision.PodIP}}", "#,
+    r#""referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", "protocol": "{{.Request.Proto}}"}, "#,
+    r#""traceId": "{{.TraceID}}"}"#,
+);
+
 /// What is written down about requests.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Observability {
     /// Whether each request is logged.
     pub enable_request_log: bool,
@@ -36,6 +45,26 @@ pub struct Observability {
     pub tracing_sampling_rate: f64,
 }
 
+impl Default for Observability {
+    fn default() -> Self {
+        Self {
+            enable_request_log: false,
+            enable_probe_request_log: false,
+            request_log_template: REQUEST_LOG_TEMPLATE.into(),
+            enable_gateway_access_log: false,
+            gateway_access_log_template: String::new(),
+            revision_url_template: String::new(),
+            enable_var_log_collection: false,
+            metrics_export_interval: Duration::ZERO,
+            metrics_protocol: String::new(),
+            metrics_endpoint: String::new(),
+            tracing_protocol: String::new(),
+            tracing_endpoint: String::new(),
+            tracing_sampling_rate: 0.0,
+        }
+    }
+}
+
 impl Observability {
     /// Reads the ConfigMap's data.
     ///
@@ -50,7 +79,7 @@ impl Observability {
         r.check(
             !c.enable_request_log || !c.request_log_template.is_empty(),
             "logging.request-log-template",
-            || "must be set when logging.enable-request-log is true".into(),
+            || "must not be empty when logging.enable-request-log is true; without the key, lines are as Knative's".into(),
         );
         r.bool("logging.enable-gateway-access-log", &mut c.enable_gateway_access_log);
         r.string("logging.gateway-access-log-template", &mut c.gateway_access_log_template);

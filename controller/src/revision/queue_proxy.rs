@@ -97,6 +97,8 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
     let duplex = annotation(&revision.metadata, keys::HTTP_FULL_DUPLEX)
         .is_some_and(|v| v.eq_ignore_ascii_case("enabled"));
     let observability = &configs.observability;
+    // A form that no line takes is no reason to make pods anew.
+    let log_template = observability.enable_request_log.then(|| observability.request_log_template.clone());
     let values = [
         ("SERVING_NAMESPACE", revision.namespace().unwrap_or_default()),
         ("SERVING_SERVICE", of(keys::SERVICE)),
@@ -122,7 +124,7 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
         ("ENABLE_HTTP_FULL_DUPLEX", duplex.to_string()),
         ("SERVING_ENABLE_REQUEST_LOG", observability.enable_request_log.to_string()),
         ("SERVING_ENABLE_PROBE_REQUEST_LOG", observability.enable_probe_request_log.to_string()),
-        ("SERVING_REQUEST_LOG_TEMPLATE", observability.request_log_template.clone()),
+        ("SERVING_REQUEST_LOG_TEMPLATE", log_template.unwrap_or_default()),
         ("EBB_LOG", configs.logging.of("queueproxy").unwrap_or("info").into()),
         ("EBB_ACTIVATOR", platform.activator.clone()),
         ("EBB_CA", platform.ca.clone()),

@@ -280,17 +280,25 @@ mod tests {
 
     #[test]
     fn a_log_template_that_no_sidecar_can_use_is_refused_with_its_key() {
-        let map = |template: &str| {
-            let data =
-                json!({"logging.enable-request-log": "true", "logging.request-log-template": template});
+        let map = |template: Option<&str>| {
+            let mut data = json!({"logging.enable-request-log": "true"});
+            if let Some(template) = template {
+                data["logging.request-log-template"] = json!(template);
+            }
             config_maps(&request(
                 json!({"metadata": {"name": "config-observability"}, "data": data}),
                 Value::Null,
             ))
         };
-        assert_eq!(map("{{.Request.Method}} {{.TraceID}}"), Verdict::allowed());
-        let Verdict::Denied(message) = map("{{.Request.Nonsense}}") else { panic!("it is refused") };
-        assert!(message.contains("data.[logging.request-log-template]"), "{message}");
+        assert_eq!(map(None), Verdict::allowed());
+        assert_eq!(map(Some("{{.Request.Method}} {{.TraceID}}")), Verdict::allowed());
+        for bad in ["{{.Request.Nonsense}}", ""] {
+            let Verdict::Denied(message) = map(Some(bad)) else { panic!("{bad:?} is refused") };
+            assert!(message.contains("logging.request-log-template"), "{message}");
+        }
+        // What is allowed without the key can be parsed as well.
+        let usual = ebb_api::config::REQUEST_LOG_TEMPLATE;
+        assert_eq!(map(Some(usual)), Verdict::allowed());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::table::{Key, Shards};
+use crate::table::{self, Key, Shards};
 
 /// The certificates by host; shared with the handshakes.
 #[derive(Clone, Default)]
@@ -25,16 +25,13 @@ impl fmt::Debug for Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name()?.to_ascii_lowercase();
-        self.of(&name)
+        self.of(hello.server_name()?)
     }
 }
 
 impl Certificates {
     fn of(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        let by_host = self.0.load();
-        let wildcard = || by_host.get(&format!("*.{}", name.split_once('.')?.1));
-        by_host.get(name).or_else(wildcard).or_else(|| by_host.get("*")).cloned()
+        table::certified(&self.0.load(), name).cloned()
     }
 }
 
