@@ -107,6 +107,31 @@ fn http_route(p: &Platform) -> Result<()> {
     ensure!(answer.status == 301 && location.ends_with("/new/x?a=b"), "{answer:?}");
     ensure!(http::get(p.gateway(), "other.routes.test", "/")?.status == 404, "a host that no route has");
 
+    // A host that is a Knative Service's already.
+    ns.service("mine", &[], &[("NAME", "mine")])?;
+    let host = ns.host("mine")?;
+    let greedy = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "greedy"},
+        "spec": {"parentRefs": [{"name": "every"}], "hostnames": [host],
+            "rules": [{"backendRefs": [to("blue", 1)]}]}});
+    let every = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "every"},
+        "spec": {"gatewayClassName": "ebb", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
+    p.apply(ns.name(), &every.to_string())?;
+    p.apply(ns.name(), &greedy.to_string())?;
+    ns.wait("the route says whose its host is", || {
+        let route = p.get(ns.name(), "httproute/greedy")?;
+        let parents = route["status"]["parents"].as_array().cloned().unwrap_or_default();
+        Ok(parents.iter().any(|parent| {
+            condition(&parent["conditions"], "Accepted").is_ok_and(|told| {
+                told["reason"] == "HostTaken" && told["message"].as_str().is_some_and(|m| m.contains(&host))
+            })
+        }))
+    })?;
+    ensure!(http::get(p.gateway(), &host, "/")?.body.contains("mine"), "the Service keeps its host");
+    p.kubectl(&["delete", "-n", ns.name(), "ksvc/mine"])?;
+    ns.wait("the route has the host that is free now", || {
+        Ok(http::get(p.gateway(), &host, "/")?.body.contains("blue"))
+    })?;
+
     p.kubectl(&["delete", "-n", ns.name(), "service/green"])?;
     ns.wait("the route says which backend is missing", || {
         let route = p.get(ns.name(), "httproute/web")?;

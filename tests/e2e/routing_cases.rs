@@ -332,8 +332,11 @@ fn tls(p: &Platform) -> Result<()> {
     // Plain HTTP is sent to where TLS is.
     let answer = http::get(p.gateway(), DOMAIN, "/some?thing=1")?;
     let location = answer.headers.get("location").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let there = location.starts_with(&format!("https://{DOMAIN}")) && location.ends_with("/some?thing=1");
-    ensure!(answer.status == 301 && there, "{} {location}", answer.status);
+    ensure!(
+        answer.status == 301 && location == format!("{secure}/some?thing=1"),
+        "{} {location}",
+        answer.status
+    );
 
     // The claim was made for the mapping, and goes with it.
     p.kubectl(&["get", "clusterdomainclaim", DOMAIN])?;

@@ -23,7 +23,7 @@ use super::status;
 use super::translate::translate;
 use super::types::{Address, Gateway, GatewayClass, GatewayClassSpec, HTTPRoute, Labels, ReferenceGrant};
 use super::world::{CONTROLLER, World};
-use crate::table::{BackendKey, Certificate, Claims, Compiled, Key, Kind, Owner, Routes, Touched};
+use crate::table::{BackendKey, Certificate, Claims, Compiled, Key, Kind, Owner, Problem, Routes, Touched};
 
 const CRD: &str = "httproutes.gateway.networking.k8s.io";
 const CLASS: &str = "ebb";
@@ -253,8 +253,8 @@ impl Keeper {
         self.world.addresses = all;
     }
 
-    /// A Secret's certificate came or went.
-    pub(crate) fn rekeyed(&mut self) {
+    /// What is told may be another now: a Secret's certificate came or went, or somebody's host.
+    pub(crate) fn tell_again(&mut self) {
         self.stale.told = true;
     }
 
@@ -284,7 +284,7 @@ impl Keeper {
     }
 
     /// Writes statuses that differ from what is the case. `has` says whether a Secret holds a certificate.
-    pub(crate) fn tell(&mut self, has: impl Fn(&Key) -> bool) {
+    pub(crate) fn tell<B>(&mut self, routes: &Routes<B>, has: impl Fn(&Key) -> bool) {
         if !std::mem::take(&mut self.stale.told) || self.world.classes.is_empty() {
             return;
         }
@@ -307,7 +307,8 @@ impl Keeper {
         }
         for (key, route) in &self.world.routes {
             let translated = translate(&self.world, route, &mut |_: &BackendKey| ());
-            let status = status::route(route, &translated.parents, &translated.resolved, now);
+            let taken = taken(routes, key);
+            let status = status::route(route, &translated.parents, &translated.resolved, taken.as_ref(), now);
             if route.status.clone().unwrap_or_default() != status {
                 due.push(("HTTPRoute", key.clone(), json!(status), route.metadata.resource_version.clone()));
             }
@@ -324,6 +325,14 @@ impl Keeper {
         }
         self.writing.retain(|_, task| !task.is_finished());
     }
+}
+
+/// Whether hosts of a route are an Ingress's.
+fn taken<B>(routes: &Routes<B>, route: &Key) -> Option<status::Taken> {
+    let owner = Owner { kind: Kind::HttpRoute, key: route.clone() };
+    let Some(problem @ Problem::HostTaken { .. }) = routes.problem(&owner) else { return None };
+    let all = routes.served(&owner).is_none_or(|served| served.hosts.is_empty());
+    Some(status::Taken { why: problem.to_string(), all })
 }
 
 fn namespaced<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(

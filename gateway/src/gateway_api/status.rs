@@ -12,11 +12,11 @@ use super::world::{CONTROLLER, Why, World, usable};
 use crate::table::Key;
 
 /// One condition to be told: its type, its reason when it holds, and whether it does.
-type Told<'a> = (&'a str, &'a str, Result<(), Why>);
+type Told = (&'static str, &'static str, Result<(), Why>);
 
 fn conditions(
     before: &[Condition],
-    told: Vec<Told<'_>>,
+    told: Vec<Told>,
     generation: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
@@ -26,17 +26,36 @@ fn conditions(
                 Ok(()) => ("True", good, String::new()),
                 Err((reason, message)) => ("False", reason, message),
             };
-            let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
-            Condition {
-                type_: type_.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                observed_generation: generation,
-                last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
-            }
+            condition(before, (type_, status), (reason, message), generation, now)
         })
         .collect()
+}
+
+fn condition(
+    before: &[Condition],
+    (type_, status): (&str, &str),
+    (reason, message): Why,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Condition {
+    let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
+    }
+}
+
+/// A host of a route is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Whose, and the mend.
+    pub why: String,
+    /// Whether no host is left to the route.
+    pub all: bool,
 }
 
 /// Of a class of ours.
@@ -136,13 +155,15 @@ fn attached(world: &World, key: &Key, gateway: &Gateway, listener: &Listener) ->
     i32::try_from(world.routes.values().filter(hangs).count()).unwrap_or(i32::MAX)
 }
 
-/// Of a route: what others said stays.
+/// Of a route: what others said stays. `taken` says which of its hosts it is not asked for.
 pub fn route(
     route: &HTTPRoute,
     parents: &[(ParentRef, Result<(), Why>)],
     resolved: &Result<(), Why>,
+    taken: Option<&Taken>,
     now: Timestamp,
 ) -> HttpRouteStatus {
+    const TAKEN: &str = "HostTaken";
     let before = route.status.clone().unwrap_or_default();
     let (ours, others): (Vec<_>, Vec<_>) =
         before.parents.into_iter().partition(|parent| parent.controller_name == CONTROLLER);
@@ -150,14 +171,23 @@ pub fn route(
     for (parent, accepted) in parents {
         let known = ours.iter().find(|known| known.parent_ref == *parent);
         let known = known.map(|known| known.conditions.as_slice()).unwrap_or_default();
-        let told = vec![
-            ("Accepted", "Accepted", accepted.clone()),
-            ("ResolvedRefs", "ResolvedRefs", resolved.clone()),
-        ];
+        let accepted = match taken.filter(|taken| taken.all) {
+            Some(taken) => accepted.clone().and(Err((TAKEN, taken.why.clone()))),
+            None => accepted.clone(),
+        };
+        let partly = accepted.is_ok();
+        let told =
+            vec![("Accepted", "Accepted", accepted), ("ResolvedRefs", "ResolvedRefs", resolved.clone())];
+        let generation = route.metadata.generation;
+        let mut conditions = conditions(known, told, generation, now);
+        if let Some(taken) = taken.filter(|_| partly) {
+            let why = (TAKEN, taken.why.clone());
+            conditions.push(condition(known, ("PartiallyInvalid", "True"), why, generation, now));
+        }
         all.push(ParentStatus {
             parent_ref: parent.clone(),
             controller_name: CONTROLLER.to_owned(),
-            conditions: conditions(known, told, route.metadata.generation, now),
+            conditions,
         });
     }
     HttpRouteStatus { parents: all }

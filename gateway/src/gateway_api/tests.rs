@@ -305,7 +305,7 @@ fn statuses_are_stable_and_leave_others_alone() {
     let late: Timestamp = "2026-01-02T00:00:00Z".parse().expect("a time");
     let told = |world: &World, route: &HTTPRoute, now| {
         let translated = to(world, route);
-        status::route(route, &translated.parents, &translated.resolved, now)
+        status::route(route, &translated.parents, &translated.resolved, None, now)
     };
     let first = told(&world, &route, early);
     assert_eq!(first.parents.len(), 2);
@@ -327,4 +327,29 @@ fn statuses_are_stable_and_leave_others_alone() {
     assert!(told.conditions.iter().all(|c| c.status == "True"), "{:?}", told.conditions);
     let again = Gateway { status: Some(told.clone()), ..gateway };
     assert_eq!(status::gateway(&world, &key, &again, |_| false, late), told);
+}
+
+#[test]
+fn a_route_says_whose_its_hosts_are() {
+    let world = plain();
+    let route = made("infra", "r", json!({"rules": [{"backendRefs": [backend("one")]}]}));
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let told = |all: bool| {
+        let translated = to(&world, &route);
+        let taken = status::Taken { why: "host a belongs to b".to_owned(), all };
+        let mut told = status::route(&route, &translated.parents, &translated.resolved, Some(&taken), now)
+            .parents
+            .remove(0);
+        let of = |type_: &str| told.conditions.iter().position(|condition| condition.type_ == type_);
+        let (accepted, partly) = (of("Accepted").expect("told"), of("PartiallyInvalid"));
+        let partly = partly.map(|at| told.conditions.remove(at));
+        (told.conditions.swap_remove(accepted), partly)
+    };
+    let (accepted, partly) = told(true);
+    assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", "HostTaken"));
+    assert_eq!((accepted.message.as_str(), partly), ("host a belongs to b", None));
+    let (accepted, partly) = told(false);
+    let partly = partly.expect("the other hosts are served");
+    assert_eq!((accepted.status.as_str(), partly.status.as_str()), ("True", "True"));
+    assert_eq!((partly.reason.as_str(), partly.message.as_str()), ("HostTaken", "host a belongs to b"));
 }

@@ -188,7 +188,13 @@ impl Handler {
             let (rule, split) = match outcome {
                 Outcome::Forward(rule, split) => (rule, split),
                 Outcome::Redirect(rule, redirect) => {
-                    return Err(Box::new(redirected(request, peer.secure, rule, redirect)));
+                    return Err(Box::new(redirected(
+                        request,
+                        peer.secure,
+                        rule,
+                        redirect,
+                        self.live.tls_port(),
+                    )));
                 }
                 missing => return Err(Box::new(not_found(&table, self.side, &parts, &missing))),
             };
@@ -400,11 +406,12 @@ fn redirected(
     secure: bool,
     rule: &Rule<Arc<Upstream>>,
     redirect: &Redirect,
+    https: Option<u16>,
 ) -> Response<Body> {
     let root = PathAndQuery::from_static("/");
     let target = request.uri().path_and_query().unwrap_or(&root);
     let host = host_of(request).unwrap_or_default();
-    let location = redirect.location(secure, host, target, rule.matches.path.len());
+    let location = redirect.location(secure, host, target, rule.matches.path.len(), https);
     let Ok(location) = HeaderValue::from_str(&location) else {
         return own_response(
             StatusCode::BAD_REQUEST,

@@ -1,6 +1,6 @@
 //! Settings that change while the gateway runs: from the platform's ConfigMaps.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ebb_api::config::{Data, Network, Observability, ProxyProtocol};
@@ -17,6 +17,8 @@ const OBSERVABILITY: &str = "config-observability";
 pub struct Live {
     /// Whether connections begin with a PROXY protocol header, at the port for HTTP and that for TLS.
     proxied: [AtomicBool; 2],
+    /// At which port clients reach the gateway by TLS; 0 for the scheme's own.
+    tls_port: AtomicU16,
     /// The access log.
     pub access_log: Arc<AccessLog>,
     traces: OnceLock<Arc<Traces>>,
@@ -37,6 +39,11 @@ impl Live {
         }
     }
 
+    /// At which port clients reach the gateway by TLS, where it is not the scheme's own.
+    pub(crate) fn tls_port(&self) -> Option<u16> {
+        Some(self.tls_port.load(Ordering::Relaxed)).filter(|port| *port != 0)
+    }
+
     /// Traces go here; only the first call counts. Before it there are none.
     pub fn trace_by(&self, traces: Arc<Traces>) {
         let _ = self.traces.set(traces);
@@ -54,7 +61,10 @@ impl Live {
     pub(crate) fn configure(&self, name: &str, data: &Data) {
         let said = match name {
             NETWORK => Network::parse(data)
-                .map(|network| self.set_proxy_protocol(network.gateway_proxy_protocol))
+                .map(|network| {
+                    self.set_proxy_protocol(network.gateway_proxy_protocol);
+                    self.tls_port.store(network.external_url_tls_port.unwrap_or(0), Ordering::Relaxed);
+                })
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
             OBSERVABILITY => Observability::parse(data)
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
@@ -97,7 +107,10 @@ mod tests {
         assert!(live.is_proxied(Door::Https) && !live.is_proxied(Door::Http));
         live.configure(NETWORK, &data(&[("gateway-proxy-protocol", "http,smtp")]));
         assert!(live.is_proxied(Door::Https) && !live.is_proxied(Door::Http));
+        live.configure(NETWORK, &data(&[("external-url-tls-port", "8443")]));
+        assert_eq!(live.tls_port(), Some(8443));
         live.configure(NETWORK, &data(&[]));
+        assert_eq!(live.tls_port(), None);
         assert!(!live.is_proxied(Door::Https));
     }
 }

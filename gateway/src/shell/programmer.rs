@@ -206,7 +206,7 @@ impl Programmer {
                 for host in hosts {
                     self.touched.owners.extend(self.routes.certified_at(&host));
                 }
-                self.gateway_api.rekeyed();
+                self.gateway_api.tell_again();
             }
             Message::GatewayApi(news) => {
                 let touched = self.gateway_api.take(news, &mut self.routes);
@@ -243,7 +243,7 @@ impl Programmer {
 
     /// A Secret's certificate is another now, or gone.
     fn rekey(&mut self, secret: &Key, certified: Option<Arc<CertifiedKey>>) {
-        self.gateway_api.rekeyed();
+        self.gateway_api.tell_again();
         for host in self.keyring.set(secret, certified) {
             self.touched.owners.extend(self.routes.certified_at(&host));
         }
@@ -290,8 +290,11 @@ impl Programmer {
         for owner in touched.owners.iter().filter(|owner| owner.kind == Kind::Ingress) {
             self.settle(owner);
         }
+        if touched.owners.iter().any(|owner| owner.kind == Kind::HttpRoute) {
+            self.gateway_api.tell_again();
+        }
         if self.keyring.is_synced() || !self.keyring.wants_any() {
-            self.gateway_api.tell(|secret| self.keyring.has(secret));
+            self.gateway_api.tell(&self.routes, |secret| self.keyring.has(secret));
         }
     }
 

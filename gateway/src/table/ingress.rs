@@ -66,7 +66,7 @@ impl fmt::Display for Problem {
             Problem::HostTaken { host, by } => {
                 write!(
                     f,
-                    "host {host} belongs to the older Ingress {by}; remove it there or use another host"
+                    "host {host} belongs to the Ingress {by}, which comes first; remove it there or use another host"
                 )
             }
             Problem::NoCertificate { secret } => {

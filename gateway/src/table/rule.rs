@@ -182,8 +182,16 @@ impl Redirect {
         status: StatusCode::MOVED_PERMANENTLY,
     };
 
-    /// Where to, of a request to `authority` (as it came, with a port perhaps).
-    pub fn location(&self, secure: bool, authority: &str, target: &PathAndQuery, matched: usize) -> String {
+    /// Where to, of a request to `authority` (as it came, with a port perhaps). `https` is the port at which clients reach this gateway by TLS,
+    /// where it is not the scheme's own: for the redirect that leads to the same place.
+    pub fn location(
+        &self,
+        secure: bool,
+        authority: &str,
+        target: &PathAndQuery,
+        matched: usize,
+        https: Option<u16>,
+    ) -> String {
         let came = if secure { "https" } else { "http" };
         let scheme = self.scheme.unwrap_or(came);
         let (asked, asked_port) = split_port(authority);
@@ -191,6 +199,7 @@ impl Redirect {
         // With another scheme the port is that scheme's own; with the same one, that of the request.
         let port = match (self.port, self.scheme) {
             (Some(port), _) => Some(port),
+            (None, Some(_)) if self.plain_only => https,
             (None, Some(_)) => None,
             (None, None) => asked_port,
         };
@@ -256,12 +265,19 @@ mod tests {
     fn redirects_keep_what_they_do_not_say() {
         let target = PathAndQuery::from_static("/old/x?a=b");
         assert_eq!(
-            Redirect::HTTPS.location(false, "h.example:8080", &target, 0),
+            Redirect::HTTPS.location(false, "h.example:8080", &target, 0, None),
             "https://h.example/old/x?a=b"
         );
+        assert_eq!(
+            Redirect::HTTPS.location(false, "h.example:8080", &target, 0, Some(8443)),
+            "https://h.example:8443/old/x?a=b"
+        );
         let none = Redirect { plain_only: false, scheme: None, ..Redirect::HTTPS };
-        assert_eq!(none.location(false, "h.example:8080", &target, 0), "http://h.example:8080/old/x?a=b");
-        assert_eq!(none.location(true, "[::1]", &target, 0), "https://[::1]/old/x?a=b");
+        assert_eq!(
+            none.location(false, "h.example:8080", &target, 0, Some(1)),
+            "http://h.example:8080/old/x?a=b"
+        );
+        assert_eq!(none.location(true, "[::1]", &target, 0, None), "https://[::1]/old/x?a=b");
         let all = Redirect {
             host: Some("other.example".to_owned()),
             port: Some(8443),
@@ -269,6 +285,9 @@ mod tests {
             scheme: Some("https"),
             ..none
         };
-        assert_eq!(all.location(false, "h.example", &target, 4), "https://other.example:8443/new/x?a=b");
+        assert_eq!(
+            all.location(false, "h.example", &target, 4, Some(1)),
+            "https://other.example:8443/new/x?a=b"
+        );
     }
 }
