@@ -1,7 +1,8 @@
 //! The data path beside peers in one run: gateway and sidecar of ebb, and a peer in the same two places of the same pod, before the same app.
 //!
-//! In each round every side has its turn, as fast as it goes (requests per second, processor time for a request), then by a timetable at half the
-//! pace of the slowest (latencies, corrected for coordinated omission). Medians over the rounds are reported, and ratios.
+//! In each round every side has its turn, as fast as it goes (requests per second, processor time for a request, and how much of that the kernel took),
+//! then by a timetable (latencies, corrected for coordinated omission): at half the pace of the slowest, and of one lane at a pace that leaves the
+//! machine mostly idle, so that what a hop adds is the hop's and not a queue's. Medians over the rounds are reported, and ratios.
 
 mod load;
 mod peer;
@@ -16,13 +17,15 @@ use serde_json::{Map, Value, json};
 use testkit::http;
 
 use crate::platform::{Platform, Target};
-use crate::usage::{self, cpu_ms, rss_kib};
+use crate::usage::{self, cpu_parts_ms, rss_kib};
 use load::Ask;
 pub(crate) use peer::Peer;
 use peer::{Pair, Place};
 
 /// How long each turn is.
 const TURN: Duration = Duration::from_secs(4);
+/// Requests a second of one lane by the timetable.
+const CALM: f64 = 400.0;
 const APP_PORT: u16 = 8080;
 /// Connections that do nothing, in the benchmark of these.
 const IDLE: usize = 8_000;
@@ -126,12 +129,31 @@ pub(crate) fn run(rounds: usize, peers: &[Peer], target: &Target) -> Result<Valu
                     shown.figures.keys().filter_map(|k| Some((k.clone(), json!(shown.median(k)?)))).collect();
                 figures.insert(format!("{protocol}_{lanes}_{}", side.name), medians.into());
             }
+            // Each side but the direct one has two hops on the way.
+            for (side, shown_by) in sides.iter().zip(&shown).skip(1) {
+                let added = |name: &str| {
+                    let added = (shown_by.median(name)? - shown[0].median(name)?) / 2.0;
+                    (!h2).then(|| json!((added * 10.0).round() / 10.0))
+                };
+                if let (Some(p50), Some(p99)) = (added("p50_us"), added("p99_us")) {
+                    let name = format!("{protocol}_{lanes}_added_by_a_hop_{}", side.name);
+                    figures.insert(name, json!({"p50_us": p50, "p99_us": p99}));
+                }
+            }
             for (peer, theirs) in sides.iter().zip(&shown).skip(2) {
                 let ratio = |name: &str| {
                     let ratio = shown[1].median(name)? / theirs.median(name)?;
                     ratio.is_finite().then(|| json!((ratio * 100.0).round() / 100.0))
                 };
-                let names = ["per_second", "edge_cpu_us", "pod_cpu_us", "p50_us", "p99_us", "p99.9_us"];
+                let names = [
+                    "per_second",
+                    "edge_cpu_us",
+                    "pod_cpu_us",
+                    "pod_kernel_us",
+                    "p50_us",
+                    "p99_us",
+                    "p99.9_us",
+                ];
                 let ratios: Map<String, Value> =
                     names.iter().filter_map(|name| Some(((*name).to_owned(), ratio(name)?))).collect();
                 figures.insert(format!("{protocol}_{lanes}_ebb_to_{}", peer.name), ratios.into());
@@ -157,8 +179,10 @@ async fn round(sides: &[Side], h2: bool, lanes: usize, shown: &mut [Shown]) -> R
         let before = cpu(side)?;
         let outcome = load::run(&ask, TURN, None).await.with_context(|| side.name.clone())?;
         for ((place, after), (_, before)) in cpu(side)?.into_iter().zip(before) {
-            let us = (after - before) as f64 * 1e3 / outcome.answers as f64;
-            shown.add(format!("{place}_cpu_us"), (us * 10.0).round() / 10.0);
+            let us = |ms: u64| (ms as f64 * 1e4 / outcome.answers as f64).round() / 10.0;
+            let (user, kernel) = (after.0 - before.0, after.1 - before.1);
+            shown.add(format!("{place}_cpu_us"), us(user + kernel));
+            shown.add(format!("{place}_kernel_us"), us(kernel));
         }
         shown.add("per_second", outcome.per_second.round());
         shown.add("failed", outcome.failed as f64);
@@ -166,7 +190,8 @@ async fn round(sides: &[Side], h2: bool, lanes: usize, shown: &mut [Shown]) -> R
     }
     for (side, shown) in sides.iter().zip(&mut *shown) {
         let Some(ask) = ask(side) else { continue };
-        let outcome = load::run(&ask, TURN, Some(slowest / 2.0)).await.with_context(|| side.name.clone())?;
+        let pace = if lanes == 1 { CALM.min(slowest / 2.0) } else { slowest / 2.0 };
+        let outcome = load::run(&ask, TURN, Some(pace)).await.with_context(|| side.name.clone())?;
         for (name, value) in outcome.latency().as_object().into_iter().flatten() {
             shown.add(format!("{name}_us"), value.as_f64().unwrap_or(0.0));
         }
@@ -179,12 +204,15 @@ async fn round(sides: &[Side], h2: bool, lanes: usize, shown: &mut [Shown]) -> R
     Ok(())
 }
 
-/// Processor time of each place so far, in milliseconds.
-fn cpu(side: &Side) -> Result<Vec<(&'static str, u64)>> {
-    side.processes
-        .iter()
-        .map(|(place, pids)| Ok((*place, pids.iter().map(|pid| cpu_ms(*pid)).sum::<Result<u64>>()?)))
-        .collect()
+/// Processor time of each place so far, in milliseconds: its own, and the kernel's on its behalf.
+fn cpu(side: &Side) -> Result<Vec<(&'static str, (u64, u64))>> {
+    let of = |pids: &[u32]| {
+        pids.iter().try_fold((0, 0), |sum: (u64, u64), pid| {
+            let (user, kernel) = cpu_parts_ms(*pid)?;
+            anyhow::Ok((sum.0 + user, sum.1 + kernel))
+        })
+    };
+    side.processes.iter().map(|(place, pids)| Ok((*place, of(pids)?))).collect()
 }
 
 /// Full load for so many minutes: memory of `ebb up` and of the sidecar, twelve times.

@@ -22,11 +22,17 @@ fn status_kib(pid: u32, key: &str) -> Result<u64> {
 
 /// Processor time so far, user and system.
 pub(crate) fn cpu_ms(pid: u32) -> Result<u64> {
+    let (user, kernel) = cpu_parts_ms(pid)?;
+    Ok(user + kernel)
+}
+
+/// Processor time so far in the program itself, and in the kernel on its behalf.
+pub(crate) fn cpu_parts_ms(pid: u32) -> Result<(u64, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
     // Clock ticks are hundredths of a second on every Linux that Rust runs on.
-    Ok((ticks(11) + ticks(12)) * 10)
+    Ok((ticks(11) * 10, ticks(12) * 10))
 }
 
 /// All processes of a name (of at most 15 letters, as the kernel keeps it).
