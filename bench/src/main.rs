@@ -11,6 +11,7 @@ mod figures;
 mod idle;
 mod platform;
 mod proxy;
+mod routes;
 mod scale;
 mod storm;
 mod usage;
@@ -55,6 +56,8 @@ enum Name {
     Scale,
     /// Gateway and sidecar beside peers in the same two places: requests per second, latency, processor time for a request (n: rounds).
     Proxy,
+    /// A change of one route among n hosts, under load: from the write to the first answer that follows it.
+    Routes,
     /// Full load for n minutes: memory along the way.
     Soak,
     /// Memory that idle connections take.
@@ -79,6 +82,7 @@ fn main() -> Result<()> {
         Name::Idle => idle::run(or(10, 10), target)?,
         Name::Scale => scale::run(or(2000, 2000), target)?,
         Name::Proxy => proxy::run(or(3, 3), &cli.peer, target)?,
+        Name::Routes => routes::run(or(10_000, 10_000), target)?,
         Name::Soak => proxy::soak(or(10, 10), target)?,
         Name::Connections => proxy::connections(target)?,
         Name::Components => components::run(or(200, 200), target)?,

@@ -116,6 +116,14 @@ impl Platform {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    /// Objects of a kind in the benchmark's namespace.
+    pub(crate) fn namespaced<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
     pub(crate) fn deployments(&self) -> Api<Deployment> {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }

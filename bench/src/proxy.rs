@@ -4,7 +4,7 @@
 //! then by a timetable (latencies, corrected for coordinated omission): at half the pace of the slowest, and of one lane at a pace that leaves the
 //! machine mostly idle, so that what a hop adds is the hop's and not a queue's. Medians over the rounds are reported, and ratios.
 
-mod load;
+pub(crate) mod load;
 mod peer;
 
 use std::collections::BTreeMap;

@@ -42,6 +42,29 @@ impl Outcome {
     }
 }
 
+/// One connection of HTTP/1.1.
+pub(crate) struct Client(http1::SendRequest<Empty<Bytes>>);
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+
+    /// The status of `/` of a host.
+    pub(crate) async fn status(&mut self, host: &str) -> Result<u16> {
+        self.0.ready().await?;
+        let request = Request::get("/").header(http::header::HOST, host).body(Empty::new())?;
+        let answer = self.0.send_request(request).await?;
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await?;
+        Ok(status)
+    }
+}
+
 enum Sender {
     H1(http1::SendRequest<Empty<Bytes>>),
     H2(http2::SendRequest<Empty<Bytes>>),
