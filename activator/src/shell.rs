@@ -52,6 +52,7 @@ pub(crate) async fn serve(
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    admin.send_metrics(client.clone(), &config.namespace);
     let mtls = listen(SocketAddr::new(config.bind, config.mtls_port)).await?;
     let mut plain = Vec::new();
     for port in &config.plain_ports {

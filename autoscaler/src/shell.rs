@@ -92,6 +92,7 @@ pub(crate) async fn serve(
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    admin.send_metrics(client.clone(), &config.namespace);
     let reports = listen(SocketAddr::new(config.bind, config.mtls_port)).await?;
     let (mailbox, inbox) = mpsc::unbounded_channel();
     let synced = admin.health().condition(WATCHES);

@@ -45,6 +45,7 @@ pub type Extra = Box<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + 
 pub struct Admin {
     health: Health,
     shared: Arc<Shared>,
+    end: CancellationToken,
     _end: DropGuard,
 }
 
@@ -97,7 +98,18 @@ impl Admin {
             tokio::spawn(serve(listener, router, end.clone()));
         }
         tokio::spawn(upkeep(end.clone()));
-        Ok(Self { health, shared, _end: end.drop_guard() })
+        Ok(Self { health, shared, end: end.clone(), _end: end.drop_guard() })
+    }
+
+    /// Sends the metrics to a collector too, where `config-observability` in this namespace names one.
+    pub fn send_metrics(&self, client: kube::Client, namespace: &str) {
+        let shared = self.shared.clone();
+        let page: metrics::push::Page = Box::new(move || {
+            let shared = shared.clone();
+            Box::pin(async move { shared.tell().await })
+        });
+        let (component, end) = (self.shared.component, self.end.clone());
+        tokio::spawn(metrics::push::run(component, page, client, namespace.to_owned(), end));
     }
 
     /// The readiness to be told of.
@@ -113,6 +125,17 @@ impl Admin {
     /// Adds these lines to the metrics. Only the first call counts.
     pub fn also_tell(&self, extra: Extra) {
         let _ = self.shared.extra.set(extra);
+    }
+}
+
+impl Shared {
+    /// The page of metrics.
+    async fn tell(&self) -> String {
+        let mut text = metrics::render(self.component);
+        if let Some(extra) = self.extra.get() {
+            text.push_str(&extra().await);
+        }
+        text
     }
 }
 
@@ -144,11 +167,7 @@ async fn others(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 async fn scrape(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let mut text = metrics::render(shared.component);
-    if let Some(extra) = shared.extra.get() {
-        text.push_str(&extra().await);
-    }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.tell().await)
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
-//! Metrics of the process, as Prometheus reads them.
+//! Metrics of the process, as Prometheus reads them and as collectors get them.
 //!
 //! All components of a process share one recorder; the name of a metric says whose it is (`ebb_<component>_...`), and each component's port
 //! tells its own only, so that they look the same in one process as in four. Labels are few and of a fixed set: what is told for each
 //! revision comes from the component itself at the moment of asking, cut off at a number.
+
+mod encode;
+pub(crate) mod push;
+mod text;
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;

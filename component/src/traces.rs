@@ -18,7 +18,9 @@ use http::HeaderMap;
 use tokio::sync::mpsc;
 
 pub use context::Context;
-pub use export::{Endpoint, Protocol};
+use export::Destination;
+
+use crate::otlp::{Endpoint, Protocol, Signal};
 
 /// Spans that may wait.
 const WAITING: usize = 8192;
@@ -58,7 +60,7 @@ pub enum Value {
 pub struct Traces {
     /// The rate, as bits; below zero while tracing is off.
     rate: AtomicU64,
-    endpoint: Arc<ArcSwapOption<Endpoint>>,
+    destination: Arc<ArcSwapOption<Destination>>,
     queue: mpsc::Sender<Span>,
     lost: metrics::Counter,
 }
@@ -68,10 +70,10 @@ impl Traces {
     /// runtime.
     pub fn start(component: &'static str) -> Arc<Self> {
         let (queue, spans) = mpsc::channel(WAITING);
-        let endpoint = Arc::new(ArcSwapOption::empty());
+        let destination = Arc::new(ArcSwapOption::empty());
         let lost = metrics::counter!(format!("ebb_{component}_spans_lost_total"));
-        tokio::spawn(export::run(component, spans, endpoint.clone(), lost.clone()));
-        Arc::new(Self { rate: AtomicU64::new((-1.0_f64).to_bits()), endpoint, queue, lost })
+        tokio::spawn(export::run(component, spans, destination.clone(), lost.clone()));
+        Arc::new(Self { rate: AtomicU64::new((-1.0_f64).to_bits()), destination, queue, lost })
     }
 
     /// Takes the settings over.
@@ -79,19 +81,18 @@ impl Traces {
     /// # Errors
     /// When they cannot be used, with the key; what was before stays in force.
     pub fn configure(&self, config: &Observability) -> Result<(), String> {
-        let protocol = match config.tracing_protocol.as_str() {
-            "http/protobuf" => Protocol::Http,
-            "grpc" => Protocol::Grpc,
-            "stdout" => return self.set(Some(Endpoint::stdout()), config.tracing_sampling_rate),
-            _ => return self.set(None, -1.0),
-        };
-        let endpoint = Endpoint::parse(protocol, &config.tracing_endpoint)
+        let rate = config.tracing_sampling_rate;
+        if config.tracing_protocol == "stdout" {
+            return self.set(Some(Destination::Stdout), rate);
+        }
+        let Some(protocol) = Protocol::of(&config.tracing_protocol) else { return self.set(None, -1.0) };
+        let endpoint = Endpoint::parse(Signal::Traces, protocol, &config.tracing_endpoint)
             .map_err(|why| format!("tracing-endpoint: {why}"))?;
-        self.set(Some(endpoint), config.tracing_sampling_rate)
+        self.set(Some(Destination::Collector(endpoint)), rate)
     }
 
-    fn set(&self, endpoint: Option<Endpoint>, rate: f64) -> Result<(), String> {
-        self.endpoint.store(endpoint.map(Arc::new));
+    fn set(&self, destination: Option<Destination>, rate: f64) -> Result<(), String> {
+        self.destination.store(destination.map(Arc::new));
         self.rate.store(rate.to_bits(), Ordering::Relaxed);
         Ok(())
     }

@@ -106,6 +106,7 @@ async fn serve(
     authority: Arc<Custody>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    admin.send_metrics(client.clone(), &config.system_namespace);
     let ending = admin.health().ending(&shutdown);
     let (namespace, me) = (&config.system_namespace, config.candidate.clone());
     let election = Election::of(client.clone(), namespace, "controller", me, ending.clone());

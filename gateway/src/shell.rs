@@ -82,6 +82,7 @@ pub(crate) async fn serve(
     identity: Identity,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    admin.send_metrics(client.clone(), &config.namespace);
     let mut keeper = match config.keeper.clone() {
         Some(path) => Some(ListenerKeeper::find(path).await),
         None => None,

@@ -41,8 +41,8 @@ const DISCOVERY: &str = "discovery.k8s.io";
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const COORDINATION: &str = "coordination.k8s.io";
 
-/// How much to tell, where nothing else is read of the ConfigMaps.
-const LOGGING: Named = ("", &["configmaps"], FOLLOW, &["config-logging"]);
+/// How much to tell and to whom, where nothing else is read of the ConfigMaps.
+const TELLING: Named = ("", &["configmaps"], FOLLOW, &["config-logging", "config-observability"]);
 
 const TABLE: [Rights; 4] = [
     Rights {
@@ -50,7 +50,7 @@ const TABLE: [Rights; 4] = [
         everywhere: &[(SERVING, &["revisions"], FOLLOW), (DISCOVERY, &["endpointslices"], FOLLOW)],
         everywhere_named: &[],
         at_home: &[],
-        at_home_named: &[LOGGING],
+        at_home_named: &[TELLING],
     },
     Rights {
         name: "autoscaler",

@@ -1,8 +1,7 @@
-//! Spans in OTLP's protobuf: `ExportTraceServiceRequest` of opentelemetry-proto 1. Pure.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! Spans in OTLP's protobuf. Pure.
 
 use super::{Span, Value};
+use crate::otlp::wire::{attribute, bytes, fixed, message, nanos, number, text};
 
 const INTERNAL: u64 = 1;
 const SERVER: u64 = 2;
@@ -10,23 +9,8 @@ const ERROR: u64 = 2;
 
 /// One message with these spans of a component.
 pub(super) fn request(component: &str, spans: &[Span]) -> Vec<u8> {
-    let resource = message(|out| attribute(out, 1, "service.name", &Value::Text(format!("ebb-{component}"))));
-    let scoped = message(|out| {
-        bytes(out, 1, &message(|scope| text(scope, 1, "ebb")));
-        for one in spans {
-            bytes(out, 2, &span(one));
-        }
-    });
-    message(|out| {
-        bytes(
-            out,
-            1,
-            &message(|all| {
-                bytes(all, 1, &resource);
-                bytes(all, 2, &scoped);
-            }),
-        );
-    })
+    let spans: Vec<_> = spans.iter().map(span).collect();
+    crate::otlp::wire::request(component, spans.iter().map(Vec::as_slice))
 }
 
 fn span(span: &Span) -> Vec<u8> {
@@ -41,7 +25,7 @@ fn span(span: &Span) -> Vec<u8> {
         fixed(out, 7, nanos(span.start));
         fixed(out, 8, nanos(span.start + span.took));
         for (name, value) in &span.attributes {
-            attribute(out, 9, name, value);
+            attribute(out, 9, name, &any(value));
         }
         if span.failed {
             bytes(out, 15, &message(|status| number(status, 3, ERROR)));
@@ -49,64 +33,17 @@ fn span(span: &Span) -> Vec<u8> {
     })
 }
 
-fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &Value) {
-    let value = message(|out| match value {
+fn any(value: &Value) -> Vec<u8> {
+    message(|out| match value {
         Value::Text(value) => text(out, 1, value),
         Value::Flag(value) => number(out, 2, u64::from(*value)),
         Value::Number(value) => number(out, 3, value.cast_unsigned()),
-    });
-    bytes(
-        out,
-        field,
-        &message(|out| {
-            text(out, 1, name);
-            bytes(out, 2, &value);
-        }),
-    );
-}
-
-fn nanos(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn message(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = Vec::new();
-    fill(&mut out);
-    out
-}
-
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn number(out: &mut Vec<u8>, field: u64, value: u64) {
-    varint(out, field << 3);
-    varint(out, value);
-}
-
-fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
-    varint(out, field << 3 | 1);
-    out.extend(value.to_le_bytes());
-}
-
-fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
-    varint(out, field << 3 | 2);
-    varint(out, value.len() as u64);
-    out.extend(value);
-}
-
-fn text(out: &mut Vec<u8>, field: u64, value: &str) {
-    bytes(out, field, value.as_bytes());
+    })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
     use crate::traces::Context;

@@ -1,0 +1,79 @@
+//! Protobuf's wire format, as far as OTLP needs it, and what all its messages begin with. Pure.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// An export request: `ExportTraceServiceRequest` and `ExportMetricsServiceRequest` of opentelemetry-proto 1 differ only in what is in the scope, whose
+/// parts are all at field 2.
+pub(crate) fn request<'a>(component: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let name = message(|out| text(out, 1, &format!("ebb-{component}")));
+    let resource = message(|out| attribute(out, 1, "service.name", &name));
+    let scoped = message(|out| {
+        bytes(out, 1, &message(|scope| text(scope, 1, "ebb")));
+        for part in parts {
+            bytes(out, 2, part);
+        }
+    });
+    let all = message(|all| {
+        bytes(all, 1, &resource);
+        bytes(all, 2, &scoped);
+    });
+    message(|out| bytes(out, 1, &all))
+}
+
+/// A `KeyValue`; the value is an `AnyValue`.
+pub(crate) fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &[u8]) {
+    let pair = message(|out| {
+        text(out, 1, name);
+        bytes(out, 2, value);
+    });
+    bytes(out, field, &pair);
+}
+
+pub(crate) fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn message(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    fill(&mut out);
+    out
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+pub(crate) fn number(out: &mut Vec<u8>, field: u64, value: u64) {
+    varint(out, field << 3);
+    varint(out, value);
+}
+
+pub(crate) fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
+    varint(out, field << 3 | 1);
+    out.extend(value.to_le_bytes());
+}
+
+pub(crate) fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
+    varint(out, field << 3 | 2);
+    varint(out, value.len() as u64);
+    out.extend(value);
+}
+
+pub(crate) fn text(out: &mut Vec<u8>, field: u64, value: &str) {
+    bytes(out, field, value.as_bytes());
+}
+
+pub(crate) fn double(out: &mut Vec<u8>, field: u64, value: f64) {
+    fixed(out, field, value.to_bits());
+}
+
+/// A packed list of 8 bytes each.
+pub(crate) fn packed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = u64>) {
+    let all: Vec<u8> = values.into_iter().flat_map(u64::to_le_bytes).collect();
+    bytes(out, field, &all);
+}
