@@ -19,10 +19,13 @@ pub(super) struct Family {
     pub(super) points: Vec<Point>,
 }
 
+/// Names and values.
+pub(super) type Labels = Vec<(String, String)>;
+
 /// The samples of one set of labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Point {
-    pub(super) labels: Vec<(String, String)>,
+    pub(super) labels: Labels,
     /// Of a counter or a gauge; of a histogram the sum.
     pub(super) value: f64,
     /// Of a histogram: upper bounds, and how many were not above each. The last has no bound.
@@ -60,7 +63,7 @@ pub(super) fn parse(page: &str) -> Vec<Family> {
 }
 
 impl Family {
-    fn take(&mut self, name: &str, mut labels: Vec<(String, String)>, value: f64) {
+    fn take(&mut self, name: &str, mut labels: Labels, value: f64) {
         let Some(part) = name.strip_prefix(self.name.as_str()) else { return };
         let bound = match labels.iter().position(|(name, _)| name == "le") {
             Some(at) if part == "_bucket" => Some(labels.remove(at).1),
@@ -84,7 +87,7 @@ impl Family {
 }
 
 /// `name{label="value",...} number`.
-fn sample(line: &str) -> Option<(&str, Vec<(String, String)>, f64)> {
+fn sample(line: &str) -> Option<(&str, Labels, f64)> {
     if line.starts_with('#') {
         return None;
     }
@@ -98,7 +101,7 @@ fn sample(line: &str) -> Option<(&str, Vec<(String, String)>, f64)> {
 }
 
 /// The labels up to the closing brace, and what follows it.
-fn labels(mut text: &str) -> Option<(Vec<(String, String)>, &str)> {
+fn labels(mut text: &str) -> Option<(Labels, &str)> {
     let mut all = Vec::new();
     loop {
         text = text.trim_start_matches([',', ' ']);
@@ -137,7 +140,7 @@ mod tests {
         let names: Vec<_> = read.iter().map(|family| (family.name.as_str(), family.kind)).collect();
         assert_eq!(names, [("a_total", Kind::Counter), ("b", Kind::Gauge), ("c", Kind::Histogram)]);
         assert_eq!(read[0].help, "Things, all of them.");
-        let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        let own = |pairs: &[(&str, &str)]| -> Labels {
             pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
         };
         assert_eq!(read[0].points[0].labels, own(&[("x", "1, \"}\\"), ("y", "")]));
