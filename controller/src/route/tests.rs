@@ -239,6 +239,15 @@ fn what_cannot_be_served_is_said_and_the_old_stays() {
 }
 
 #[test]
+fn a_services_configuration_is_awaited() {
+    let mut scene = Scene::new(latest());
+    scene.configurations.clear();
+    assert_eq!(condition(&scene.run(), "Ready"), pair("Unknown", "RevisionMissing"), "it is on its way");
+    scene.route.metadata.labels = None;
+    assert_eq!(condition(&scene.run(), "Ready"), pair("False", "ConfigurationMissing"));
+}
+
+#[test]
 fn a_configuration_without_a_ready_revision() {
     for (status, want) in [("Unknown", "Unknown"), ("False", "False")] {
         let mut scene = Scene::new(latest());

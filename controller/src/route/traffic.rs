@@ -145,7 +145,14 @@ pub(super) fn resolve(
         let set = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
         let found = match (set(&target.revision_name), set(&target.configuration_name)) {
             (Some(name), _) => by_revision(&name, service, configurations, revisions).map(|r| (false, r)),
-            (None, Some(name)) => by_configuration(&name, configurations, revisions).map(|r| (true, r)),
+            (None, Some(name)) => {
+                by_configuration(&name, configurations, revisions).map(|r| (true, r)).map_err(|why| match why
+                {
+                    // A Service makes both: news of the Route may come before those of its Configuration.
+                    Problem::Missing(..) if service == Some(&name) => Problem::Configuration(name, false),
+                    why => why,
+                })
+            }
             (None, None) => continue,
         };
         match found {
