@@ -14,12 +14,13 @@ use ebb_api::serving::{Configuration, Revision, Route, Service};
 use ebb_controller::{Config, install};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService};
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -246,4 +247,81 @@ async fn bad_manifests_are_refused_and_bad_images_explained() {
     }
     let routes = live.api::<Route>().list(&Default::default()).await.expect("a list");
     assert_eq!(routes.items.len(), 1);
+}
+
+const DIGEST: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// A registry with one image, for whoever knows the password ("jo", "secret").
+async fn private_registry() -> String {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    let allowed = head
+                        .lines()
+                        .any(|line| line.to_ascii_lowercase() == "authorization: basic am86c2vjcmv0");
+                    let answer = if allowed {
+                        format!(
+                            "HTTP/1.1 200 OK\r\ndocker-content-digest: {DIGEST}\r\ncontent-length: 0\r\n\r\n"
+                        )
+                    } else {
+                        "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic realm=\"here\"\r\ncontent-length: 0\r\n\r\n".to_owned()
+                    };
+                    if stream.get_mut().write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_in_a_private_registry_needs_the_accounts_pull_secret() {
+    let live = Live::start().await;
+    let registry = private_registry().await;
+    let template = |n: u32| {
+        json!({"template": {
+            "metadata": {"annotations": {"n": n.to_string()}},
+            "spec": {"serviceAccountName": "puller", "containers": [{"image": format!("{registry}/private:v1")}]},
+        }})
+    };
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "puller"}});
+    let account = serde_json::from_value(account).expect("an account");
+    live.api::<ServiceAccount>().create(&PostParams::default(), &account).await.expect("it is made");
+    live.apply(template(1)).await.expect("good");
+    live.until::<Revision>("hello-00001", "why its image is not known", |revision| {
+        let told = serde_json::to_string(&revision.status).unwrap_or_default();
+        told.contains("ContainerMissing") && told.contains("imagePullSecrets")
+    })
+    .await;
+
+    let config = json!({"auths": {registry.clone(): {"username": "jo", "password": "secret"}}}).to_string();
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+        "metadata": {"name": "pull"}, "stringData": {".dockerconfigjson": config}});
+    let secret = serde_json::from_value(secret).expect("a secret");
+    live.api::<Secret>().create(&PostParams::default(), &secret).await.expect("it is made");
+    let pulls = Patch::Merge(json!({"imagePullSecrets": [{"name": "pull"}]}));
+    let params = PatchParams::default();
+    live.api::<ServiceAccount>().patch("puller", &params, &pulls).await.expect("it is changed");
+    live.apply(template(2)).await.expect("good");
+    let image = format!("{registry}/private@{DIGEST}");
+    live.until::<Revision>("hello-00002", "the digest of its image", |revision| {
+        serde_json::to_string(&revision.status).is_ok_and(|told| told.contains(&image))
+    })
+    .await;
+    live.until::<Deployment>("hello-00002-deployment", "the image by its digest", |deployment| {
+        serde_json::to_string(&deployment.spec).is_ok_and(|spec| spec.contains(&image))
+    })
+    .await;
 }
