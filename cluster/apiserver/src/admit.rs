@@ -229,12 +229,12 @@ pub(crate) fn committed(server: &Server, object: &Object) {
     match &*object.key.kind {
         crd::STORAGE => {
             let (_, definitions) = server.store.list(crd::STORAGE, None);
-            server.registry.set_crds(definitions.iter().map(|object| &object.value));
+            server.registry.set_crds(definitions.iter().map(|object| &*object.value));
         }
         "/services" => {
             // Gone, or another state: what nobody holds any more is free again.
             let held = server.store.get("/services", &object.key.namespace, &object.key.name);
-            server.addresses.settle(&object.key, held.as_ref().map(|object| &object.value));
+            server.addresses.settle(&object.key, held.as_ref().map(|object| &*object.value));
         }
         _ => {}
     }

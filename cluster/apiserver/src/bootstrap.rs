@@ -18,7 +18,7 @@ pub(crate) fn kubernetes_ip(range: Ipv4Net) -> Ipv4Addr {
 /// Makes what is missing, all in one commit, and takes up what a crash left half done.
 pub(crate) async fn run(server: &Arc<Server>, config: &Config) -> Result<(), Error> {
     let (_, definitions) = server.store.list(registry::crd::STORAGE, None);
-    server.registry.set_crds(definitions.iter().map(|object| &object.value));
+    server.registry.set_crds(definitions.iter().map(|object| &*object.value));
     for definition in definitions.iter().filter(|object| meta::is_terminating(&object.value)) {
         admit::crds::clean_up(server, &definition.value);
     }

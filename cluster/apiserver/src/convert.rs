@@ -24,10 +24,15 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
 
 /// Does a stored object differ from what this version shows? Custom objects may be older than the version that is stored now.
 pub(crate) fn is_needed(resource: &Resource, object: &Value) -> bool {
-    match object["apiVersion"].as_str() {
-        Some(version) if !resource.builtin => !is_version(resource, version),
-        _ => !is_stored_version(resource),
+    is_needed_of(resource, object["apiVersion"].as_str().unwrap_or_default())
+}
+
+/// The same of an object with this `apiVersion`, which may be empty.
+pub(crate) fn is_needed_of(resource: &Resource, api_version: &str) -> bool {
+    if resource.builtin || api_version.is_empty() {
+        return !is_stored_version(resource);
     }
+    !is_version(resource, api_version)
 }
 
 /// Is it the version in which new objects are stored?

@@ -96,7 +96,7 @@ pub(crate) fn stored(
     include: Include,
     object: &Object,
 ) -> Reply {
-    if accept.is_json() && !convert::is_needed(resource, &object.value) {
+    if accept.is_json() && !convert::is_needed_of(resource, object.value.api_version()) {
         let json = if accept.lean { lean::object(&object.value) } else { object.json.clone() };
         return bytes(code, "application/json", json);
     }
@@ -130,7 +130,9 @@ pub(crate) fn list(
     objects: &[std::sync::Arc<Object>],
     metadata: &Value,
 ) -> Reply {
-    if accept.is_json() && !objects.iter().any(|object| convert::is_needed(resource, &object.value)) {
+    if accept.is_json()
+        && !objects.iter().any(|object| convert::is_needed_of(resource, object.value.api_version()))
+    {
         return bytes(StatusCode::OK, "application/json", list_bytes(accept, resource, objects, metadata));
     }
     let mut objects: Vec<_> =

@@ -3,14 +3,16 @@
 //! Memory is the truth for reads. A write is applied and published to watchers under one lock, then handed to the
 //! writer thread in that order; [`Commit::durable`] resolves when the group commit that holds it has reached the disk.
 //! So a change is *visible before it is durable*: a watcher may act on a write whose author has not yet got an answer.
+//! Objects are kept as their bytes; those that were written last, and all of a kind that has few, also as trees ([`Tree`]).
 //! After a crash such a write may be gone. Therefore the revision jumps ahead at every start and the change log starts
 //! empty there, so that whoever has seen an older revision is told to list again (410).
 
 mod disk;
 mod history;
+mod tree;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +25,7 @@ use crate::lean;
 pub(crate) use disk::Written;
 use disk::{Disk, Record};
 use history::History;
+pub(crate) use tree::Tree;
 
 /// How far the revision jumps at a start: more than could ever be waiting for one group commit.
 const REVISION_JUMP: u64 = 10_000;
@@ -89,16 +92,29 @@ pub(crate) struct Object {
     /// The revision that wrote this state.
     pub revision: u64,
     /// The object, `metadata.resourceVersion` included.
-    pub value: Value,
+    pub value: Tree,
     /// The same, serialised once.
     pub json: Bytes,
+    /// Whether each who asks gets a copy, whose tree goes when he is done.
+    folded: bool,
 }
 
 impl Object {
     /// A state of an object.
     pub(crate) fn new(key: Key, revision: u64, value: Value) -> Self {
         let json = to_bytes(&value);
-        Self { key, revision, value, json }
+        Self { key, revision, value: Tree::of(value, json.clone()), json, folded: false }
+    }
+
+    /// The same without its tree.
+    fn fold(&self) -> Self {
+        let (key, value, json) = (self.key.clone(), self.value.folded(), self.json.clone());
+        Self { key, revision: self.revision, value, json, folded: true }
+    }
+
+    /// What whoever asks for it gets.
+    fn handed_out(self: &Arc<Self>) -> Arc<Self> {
+        if self.folded { Arc::new(self.fold()) } else { self.clone() }
     }
 }
 
@@ -228,8 +244,15 @@ pub(crate) struct Expired {
     pub oldest: u64,
 }
 
+/// The objects of a kind that were written last keep their trees: whoever wrote them often writes again, and others look at what is new.
+const RECENT: usize = 64;
+/// A kind with at most so many objects keeps all trees: among them are those that every request looks at (namespaces, roles, definitions).
+const FEW: usize = 64;
+
 struct Table {
     objects: BTreeMap<String, Arc<Object>>,
+    /// Paths and revisions of the last writes.
+    recent: VecDeque<(String, u64)>,
     history: History,
     changed: watch::Sender<u64>,
 }
@@ -240,11 +263,33 @@ struct State {
     tables: HashMap<Arc<str>, Table>,
 }
 
+impl Table {
+    fn get(&self, path: &str) -> Option<Arc<Object>> {
+        self.objects.get(path).map(Object::handed_out)
+    }
+
+    fn put(&mut self, path: &str, object: Arc<Object>) {
+        self.recent.push_back((path.to_owned(), object.revision));
+        self.objects.insert(path.to_owned(), object);
+        if self.recent.len() <= RECENT {
+            return;
+        }
+        let Some((path, revision)) = self.recent.pop_front() else { return };
+        if self.objects.len() > FEW
+            && let Some(object) = self.objects.get_mut(&path)
+            && object.revision == revision
+        {
+            *object = Arc::new(object.fold());
+        }
+    }
+}
+
 impl State {
     fn table(&mut self, kind: &Arc<str>) -> &mut Table {
         let started_at = self.started_at;
         self.tables.entry(kind.clone()).or_insert_with(|| Table {
             objects: BTreeMap::new(),
+            recent: VecDeque::new(),
             history: History::new(started_at),
             changed: watch::channel(started_at).0,
         })
@@ -267,6 +312,9 @@ impl Store {
             let table = state.table(&object.key.kind);
             table.objects.insert(object.key.path(), Arc::new(object));
         }
+        for table in state.tables.values_mut().filter(|table| table.objects.len() > FEW) {
+            table.objects.values_mut().for_each(|object| *object = Arc::new(object.fold()));
+        }
         Ok(Arc::new(Self { state: RwLock::new(state), disk }))
     }
 
@@ -277,7 +325,7 @@ impl Store {
 
     /// One object.
     pub(crate) fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.state.read().tables.get(kind)?.objects.get(&path(namespace, name)).cloned()
+        self.state.read().tables.get(kind)?.get(&path(namespace, name))
     }
 
     /// All objects of a kind (of a namespace), ordered by namespace and name, and the revision at which they were so.
@@ -285,11 +333,11 @@ impl Store {
         let state = self.state.read();
         let Some(table) = state.tables.get(kind) else { return (state.revision, Vec::new()) };
         let objects = match namespace {
-            None => table.objects.values().cloned().collect(),
+            None => table.objects.values().map(Object::handed_out).collect(),
             Some(namespace) => {
                 // '0' follows '/'.
                 let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
-                table.objects.range(from..to).map(|(_, object)| object.clone()).collect()
+                table.objects.range(from..to).map(|(_, object)| object.handed_out()).collect()
             }
         };
         (state.revision, objects)
@@ -325,7 +373,7 @@ impl Store {
         let mut state = self.state.write();
         let revision = state.revision + 1;
         let table = state.table(&key.kind);
-        let previous = table.objects.get(&path).cloned();
+        let previous = table.get(&path);
         match (expect, &previous) {
             (Expect::Absent, Some(_)) => return Err(Conflict::Exists),
             (Expect::Revision(_), None) => return Err(Conflict::Missing),
@@ -334,7 +382,7 @@ impl Store {
         }
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
         let object = Arc::new(Object::new(key.clone(), revision, value));
-        table.objects.insert(path.clone(), object.clone());
+        table.put(&path, object.clone());
         let change = if previous.is_some() { Change::Modified } else { Change::Added };
         table.history.push(Arc::new(Event::of(change, object.clone(), previous)));
         table.changed.send_replace(revision);
@@ -349,7 +397,7 @@ impl Store {
         let mut state = self.state.write();
         let revision = state.revision + 1;
         let table = state.table(&key.kind);
-        let Some(previous) = table.objects.get(&path).cloned() else { return Err(Conflict::Missing) };
+        let Some(previous) = table.get(&path) else { return Err(Conflict::Missing) };
         if previous.revision != seen {
             return Err(Conflict::Changed);
         }

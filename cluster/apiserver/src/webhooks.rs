@@ -105,7 +105,7 @@ impl Hooks {
         dry_run: bool,
     ) -> Result<bool, ApiError> {
         let Some(configurations) = self.concerned(MUTATING, ctx, operation) else { return Ok(false) };
-        let configurations: Vec<&Value> = configurations.iter().map(|object| &object.value).collect();
+        let configurations: Vec<&Value> = configurations.iter().map(|object| &*object.value).collect();
         let attributes = self.attributes(ctx, operation, old, Some(object), dry_run);
         let warnings = self.webhooks.mutate(&configurations, &attributes, object).await.map_err(denied)?;
         warnings.into_iter().for_each(|warning| ctx.warn(warning));
@@ -122,7 +122,7 @@ impl Hooks {
         dry_run: bool,
     ) -> Result<(), ApiError> {
         let Some(configurations) = self.concerned(VALIDATING, ctx, operation) else { return Ok(()) };
-        let configurations: Vec<&Value> = configurations.iter().map(|object| &object.value).collect();
+        let configurations: Vec<&Value> = configurations.iter().map(|object| &*object.value).collect();
         let attributes = self.attributes(ctx, operation, old, object, dry_run);
         let object = object.unwrap_or(&Value::Null);
         let warnings = self.webhooks.validate(&configurations, &attributes, object).await.map_err(denied)?;

@@ -18,7 +18,7 @@ pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// Sets the conditions.
 pub(super) fn admit(ctx: &Ctx, definition: &mut Value) {
     let (_, others) = ctx.server.store.list(crd::STORAGE, None);
-    crd::establish(definition, others.iter().map(|object| &object.value), &meta::now());
+    crd::establish(definition, others.iter().map(|object| &*object.value), &meta::now());
 }
 
 /// 403 for a new object of a definition that is being deleted.

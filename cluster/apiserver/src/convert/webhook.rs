@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::is_needed;
+use super::is_needed_of;
 use crate::error::ApiError;
 use crate::handlers::Ctx;
 use crate::registry::Resource;
@@ -26,7 +26,7 @@ pub(crate) async fn shown(
 ) -> Result<Vec<Arc<Object>>, ApiError> {
     let Some(conversion) = &resource.conversion else { return Ok(objects) };
     let other: Vec<usize> =
-        (0..objects.len()).filter(|&at| is_needed(resource, &objects[at].value)).collect();
+        (0..objects.len()).filter(|&at| is_needed_of(resource, objects[at].value.api_version())).collect();
     for part in other.chunks(BATCH) {
         let values = part.iter().map(|&at| objects[at].value.clone()).collect();
         let converted = server.hooks.convert(conversion, &resource.api_version(), values).await?;

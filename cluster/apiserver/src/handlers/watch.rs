@@ -48,7 +48,7 @@ struct Encoder {
 impl Encoder {
     /// The bytes of an event that is to this client what it is to all.
     fn same(&mut self, event: &Event) -> Bytes {
-        match self.shared(&event.object.value) {
+        match self.shared(event.object.value.api_version()) {
             Some(Shape::Plain) if self.accept.lean => event.lean(),
             Some(Shape::Partial) => event.partial(),
             Some(_) => event.frame(),
@@ -57,7 +57,7 @@ impl Encoder {
     }
 
     fn event(&mut self, change: Change, object: &Value) -> Bytes {
-        match self.shared(object) {
+        match self.shared(object["apiVersion"].as_str().unwrap_or_default()) {
             Some(Shape::Plain) if self.accept.lean => return store::frame(change, &lean::object(object)),
             Some(Shape::Partial) => return store::frame(change, &lean::partial(object)),
             _ => {}
@@ -86,20 +86,20 @@ impl Encoder {
         }
     }
 
-    /// The shape of the bytes that all such clients share, if it is one of those that are kept.
-    fn shared(&self, object: &Value) -> Option<Shape> {
+    /// The shape of the bytes of an object with this `apiVersion` that all such clients share, if it is one of those that are kept.
+    fn shared(&self, api_version: &str) -> Option<Shape> {
         let Accept { shape, yaml, beta, lean } = self.accept;
         let kept = match shape {
             Shape::Plain => self.accept.is_json(),
             Shape::Partial => lean && !yaml && !beta,
             Shape::Table => false,
         };
-        (kept && !convert::is_needed(&self.resource, object)).then_some(shape)
+        (kept && !convert::is_needed_of(&self.resource, api_version)).then_some(shape)
     }
 
     /// An object that was there before.
     fn added(&mut self, object: &Object) -> Bytes {
-        if self.shared(&object.value) == Some(Shape::Plain) && !self.accept.lean {
+        if self.shared(object.value.api_version()) == Some(Shape::Plain) && !self.accept.lean {
             return store::frame(Change::Added, &object.json);
         }
         self.event(Change::Added, &object.value)
@@ -155,7 +155,7 @@ fn seen(options: &ListOptions, resource: &Resource, event: &Event) -> Option<Cha
 
 /// The event with its object in the version of the client, where a webhook makes that; what was before stays as it is stored.
 async fn converted(server: &Server, resource: &Resource, event: Arc<Event>) -> Result<Arc<Event>, ApiError> {
-    if !convert::is_needed(resource, &event.object.value) {
+    if !convert::is_needed_of(resource, event.object.value.api_version()) {
         return Ok(event);
     }
     let whole = Object::new(event.object.key.clone(), event.object.revision, event.value().into_owned());

@@ -12,7 +12,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Key, Object, StoreError};
+use super::{Key, Object, StoreError, Tree};
 
 /// `kind NUL namespace/name` to the object's JSON.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -182,11 +182,14 @@ fn parse(key: &str, json: &[u8]) -> Result<Object, String> {
         .as_str()
         .and_then(|text| text.parse().ok())
         .ok_or("it has no resourceVersion")?;
+    let json = Bytes::copy_from_slice(json);
     Ok(Object {
         key: Key { kind: kind.into(), namespace: namespace.to_owned(), name: name.to_owned() },
         revision,
-        value,
-        json: Bytes::copy_from_slice(json),
+        // Most are not looked at for long.
+        value: Tree::of(value, json.clone()).folded(),
+        json,
+        folded: false,
     })
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Event, Expired, Object};
+use super::{Event, Expired, Object, Tree};
 
 /// Changes kept for each kind, whatever their size.
 const MAX_EVENTS: usize = 4096;
@@ -64,7 +64,8 @@ impl History {
 fn slim(event: &Event) -> Event {
     let object = |object: &Object, json| {
         let value = selectable(&object.value);
-        Arc::new(Object { key: object.key.clone(), revision: object.revision, value, json })
+        let value = Tree::of(value, bytes::Bytes::new());
+        Arc::new(Object { key: object.key.clone(), revision: object.revision, value, json, folded: false })
     };
     let current = object(&event.object, event.object.json.clone());
     // What was there before is only asked whether it was selected.

@@ -131,3 +131,47 @@ async fn lists_are_by_namespace_and_sorted() {
     assert_eq!(names(None).len(), 4);
     assert!(names(Some("none")).is_empty());
 }
+
+#[tokio::test]
+async fn what_is_not_looked_at_is_kept_as_bytes() {
+    let (folder, store) = open();
+    let write = |n: usize| {
+        let name = format!("o{n:03}");
+        store.put(&Key::new(&kind(), "default", &name), Expect::Absent, object(&name, "v")).unwrap()
+    };
+    let get = |store: &Store, n: usize| store.get("/configmaps", "default", &format!("o{n:03}")).unwrap();
+    for n in 0..FEW {
+        write(n);
+    }
+    assert!((0..FEW).all(|n| get(&store, n).value.is_read()), "few are kept as they are");
+    let mut last = None;
+    for n in FEW..FEW + RECENT {
+        last = Some(write(n));
+    }
+    assert!((0..FEW).all(|n| !get(&store, n).value.is_read()));
+    assert!(
+        (FEW..FEW + RECENT).all(|n| get(&store, n).value.is_read()),
+        "the last ones are likely to be asked for"
+    );
+    let folded = get(&store, 0);
+    assert_eq!(folded.value["data"]["k"], "v");
+    assert!(folded.value.is_read() && !get(&store, 0).value.is_read(), "his own copy");
+    assert_eq!(folded.value.api_version(), "v1");
+    assert!(
+        store.list("/configmaps", Some("default")).1.iter().all(|object| object.value["kind"] == "ConfigMap")
+    );
+
+    // It is changed like any other, and whole again.
+    let key = Key::new(&kind(), "default", "o000");
+    store.put(&key, Expect::Revision(folded.revision), object("o000", "new")).unwrap();
+    assert!(get(&store, 0).value.is_read() && get(&store, 0).value["data"]["k"] == "new");
+    let removed = store.remove(&Key::new(&kind(), "default", "o001"), get(&store, 1).revision).unwrap();
+    assert_eq!(removed.object.value["data"]["k"], "v", "the last state is told whole");
+
+    last.unwrap().durable().await.unwrap();
+    store.close().await;
+    drop(store);
+    let again = Store::open(folder.path(), true).unwrap();
+    assert!(!get(&again, 5).value.is_read());
+    assert_eq!(get(&again, 5).value["data"]["k"], "v");
+}
