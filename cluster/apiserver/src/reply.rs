@@ -97,7 +97,7 @@ pub(crate) fn stored(
     object: &Object,
 ) -> Reply {
     if accept.is_json() && !convert::is_needed_of(resource, object.value.api_version()) {
-        let json = if accept.lean { lean::object(&object.value) } else { object.json.clone() };
+        let json = if accept.lean { object.value.look(lean::object) } else { object.json.clone() };
         return bytes(code, "application/json", json);
     }
     self::object(code, accept, resource, include, &convert::from_storage(resource, &object.value))
@@ -199,9 +199,9 @@ fn list_bytes(
         }
         // Writing to memory does not fail.
         if resource.builtin {
-            let _ = serde_json::to_writer(&mut body, &Item(&object.value, accept.lean));
+            let _ = object.value.look(|value| serde_json::to_writer(&mut body, &Item(value, accept.lean)));
         } else if accept.lean {
-            let _ = serde_json::to_writer(&mut body, &lean::Object(&object.value));
+            let _ = object.value.look(|value| serde_json::to_writer(&mut body, &lean::Object(value)));
         } else {
             body.extend_from_slice(&object.json);
         }

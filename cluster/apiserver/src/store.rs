@@ -246,8 +246,16 @@ pub(crate) struct Expired {
 
 /// The objects of a kind that were written last keep their trees: whoever wrote them often writes again, and others look at what is new.
 const RECENT: usize = 64;
-/// A kind with at most so many objects keeps all trees: among them are those that every request looks at (namespaces, roles, definitions).
+/// A kind with at most so many objects keeps all trees.
 const FEW: usize = 64;
+
+/// Whether all objects of a kind are looked at again and again, so that it keeps all trees however many there are: who may do what, which kinds
+/// there are, and who is asked about a write.
+fn is_always_asked(kind: &str) -> bool {
+    ["rbac.authorization.k8s.io/", "apiextensions.k8s.io/", "admissionregistration.k8s.io/"]
+        .iter()
+        .any(|group| kind.starts_with(group))
+}
 
 struct Table {
     objects: BTreeMap<String, Arc<Object>>,
@@ -268,6 +276,12 @@ impl Table {
         self.objects.get(path).map(Object::handed_out)
     }
 
+    /// The same; `known` is that object, if it has not changed since.
+    fn get_known(&self, path: &str, known: Option<Arc<Object>>) -> Option<Arc<Object>> {
+        let now = self.objects.get(path)?;
+        Some(known.filter(|known| known.revision == now.revision).unwrap_or_else(|| now.handed_out()))
+    }
+
     fn put(&mut self, path: &str, object: Arc<Object>) {
         self.recent.push_back((path.to_owned(), object.revision));
         self.objects.insert(path.to_owned(), object);
@@ -278,6 +292,7 @@ impl Table {
         if self.objects.len() > FEW
             && let Some(object) = self.objects.get_mut(&path)
             && object.revision == revision
+            && !is_always_asked(&object.key.kind)
         {
             *object = Arc::new(object.fold());
         }
@@ -312,7 +327,9 @@ impl Store {
             let table = state.table(&object.key.kind);
             table.objects.insert(object.key.path(), Arc::new(object));
         }
-        for table in state.tables.values_mut().filter(|table| table.objects.len() > FEW) {
+        let many =
+            |(kind, table): &(&Arc<str>, &mut Table)| table.objects.len() > FEW && !is_always_asked(kind);
+        for (_, table) in state.tables.iter_mut().filter(many) {
             table.objects.values_mut().for_each(|object| *object = Arc::new(object.fold()));
         }
         Ok(Arc::new(Self { state: RwLock::new(state), disk }))
@@ -326,6 +343,13 @@ impl Store {
     /// One object.
     pub(crate) fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
         self.state.read().tables.get(kind)?.get(&path(namespace, name))
+    }
+
+    /// One object, with its tree: what is to be looked at under the lock is read before it is taken.
+    fn read(&self, key: &Key) -> Option<Arc<Object>> {
+        let object = self.get(&key.kind, &key.namespace, &key.name)?;
+        let _: &Value = &object.value;
+        Some(object)
     }
 
     /// All objects of a kind (of a namespace), ordered by namespace and name, and the revision at which they were so.
@@ -370,10 +394,11 @@ impl Store {
     /// Writes an object. `metadata.resourceVersion` is set here.
     pub(crate) fn put(&self, key: &Key, expect: Expect, mut value: Value) -> Result<Commit, Conflict> {
         let path = key.path();
+        let known = self.read(key);
         let mut state = self.state.write();
         let revision = state.revision + 1;
         let table = state.table(&key.kind);
-        let previous = table.get(&path);
+        let previous = table.get_known(&path, known);
         match (expect, &previous) {
             (Expect::Absent, Some(_)) => return Err(Conflict::Exists),
             (Expect::Revision(_), None) => return Err(Conflict::Missing),
@@ -394,10 +419,11 @@ impl Store {
     /// Removes an object in the state that `seen` wrote.
     pub(crate) fn remove(&self, key: &Key, seen: u64) -> Result<Commit, Conflict> {
         let path = key.path();
+        let known = self.read(key);
         let mut state = self.state.write();
         let revision = state.revision + 1;
         let table = state.table(&key.kind);
-        let Some(previous) = table.get(&path) else { return Err(Conflict::Missing) };
+        let Some(previous) = table.get_known(&path, known) else { return Err(Conflict::Missing) };
         if previous.revision != seen {
             return Err(Conflict::Changed);
         }

@@ -69,12 +69,11 @@ impl Family {
             Some(at) if part == "_bucket" => Some(labels.remove(at).1),
             _ => None,
         };
-        let known = self.points.iter().position(|point| point.labels == labels);
-        let at = known.unwrap_or_else(|| {
+        // The lines of one point follow each other.
+        if self.points.last().is_none_or(|point| point.labels != labels) {
             self.points.push(Point { labels, ..Point::default() });
-            self.points.len() - 1
-        });
-        let point = &mut self.points[at];
+        }
+        let Some(point) = self.points.last_mut() else { return };
         match (self.kind, part, bound) {
             (Kind::Histogram, "_bucket", Some(bound)) => {
                 point.buckets.push((bound.parse().unwrap_or(f64::INFINITY), value as u64));

@@ -245,6 +245,14 @@ fn a_services_configuration_is_awaited() {
     assert_eq!(condition(&scene.run(), "Ready"), pair("Unknown", "RevisionMissing"), "it is on its way");
     scene.route.metadata.labels = None;
     assert_eq!(condition(&scene.run(), "Ready"), pair("False", "ConfigurationMissing"));
+
+    let mut scene = Scene::new(latest());
+    scene.follow("hello-00009");
+    assert_eq!(
+        condition(&scene.run(), "Ready"),
+        pair("False", "RevisionMissing"),
+        "a revision that is gone is not"
+    );
 }
 
 #[test]

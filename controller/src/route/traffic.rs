@@ -149,7 +149,9 @@ pub(super) fn resolve(
                 by_configuration(&name, configurations, revisions).map(|r| (true, r)).map_err(|why| match why
                 {
                     // A Service makes both: news of the Route may come before those of its Configuration.
-                    Problem::Missing(..) if service == Some(&name) => Problem::Configuration(name, false),
+                    Problem::Missing("Configuration", _) if service == Some(&name) => {
+                        Problem::Configuration(name, false)
+                    }
                     why => why,
                 })
             }

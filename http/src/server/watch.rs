@@ -101,6 +101,7 @@ impl Watch {
             written: self.written.load(Ordering::Relaxed),
             polls: self.polls.load(Ordering::Relaxed),
             offered: busy > 0 && self.offered.load(Ordering::Relaxed) == busy,
+            midst: self.whole.load(Ordering::Relaxed) == MIDST,
         }
     }
 }
@@ -198,6 +199,8 @@ pub(super) struct Look {
     written: u64,
     polls: u64,
     offered: bool,
+    /// Part of a request was read, or what is none.
+    midst: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,7 +251,8 @@ impl Judge {
         if self.partial {
             return Verdict::Slow;
         }
-        self.partial = self.http1 && now.read != last.read;
+        // What was read may have been the end of a long request.
+        self.partial = self.http1 && now.midst && now.read != last.read;
         self.quiet += 1;
         if self.quiet >= self.idle_ticks && !self.partial { Verdict::Idle } else { Verdict::Keep }
     }
@@ -419,7 +423,10 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        // It ends: nothing else may take it over.
+        this.watch.whole.store(MIDST, Ordering::Relaxed);
+        match &mut this.io {
             Some(io) => Pin::new(io).poll_shutdown(cx),
             None => Poll::Ready(Err(gone())),
         }
@@ -489,7 +496,8 @@ mod tests {
     use super::*;
 
     fn look(busy: bool, started: u64, read: u64) -> Look {
-        Look { busy, started, read, ..Look::default() }
+        // No request was whole yet, or all that was read is whole.
+        Look { busy, started, read, midst: started == 0, ..Look::default() }
     }
 
     #[test]
@@ -506,6 +514,7 @@ mod tests {
             assert_eq!(judge.tick(look(true, 1, read)), Verdict::Keep);
         }
         assert_eq!(judge.tick(look(false, 1, 10)), Verdict::Keep, "bytes of its end");
+        assert_eq!(judge.tick(look(false, 1, 10)), Verdict::Idle, "unused since, not slow");
     }
 
     #[test]
@@ -521,8 +530,15 @@ mod tests {
 
     #[test]
     fn a_client_that_takes_nothing_is_stalled_and_a_slow_app_is_not() {
-        let look =
-            |offered, polls, written| Look { busy: true, started: 1, offered, polls, written, read: 9 };
+        let look = |offered, polls, written| Look {
+            busy: true,
+            started: 1,
+            offered,
+            polls,
+            written,
+            read: 9,
+            midst: false,
+        };
         let mut judge = Judge::new(100, 2, true);
         assert_eq!(judge.tick(look(true, 1, 10)), Verdict::Keep);
         assert_eq!(judge.tick(look(true, 1, 10)), Verdict::Keep);

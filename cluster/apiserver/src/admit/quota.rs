@@ -149,8 +149,12 @@ fn used(server: &Server, quota: &Value) -> Usage {
     kinds.dedup();
     for (group, plural) in kinds {
         let (_, objects) = server.store.list(&format!("{group}/{plural}"), Some(meta::namespace(quota)));
-        for object in objects.iter().filter(|object| in_scope(quota, plural, &object.value)) {
-            add(&mut total, &usage_of(group, plural, &object.value));
+        for object in &objects {
+            object.value.look(|value| {
+                if in_scope(quota, plural, value) {
+                    add(&mut total, &usage_of(group, plural, value));
+                }
+            });
         }
     }
     names

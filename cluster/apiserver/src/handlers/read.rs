@@ -163,7 +163,7 @@ pub(crate) fn select(ctx: &Ctx, options: &ListOptions) -> (u64, Vec<Arc<Object>>
     }
     let (revision, mut objects) = ctx.server.store.list(&ctx.resource.storage, namespace);
     if !options.labels.is_empty() || !options.fields.is_empty() {
-        objects.retain(|object| selects(&ctx.resource, options, &object.value));
+        objects.retain(|object| object.value.look(|value| selects(&ctx.resource, options, value)));
     }
     (revision, objects)
 }
@@ -179,7 +179,7 @@ pub(crate) async fn settled(
         return Ok(objects);
     }
     let mut objects = convert::webhook::shown(&ctx.server, &ctx.resource, objects).await?;
-    objects.retain(|object| selects(&ctx.resource, options, &object.value));
+    objects.retain(|object| object.value.look(|value| selects(&ctx.resource, options, value)));
     Ok(objects)
 }
 

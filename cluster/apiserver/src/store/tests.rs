@@ -161,6 +161,15 @@ async fn what_is_not_looked_at_is_kept_as_bytes() {
         store.list("/configmaps", Some("default")).1.iter().all(|object| object.value["kind"] == "ConfigMap")
     );
 
+    let unread = get(&store, 0);
+    assert!(unread.value.look(|value| value["data"]["k"] == "v") && !unread.value.is_read());
+    let roles: Arc<str> = "rbac.authorization.k8s.io/roles".into();
+    for n in 0..FEW + 2 * RECENT {
+        let name = format!("r{n}");
+        store.put(&Key::new(&roles, "default", &name), Expect::Absent, object(&name, "v")).unwrap();
+    }
+    assert!(store.list(&roles, None).1.iter().all(|role| role.value.is_read()), "each request asks them");
+
     // It is changed like any other, and whole again.
     let key = Key::new(&kind(), "default", "o000");
     store.put(&key, Expect::Revision(folded.revision), object("o000", "new")).unwrap();

@@ -35,6 +35,19 @@ impl Tree {
         &self.api_version
     }
 
+    /// Looks at it without keeping what had to be read for that.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Value) -> T) -> T {
+        match self.whole.get() {
+            Some(whole) => look(whole),
+            None => look(&self.read()),
+        }
+    }
+
+    fn read(&self) -> Value {
+        // This program wrote the bytes.
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
     #[cfg(test)]
     pub(super) fn is_read(&self) -> bool {
         self.whole.get().is_some()
@@ -45,8 +58,7 @@ impl Deref for Tree {
     type Target = Value;
 
     fn deref(&self) -> &Value {
-        // This program wrote the bytes.
-        self.whole.get_or_init(|| serde_json::from_slice(&self.json).unwrap_or_default())
+        self.whole.get_or_init(|| self.read())
     }
 }
 
