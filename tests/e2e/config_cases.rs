@@ -116,13 +116,13 @@ fn sidecar(p: &Platform, ns: &Namespace<'_>) -> Result<()> {
     ns.wait("requests are logged", || Ok(env("SERVING_ENABLE_REQUEST_LOG")? == "true"))?;
     ns.wait("a request has its line, in Knative's form", || {
         // The pods that log take over from those that do not.
-        let answer = http::get(p.gateway(), &ns.host("runs")?, "/logged")?;
+        let answer = http::get(p.gateway(), &ns.host("runs")?, "/?logged")?;
         ensure!(answer.status == 200, "{answer:?}");
         let pods = ["-n", ns.name(), "-l", "serving.knative.dev/service=runs", "-c", "queue-proxy"];
         // Of two pods one may be about to start or gone.
         let logs = p.kubectl(&[&["logs", "--tail=-1"], &pods[..]].concat()).unwrap_or_default();
         let lines = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        Ok(lines.into_iter().any(|line| line["httpRequest"]["requestUrl"] == "/logged"))
+        Ok(lines.into_iter().any(|line| line["httpRequest"]["requestUrl"] == "/?logged"))
     })
 }
 

@@ -110,6 +110,8 @@ fn http_route(p: &Platform) -> Result<()> {
     // A host that is a Knative Service's already.
     ns.service("mine", &[], &[("NAME", "mine")])?;
     let host = ns.host("mine")?;
+    // A route names it without a port.
+    let host = host.split(':').next().unwrap_or_default().to_owned();
     let greedy = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "greedy"},
         "spec": {"parentRefs": [{"name": "every"}], "hostnames": [host],
             "rules": [{"backendRefs": [to("blue", 1)]}]}});
