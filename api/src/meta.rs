@@ -98,7 +98,7 @@ pub mod serving {
         Keys(&["queue.sidecar.serving.knative.dev/ephemeral-storage-resource-limit"]);
     /// Annotation: shows the sidecar the annotations of its pod, where the feature is allowed.
     pub const QUEUE_POD_INFO: &str = "features.knative.dev/queueproxy-podinfo";
-    /// Annotation: lets HTTP/1 requests and responses overlap.
+    /// Annotation: Knative's, to let HTTP/1 requests and responses overlap. Here they always may.
     pub const HTTP_FULL_DUPLEX: &str = "features.knative.dev/http-full-duplex";
 
     /// Values of [`ROUTING_STATE`].

@@ -45,8 +45,7 @@ pub type Extra = Box<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + 
 pub struct Admin {
     health: Health,
     shared: Arc<Shared>,
-    end: CancellationToken,
-    _end: DropGuard,
+    end: DropGuard,
 }
 
 struct Shared {
@@ -98,7 +97,7 @@ impl Admin {
             tokio::spawn(serve(listener, router, end.clone()));
         }
         tokio::spawn(upkeep(end.clone()));
-        Ok(Self { health, shared, end: end.clone(), _end: end.drop_guard() })
+        Ok(Self { health, shared, end: end.drop_guard() })
     }
 
     /// Sends the metrics to a collector too, where `config-observability` in this namespace names one.
@@ -108,7 +107,7 @@ impl Admin {
             let shared = shared.clone();
             Box::pin(async move { shared.tell().await })
         });
-        let (component, end) = (self.shared.component, self.end.clone());
+        let (component, end) = (self.shared.component, self.end.token().clone());
         tokio::spawn(metrics::push::run(component, page, client, namespace.to_owned(), end));
     }
 

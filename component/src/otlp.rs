@@ -3,4 +3,6 @@
 mod send;
 pub(crate) mod wire;
 
+#[cfg(test)]
+pub(crate) use send::tests::collector;
 pub(crate) use send::{Endpoint, Protocol, Sender, Signal};

@@ -113,7 +113,7 @@ const TEMPLATE: &[Row] = &[
     (
         &["features.knative.dev/http-full-duplex"],
         "disabled",
-        "`enabled` lets HTTP/1 requests and responses overlap.",
+        "HTTP/1 requests and responses may overlap, whatever it says; in Knative only with `enabled`.",
     ),
     (
         &["mesh.ebb.dev/mtls"],

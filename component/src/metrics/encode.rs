@@ -14,45 +14,30 @@ pub(super) fn request(component: &str, families: &[Family], began: SystemTime, n
 }
 
 fn metric(family: &Family, began: u64, now: u64) -> Vec<u8> {
-    const GAUGE: u64 = 5;
-    const SUM: u64 = 7;
-    const HISTOGRAM: u64 = 9;
-    let points = |out: &mut Vec<u8>| {
-        for point in &family.points {
-            let point = if family.kind == Kind::Histogram {
-                histogram(point, began, now)
-            } else {
-                value(point, began, now)
-            };
-            bytes(out, 1, &point);
-        }
+    let point = if family.kind == Kind::Histogram { histogram } else { value };
+    let field = match family.kind {
+        Kind::Gauge => 5,
+        Kind::Counter => 7,
+        Kind::Histogram => 9,
     };
+    let data = message(|out| {
+        for one in &family.points {
+            bytes(out, 1, &point(one, began, now));
+        }
+        if family.kind != Kind::Gauge {
+            number(out, 2, CUMULATIVE);
+        }
+        if family.kind == Kind::Counter {
+            // It only grows.
+            number(out, 3, 1);
+        }
+    });
     message(|out| {
         text(out, 1, &family.name);
         if !family.help.is_empty() {
             text(out, 2, &family.help);
         }
-        match family.kind {
-            Kind::Gauge => bytes(out, GAUGE, &message(points)),
-            Kind::Counter => bytes(
-                out,
-                SUM,
-                &message(|out| {
-                    points(out);
-                    number(out, 2, CUMULATIVE);
-                    // It only grows.
-                    number(out, 3, 1);
-                }),
-            ),
-            Kind::Histogram => bytes(
-                out,
-                HISTOGRAM,
-                &message(|out| {
-                    points(out);
-                    number(out, 2, CUMULATIVE);
-                }),
-            ),
-        }
+        bytes(out, field, &data);
     })
 }
 

@@ -100,12 +100,8 @@ async fn send(component: &'static str, page: Page, mut settings: watch::Receiver
 
 #[cfg(test)]
 mod tests {
-    use ebb_http::{Body, PlainAcceptor, ServerConfig, handler_fn, serve};
-    use http::{Request, Response};
-    use http_body_util::BodyExt;
-    use tokio::sync::mpsc;
-
     use super::*;
+    use crate::otlp::collector;
 
     fn config(protocol: &str, endpoint: &str, interval: u64) -> Observability {
         Observability {
@@ -129,33 +125,20 @@ mod tests {
 
     #[tokio::test]
     async fn pages_reach_the_collector_as_often_as_is_said_and_no_more_when_it_is_unsaid() {
-        let (seen, mut got) = mpsc::unbounded_channel();
-        let handler = handler_fn(move |request: Request<hyper::body::Incoming>, _| {
-            let seen = seen.clone();
-            async move {
-                let path = request.uri().path().to_owned();
-                let body = request.into_body().collect().await.expect("a body").to_bytes();
-                let _ = seen.send((path, body));
-                Response::new(Body::Empty)
-            }
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let at = listener.local_addr().expect("bound").to_string();
-        let stop = CancellationToken::new();
-        let _end = stop.clone().drop_guard();
-        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop));
+        let (at, mut got, _end) = collector().await;
 
         let (to, settings) = watch::channel(None);
         let page: Page = Box::new(|| Box::pin(async { "# TYPE a gauge\na 1\n".to_owned() }));
         let sending = tokio::spawn(send("probe", page, settings));
         to.send(Settings::of(&config("http/protobuf", &at, 1)).unwrap()).expect("followed");
         for _ in 0..2 {
-            let (path, body) = got.recv().await.expect("a message");
+            let (_, path, body) = got.recv().await.expect("a message");
             assert_eq!(path, "/v1/metrics");
             assert!(body.windows(9).any(|part| part == b"ebb-probe"));
         }
         to.send(None).expect("followed");
         drop(to);
         sending.await.expect("it ends with whoever tells it");
+        assert!(got.try_recv().is_err(), "no more");
     }
 }

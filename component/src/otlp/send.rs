@@ -135,8 +135,38 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use ebb_http::{Body, PlainAcceptor, ServerConfig, handler_fn, serve};
+    use http::Response;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::{CancellationToken, DropGuard};
+
     use super::*;
+
+    /// What a collector got: content type, path and body.
+    pub(crate) type Got = (String, String, Bytes);
+
+    /// A collector on loopback; it ends with the guard.
+    pub(crate) async fn collector() -> (String, mpsc::UnboundedReceiver<Got>, DropGuard) {
+        let (seen, got) = mpsc::unbounded_channel();
+        let handler = handler_fn(move |request: Request<hyper::body::Incoming>, _| {
+            let seen = seen.clone();
+            async move {
+                let kind = request.headers()[header::CONTENT_TYPE].to_str().unwrap_or_default().to_owned();
+                let path = request.uri().path().to_owned();
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                let _ = seen.send((kind, path, body));
+                let mut response = Response::new(Body::Empty);
+                response.headers_mut().insert("grpc-status", HeaderValue::from_static("0"));
+                response
+            }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = listener.local_addr().expect("bound").to_string();
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
+        (at, got, stop.drop_guard())
+    }
 
     #[test]
     fn endpoints_with_their_usual_ports_and_paths() {

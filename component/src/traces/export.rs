@@ -75,35 +75,14 @@ pub(super) async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::otlp::collector;
     use crate::traces::Traces;
     use crate::traces::encode::tests::example;
     use ebb_api::config::Observability;
-    use ebb_http::{Body, PlainAcceptor, ServerConfig, handler_fn, serve};
-    use http::Response;
-    use http::{HeaderValue, Request, header};
-    use http_body_util::BodyExt;
-    use tokio_util::sync::CancellationToken;
 
     #[tokio::test]
     async fn sampled_spans_reach_the_collector() {
-        let (seen, mut got) = mpsc::unbounded_channel();
-        let handler = handler_fn(move |request: Request<hyper::body::Incoming>, _| {
-            let seen = seen.clone();
-            async move {
-                let kind = request.headers()[header::CONTENT_TYPE].to_str().unwrap_or_default().to_owned();
-                let path = request.uri().path().to_owned();
-                let body = request.into_body().collect().await.expect("a body").to_bytes();
-                let _ = seen.send((kind, path, body));
-                let mut response = Response::new(Body::Empty);
-                response.headers_mut().insert("grpc-status", HeaderValue::from_static("0"));
-                response
-            }
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let at = listener.local_addr().expect("bound").to_string();
-        let stop = CancellationToken::new();
-        let _end = stop.clone().drop_guard();
-        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop));
+        let (at, mut got, _end) = collector().await;
 
         let traces = Traces::start("gateway");
         let headers = http::HeaderMap::new();

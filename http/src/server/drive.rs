@@ -87,21 +87,23 @@ pub(super) async fn connection<A, H>(
     let ticks = |limit: Duration| {
         u32::try_from((limit.as_millis() / period.as_millis().max(1)).max(1)).unwrap_or(u32::MAX)
     };
-    let mut judge =
+    let judge =
         Judge::new(ticks(config.idle_timeout), ticks(config.stall_timeout), protocol == Protocol::Http1);
-    let limits = Limits { period, hostile, shutdown };
+    let guard = Guard { watch, judge, period, hostile, shutdown };
     // Boxed, so that a connection at rest does not take the room of one that works.
     let ended = match protocol {
-        Protocol::Http1 => http1(io, service, &watch, &mut judge, &limits, config).await,
-        Protocol::Http2 => Box::pin(http2(io, service, &watch, &mut judge, &limits, config)).await,
+        Protocol::Http1 => http1(io, service, guard, config).await,
+        Protocol::Http2 => Box::pin(http2(io, service, guard, config)).await,
     };
     if let Err(error) = ended {
         tracing::debug!(%remote, %error, "connection ended");
     }
 }
 
-/// When a connection is looked at, and ends.
-struct Limits {
+/// Looks at a connection now and then, and ends it.
+struct Guard {
+    watch: Arc<Watch>,
+    judge: Judge,
     /// Between two looks.
     period: Duration,
     /// Whether a client is sent away that gives up its requests.
@@ -110,14 +112,7 @@ struct Limits {
 }
 
 /// Serves HTTP/1.1. hyper keeps two buffers for a connection; one that has no request for a while is taken from it, and given back with its next.
-async fn http1<Io, S, B>(
-    mut io: Io,
-    service: S,
-    watch: &Arc<Watch>,
-    judge: &mut Judge,
-    limits: &Limits,
-    config: ServerConfig,
-) -> hyper::Result<()>
+async fn http1<Io, S, B>(mut io: Io, service: S, mut guard: Guard, config: ServerConfig) -> hyper::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = B, Error: Into<BoxError>> + Clone,
@@ -127,7 +122,7 @@ where
     let head = config.h1_buffer.max(8192);
     let mut ahead = None;
     loop {
-        let stream = Watched::requests(io, ahead, watch.clone(), Scanner::new(head), &shelf);
+        let stream = Watched::requests(io, ahead, guard.watch.clone(), Scanner::new(head), &shelf);
         // Never `pipeline_flush`: with it hyper buffers a response without limit for a client that does not read.
         let mut connection = Box::pin(
             http1::Builder::new()
@@ -137,8 +132,7 @@ where
                 .serve_connection(TokioIo::new(stream), service.clone())
                 .with_upgrades(),
         );
-        let rests = || watch.is_at_rest();
-        match until_end(connection.as_mut(), watch, judge, limits, config.drain_idle, rests).await {
+        match guard.until_end(connection.as_mut(), config.drain_idle, true).await {
             End::Done(result) => return result,
             End::Cut => return Ok(()),
             End::Rest => {}
@@ -147,8 +141,7 @@ where
         drop(connection);
         let Some(stream) = shelf.take() else { return Ok(()) };
         let mut rest = Rest::new(stream);
-        ahead = match until_end(Pin::new(&mut rest), watch, judge, limits, config.drain_idle, || false).await
-        {
+        ahead = match guard.until_end(Pin::new(&mut rest), config.drain_idle, false).await {
             End::Done(Some(byte)) => Some(byte),
             End::Done(None) | End::Cut | End::Rest => return Ok(()),
         };
@@ -156,14 +149,7 @@ where
     }
 }
 
-async fn http2<Io, S, B>(
-    io: Io,
-    service: S,
-    watch: &Arc<Watch>,
-    judge: &mut Judge,
-    limits: &Limits,
-    config: ServerConfig,
-) -> hyper::Result<()>
+async fn http2<Io, S, B>(io: Io, service: S, mut guard: Guard, config: ServerConfig) -> hyper::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = B, Error: Into<BoxError>, Future: Send + 'static>,
@@ -183,8 +169,8 @@ where
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
-        .serve_connection(TokioIo::new(Watched::new(io, watch.clone())), service);
-    match until_end(pin!(connection), watch, judge, limits, Duration::ZERO, || false).await {
+        .serve_connection(TokioIo::new(Watched::new(io, guard.watch.clone())), service);
+    match guard.until_end(pin!(connection), Duration::ZERO, false).await {
         End::Done(result) => result,
         End::Cut | End::Rest => Ok(()),
     }
@@ -235,56 +221,57 @@ enum End<T> {
     Rest,
 }
 
-/// `drain_idle`: how long it stays open, unused, once the server shuts down. `rests`: whether it may be put to rest.
-async fn until_end<C: Drain>(
-    mut connection: Pin<&mut C>,
-    watch: &Watch,
-    judge: &mut Judge,
-    limits: &Limits,
-    drain_idle: Duration,
-    rests: impl Fn() -> bool,
-) -> End<C::Output> {
-    let mut ticks = tokio::time::interval_at(Instant::now() + limits.period, limits.period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut stop = pin!(limits.shutdown.cancelled());
-    let (mut stopping, mut draining) = (false, false);
-    let mut left = pin!(tokio::time::sleep(Duration::ZERO));
-    loop {
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => return End::Done(ended),
-            () = stop.as_mut(), if !stopping => {
-                stopping = true;
-                // Where it ends at once hyper says so in its last answer.
-                if !drain_idle.is_zero() {
-                    watch.leave();
+impl Guard {
+    /// `drain_idle`: how long it stays open, unused, once the server shuts down. `may_rest`: whether it ends when nothing happens on it.
+    async fn until_end<C: Drain>(
+        &mut self,
+        mut connection: Pin<&mut C>,
+        drain_idle: Duration,
+        may_rest: bool,
+    ) -> End<C::Output> {
+        let Self { watch, judge, period, hostile, shutdown } = self;
+        let mut ticks = tokio::time::interval_at(Instant::now() + *period, *period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop = pin!(shutdown.cancelled());
+        let (mut stopping, mut draining) = (false, false);
+        let mut left = pin!(tokio::time::sleep(Duration::ZERO));
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => return End::Done(ended),
+                () = stop.as_mut(), if !stopping => {
+                    stopping = true;
+                    // Where it ends at once hyper says so in its last answer.
+                    if !drain_idle.is_zero() {
+                        watch.leave();
+                    }
+                    left.as_mut().reset(Instant::now() + drain_idle);
                 }
-                left.as_mut().reset(Instant::now() + drain_idle);
-            }
-            () = left.as_mut(), if stopping && !draining => {
-                draining = true;
-                connection.as_mut().drain();
-            }
-            () = watch.evicted(), if !draining => {
-                if limits.hostile && watch.is_hostile() {
-                    tracing::debug!("a client gives up nearly all of its requests");
-                    return End::Cut;
-                }
-                // A request may have come since.
-                if watch.is_idle() {
+                () = left.as_mut(), if stopping && !draining => {
                     draining = true;
                     connection.as_mut().drain();
                 }
-            }
-            _ = ticks.tick() => match judge.tick(watch.look()) {
-                Verdict::Keep if judge.is_quiet() && !draining && rests() => return End::Rest,
-                Verdict::Keep => {}
-                Verdict::Idle if !draining => {
-                    draining = true;
-                    connection.as_mut().drain();
+                () = watch.evicted(), if !draining => {
+                    if *hostile && watch.is_hostile() {
+                        tracing::debug!("a client gives up nearly all of its requests");
+                        return End::Cut;
+                    }
+                    // A request may have come since.
+                    if watch.is_idle() {
+                        draining = true;
+                        connection.as_mut().drain();
+                    }
                 }
-                Verdict::Idle | Verdict::Slow | Verdict::Stalled => return End::Cut,
-            },
+                _ = ticks.tick() => match judge.tick(watch.look()) {
+                    Verdict::Keep if judge.is_quiet() && !draining && may_rest && watch.is_at_rest() => return End::Rest,
+                    Verdict::Keep => {}
+                    Verdict::Idle if !draining => {
+                        draining = true;
+                        connection.as_mut().drain();
+                    }
+                    Verdict::Idle | Verdict::Slow | Verdict::Stalled => return End::Cut,
+                },
+            }
         }
     }
 }
@@ -301,7 +288,10 @@ mod tests {
     /// What the service holds; a connection at rest has one copy of it, one that is served two.
     type Sign = Arc<()>;
 
-    fn start(buffer: usize, limits: Limits) -> (DuplexStream, Sign, tokio::task::JoinHandle<()>) {
+    fn start(
+        buffer: usize,
+        shutdown: CancellationToken,
+    ) -> (DuplexStream, Sign, tokio::task::JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(buffer);
         let sign = Sign::default();
         let held = sign.clone();
@@ -319,14 +309,11 @@ mod tests {
                     }
                 })
             };
-            let mut judge = Judge::new(30, 100, true);
-            let _ = http1(server, service, &watch, &mut judge, &limits, ServerConfig::default()).await;
+            let (judge, period) = (Judge::new(30, 100, true), Duration::from_secs(10));
+            let guard = Guard { watch, judge, period, hostile: false, shutdown };
+            let _ = http1(server, service, guard, ServerConfig::default()).await;
         });
         (client, sign, serving)
-    }
-
-    fn limits() -> Limits {
-        Limits { period: Duration::from_secs(10), hostile: false, shutdown: CancellationToken::new() }
     }
 
     /// Time stands still but for this.
@@ -350,7 +337,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_unused_connection_rests_and_serves_on() {
-        let (mut client, sign, serving) = start(1 << 16, limits());
+        let (mut client, sign, serving) = start(1 << 16, CancellationToken::new());
         for body in ["one", "two", "three"] {
             let request =
                 format!("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -377,7 +364,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_client_has_not_read_yet_keeps_a_connection_from_its_rest() {
-        let (mut client, sign, _serving) = start(64, limits());
+        let (mut client, sign, _serving) = start(64, CancellationToken::new());
         let body = "x".repeat(500);
         let request = format!("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 500\r\n\r\n{body}");
         client.write_all(request.as_bytes()).await.unwrap();
@@ -390,7 +377,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn half_a_head_after_a_rest_is_not_waited_for() {
-        let (mut client, sign, serving) = start(64, limits());
+        let (mut client, sign, serving) = start(64, CancellationToken::new());
         pass(30).await;
         assert_eq!(Sign::strong_count(&sign), RESTING);
         client.write_all(b"G").await.unwrap();
@@ -401,9 +388,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_leaves_ends_what_rests() {
-        let limits = limits();
-        let shutdown = limits.shutdown.clone();
-        let (mut client, _, serving) = start(64, limits);
+        let shutdown = CancellationToken::new();
+        let (mut client, _, serving) = start(64, shutdown.clone());
         pass(30).await;
         shutdown.cancel();
         assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
