@@ -223,6 +223,7 @@ fn conditions_from_deployment_pods_and_autoscaler() {
             pair("False", "ProgressDeadlineExceeded"),
             pair("False", "NoTraffic"),
         ),
+        ("no such registry", starting().pod(waiting("RegistryUnavailable")), pair("False", "RegistryUnavailable"), pair("Unknown", "Deploying")),
         ("no such image", starting().pod(waiting("ImagePullBackOff")), pair("False", "ImagePullBackOff"), pair("Unknown", "Deploying")),
         ("bad config", starting().pod(waiting("CreateContainerConfigError")), pair("False", "CreateContainerConfigError"), pair("Unknown", "Deploying")),
         ("creating", starting().pod(waiting("ContainerCreating")), pair("Unknown", "Deploying"), pair("Unknown", "Deploying")),

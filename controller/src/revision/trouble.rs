@@ -15,12 +15,15 @@ pub const USUAL: Duration = Duration::from_secs(2);
 /// The longest text that is taken over from elsewhere.
 const LONGEST: usize = 1024;
 
-/// Waiting for these is in vain until somebody changes something.
+/// Waiting for these is in vain until somebody changes something. Kubelet's words for images are in its `images` package.
 const HOPELESS: &[&str] = &[
     "ImagePullBackOff",
     "ErrImagePull",
     "InvalidImageName",
     "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
     "CreateContainerConfigError",
     "CreateContainerError",
     "RunContainerError",
