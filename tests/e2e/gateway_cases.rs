@@ -109,6 +109,7 @@ fn http_route(p: &Platform) -> Result<()> {
 
     // A host that is a Knative Service's already.
     ns.service("mine", &[], &[("NAME", "mine")])?;
+    ns.wait_ready("mine")?;
     let host = ns.host("mine")?;
     // A route names it without a port.
     let host = host.split(':').next().unwrap_or_default().to_owned();
@@ -141,7 +142,8 @@ fn http_route(p: &Platform) -> Result<()> {
         Ok(told["reason"] == "BackendNotFound"
             && told["message"].as_str().is_some_and(|m| m.contains("green")))
     })?;
-    ensure!(get("/green")?.status == 500, "a backend that is not there");
+    // Another replica than the one that answers may have told it.
+    ns.wait("a backend that is not there is answered for", || Ok(get("/green")?.status == 500))?;
     p.kubectl(&["delete", "-n", ns.name(), "httproute/web"])?;
     ns.wait("the route is gone", || Ok(get("/")?.status == 404))?;
     Ok(())
