@@ -148,7 +148,8 @@ fn objects(config: &Config) -> Vec<(&'static str, Value)> {
     };
     let view = join(&[
         &workloads(&read),
-        &json!([{"apiGroups": [""], "verbs": read, "resources": ["pods/log", "pods/status", "namespaces", "limitranges", "resourcequotas", "services/status"]}]),
+        &json!([{"apiGroups": [""], "verbs": read, "resources": ["pods/log", "pods/status", "namespaces", "limitranges", "resourcequotas", "services/status"]},
+            {"apiGroups": ["metrics.k8s.io"], "verbs": ["get", "list"], "resources": ["pods", "nodes"]}]),
     ]);
     let edit = join(&[
         &view,

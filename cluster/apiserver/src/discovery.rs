@@ -106,7 +106,7 @@ fn resource_list(snapshot: &Snapshot, group: &str, version: &str) -> Result<Valu
         if !resource.categories.is_empty() {
             entry["categories"] = json!(resource.categories);
         }
-        if !resource.virtual_only {
+        if !resource.virtual_only && !resource.computed {
             entry["storageVersionHash"] = storage_hash(resource).into();
         }
         list.push(entry);

@@ -9,6 +9,7 @@ pub(crate) mod read;
 pub(crate) mod reviews;
 pub(crate) mod scale;
 pub(crate) mod token;
+pub(crate) mod usage;
 pub(crate) mod watch;
 pub(crate) mod write;
 
@@ -183,6 +184,13 @@ async fn handle(ctx: Ctx, verb: &'static str, request: Request<Body>) -> Result<
         }
         let body = request::read(request.into_body()).await?;
         return reviews::create(&ctx, request::decode(ctx.content_type.as_deref(), &body)?).await;
+    }
+    if ctx.resource.computed {
+        return match verb {
+            "get" if ctx.sub.is_empty() => usage::get(&ctx).await,
+            "list" => usage::list(&ctx).await,
+            _ => Err(ApiError::method_not_allowed()),
+        };
     }
     if let Some(deprecation) = &ctx.resource.deprecation {
         ctx.warn(deprecation.clone());

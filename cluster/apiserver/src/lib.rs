@@ -171,6 +171,7 @@ impl ApiServer {
             registry: registry::Registry::new(),
             auth: Authenticator { tokens },
             kubelet: ArcSwapOption::empty(),
+            usage: Default::default(),
             figures: figures::Figures::default(),
             git_version: config.git_version.clone(),
             address: config

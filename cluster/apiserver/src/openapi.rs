@@ -76,7 +76,7 @@ fn document(snapshot: &Snapshot, group: &str, version: &str) -> Result<Reply, Ap
             namespaced: resource.namespaced,
             subresources: resource.subresource_names(),
             schema: resource.schema().clone(),
-            builtin: resource.builtin,
+            builtin: resource.builtin && !resource.computed,
         })
         .collect();
     Ok(reply::value(StatusCode::OK, Accept::JSON, &v3_group(group, version, &infos)))

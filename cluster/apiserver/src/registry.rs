@@ -82,6 +82,8 @@ pub(crate) struct Resource {
     pub builtin: bool,
     /// Is it only ever created, never stored (reviews)?
     pub virtual_only: bool,
+    /// Is it only ever read, never stored (what pods use at the moment)?
+    pub computed: bool,
     /// What a table shows.
     pub columns: Columns,
     /// What clients of a deprecated version are warned of.
@@ -100,6 +102,9 @@ impl Resource {
     /// The schema, made when first asked for.
     pub(crate) fn schema(&self) -> &Schema {
         self.schema.get_or_init(|| {
+            if self.computed {
+                return Schema::untyped();
+            }
             Schema::builtin(&self.group, &self.version, &self.kind).unwrap_or_else(|| {
                 tracing::warn!(
                     group = self.group,
@@ -133,6 +138,8 @@ impl Resource {
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
         if self.virtual_only {
             &["create"]
+        } else if self.computed {
+            &["get", "list"]
         } else {
             match (self.builtin, self.kind.as_str()) {
                 (true, "Namespace") => &["create", "delete", "get", "list", "patch", "update", "watch"],

@@ -28,6 +28,7 @@ pub(crate) struct Server {
     pub(crate) addresses: Addresses,
     pub(crate) hooks: Hooks,
     pub(crate) kubelet: ArcSwapOption<axum::Router>,
+    pub(crate) usage: crate::handlers::usage::History,
     pub(crate) figures: Figures,
     pub(crate) git_version: String,
     /// Where clients reach this server, as discovery tells them.

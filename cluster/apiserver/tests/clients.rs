@@ -492,3 +492,63 @@ async fn logs_and_terminals_reach_the_node_agent() {
     tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.unwrap();
     assert_eq!(&bytes, b"ping");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_pods_use_is_told_from_two_readings() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let fixture = start().await;
+    let client = fixture.client();
+    account(&client).await;
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let mut made = Vec::new();
+    for name in ["p", "other"] {
+        let mut pod = pod(name, Some("n"));
+        pod.metadata.labels = Some([("app".to_owned(), name.to_owned())].into());
+        made.push(pods.create(&PostParams::default(), &pod).await.unwrap().metadata.uid.unwrap());
+    }
+    let readings = std::sync::Arc::new(AtomicU64::new(0));
+    let figures = get({
+        let readings = readings.clone();
+        move || async move {
+            // Two seconds apart, half a second of processor time each.
+            let nth = readings.fetch_add(1, Ordering::SeqCst);
+            let container = |name: &str| {
+                serde_json::json!({"name": name, "startTime": "2026-01-01T00:00:00Z",
+                    "cpu": {"time": format!("2026-01-01T00:01:{:02}Z", 2 * nth), "usageCoreNanoSeconds": 500_000_000 * nth},
+                    "memory": {"workingSetBytes": 5000}})
+            };
+            let of = |name: &str, uid: &str| serde_json::json!({"podRef": {"namespace": "default", "name": name, "uid": uid}, "containers": [container("c")]});
+            axum::Json(
+                serde_json::json!({"node": {"nodeName": "n"}, "pods": [of("p", &made[0]), of("other", &made[1]), of("gone", "x")]}),
+            )
+        }
+    });
+    fixture.server.set_kubelet(axum::Router::new().route("/stats/summary", figures));
+    let ask = async |path: &str| -> serde_json::Value {
+        let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/default/{path}");
+        client.request(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap()
+    };
+    let list = ask("pods?labelSelector=app%3Dp").await;
+    assert_eq!(list["kind"], "PodMetricsList");
+    let items = list["items"].as_array().unwrap();
+    assert_eq!(items.len(), 1, "{list}");
+    assert_eq!((&items[0]["metadata"]["name"], &items[0]["window"]), (&"p".into(), &"2.000s".into()));
+    let usage = serde_json::json!({"cpu": "250000000n", "memory": "5Ki"});
+    assert_eq!(items[0]["containers"], serde_json::json!([{"name": "c", "usage": usage}]));
+    assert_eq!(ask("pods/other").await["containers"][0]["usage"], usage);
+    assert_eq!(readings.load(Ordering::SeqCst), 2, "who asks at once gets the same readings");
+    let table = http::Request::get("/apis/metrics.k8s.io/v1beta1/namespaces/default/pods")
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+        .body(Vec::new())
+        .unwrap();
+    let table: serde_json::Value = client.request(table).await.unwrap();
+    assert_eq!(table["rows"].as_array().unwrap().len(), 2, "{table}");
+    let refused = |method: &str, path: &str| {
+        let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/default/{path}");
+        client.request::<serde_json::Value>(
+            http::Request::builder().method(method).uri(path).body(Vec::new()).unwrap(),
+        )
+    };
+    assert_eq!(code(refused("GET", "pods/gone").await.unwrap_err()).0, 404);
+    assert_eq!(code(refused("DELETE", "pods/p").await.unwrap_err()).0, 405);
+}

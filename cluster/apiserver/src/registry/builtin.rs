@@ -30,6 +30,7 @@ struct Row {
 const STATUS: u8 = 1;
 const SCALE: u8 = 2;
 const VIRTUAL: u8 = 4;
+const COMPUTED: u8 = 8;
 
 const CONNECT: &[&str] = &["create", "get"];
 const CREATE: &[&str] = &["create"];
@@ -105,6 +106,8 @@ const ROWS: &[Row] = table! {
     ["policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" ["pdb"] [] true, STATUS, &[]]
     ["autoscaling" "v1" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] ["all"] true, STATUS, &[]]
     ["autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] ["all"] true, STATUS, &[]]
+    ["metrics.k8s.io" "v1beta1" "NodeMetrics" "nodes" [] [] false, COMPUTED, &[]]
+    ["metrics.k8s.io" "v1beta1" "PodMetrics" "pods" [] [] true, COMPUTED, &[]]
     ["scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" ["pc"] [] false, 0, &[]]
     ["storage.k8s.io" "v1" "StorageClass" "storageclasses" ["sc"] [] false, 0, &[]]
     ["authentication.k8s.io" "v1" "SelfSubjectReview" "selfsubjectreviews" [] [] false, VIRTUAL, &[]]
@@ -126,7 +129,8 @@ pub(crate) fn resources() -> Vec<Resource> {
                 version: row.version.to_owned(),
                 kind: row.kind.to_owned(),
                 plural: row.plural.to_owned(),
-                singular: row.kind.to_lowercase(),
+                // As metrics-server names them: `pods` without a group are pods.
+                singular: if row.features & COMPUTED == 0 { row.kind.to_lowercase() } else { String::new() },
                 short_names: row.short.iter().map(|&s| s.to_owned()).collect(),
                 categories: row.categories.iter().map(|&s| s.to_owned()).collect(),
                 namespaced: row.namespaced,
@@ -146,6 +150,7 @@ pub(crate) fn resources() -> Vec<Resource> {
                 conversion: None,
                 builtin: true,
                 virtual_only: row.features & VIRTUAL != 0,
+                computed: row.features & COMPUTED != 0,
                 columns: Columns::Builtin,
                 deprecation: (row.kind == "Endpoints").then(|| {
                     "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()

@@ -65,6 +65,7 @@ pub(crate) fn resources(definition: &Value, before: &Snapshot) -> Vec<Arc<Resour
                 conversion: Some(&spec["conversion"]).filter(|it| it["strategy"] == "Webhook").cloned(),
                 builtin: false,
                 virtual_only: false,
+                computed: false,
                 columns: Columns::Crd(columns(&version["additionalPrinterColumns"])),
                 deprecation: deprecation(&group, &text(&names["kind"]), version, versions),
                 selectable: version["selectableFields"]

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -50,6 +51,7 @@ pub(crate) struct Live {
     /// Its process has ended and all its output is out.
     pub(crate) ended: CancellationToken,
     pub(crate) address: Ipv4Addr,
+    pub(crate) started: Timestamp,
     pub(crate) spec: Container,
 }
 
@@ -174,6 +176,7 @@ impl Run {
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
             address: self.network.address.unwrap_or_else(|| context.host_ip()),
+            started: Timestamp::now(),
             spec: self.spec.clone(),
         });
         self.view.live.lock().insert(self.spec.name.clone(), Arc::clone(&live));
