@@ -171,8 +171,6 @@ pub mod autoscaling {
     pub const KPA: &str = "kpa.autoscaling.knative.dev";
     /// The class that leaves scaling to a HorizontalPodAutoscaler.
     pub const HPA: &str = "hpa.autoscaling.knative.dev";
-    /// Reason of a PodAutoscaler's conditions when nothing on this platform serves its class.
-    pub const CLASS_NOT_SUPPORTED: &str = "ClassNotSupported";
     /// Which autoscaler.
     pub const CLASS: Keys = Keys(&["autoscaling.knative.dev/class"]);
     /// concurrency, rps, cpu, memory or a custom metric.

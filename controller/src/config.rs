@@ -81,8 +81,6 @@ pub struct Config {
     pub ready: Readiness,
     /// Our name in the election of the replica whose reconcilers work. `POD_NAME`, `POD_IP`; without them there is no election.
     pub candidate: Option<Candidate>,
-    /// Whether something acts on HorizontalPodAutoscalers, as Kubernetes' controller manager does. Not from the environment.
-    pub horizontal: bool,
     /// Reconciliations at a time. `EBB_CONCURRENCY`, default 32.
     pub concurrency: NonZeroUsize,
 }
@@ -113,7 +111,6 @@ impl Config {
             ports: Ports::default(),
             ready: Readiness::default(),
             candidate: None,
-            horizontal: true,
             concurrency: CONCURRENCY,
         }
     }
@@ -144,7 +141,6 @@ impl Config {
             mtls_mode: if mode == Mode::Strict { "strict" } else { "permissive" }.into(),
             concurrency: env.parsed("EBB_CONCURRENCY", "a number of at least 1", default.concurrency)?,
             candidate: env.candidate()?,
-            horizontal: default.horizontal,
             system_namespace: default.system_namespace,
             ready: default.ready,
         })

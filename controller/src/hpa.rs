@@ -33,8 +33,6 @@ pub struct Observed<'a> {
     pub sks: Option<&'a ServerlessService>,
     /// What the API server said to the last attempt, if it refused that.
     pub refused: Option<&'a str>,
-    /// Whether anything acts on HorizontalPodAutoscalers here.
-    pub served: bool,
 }
 
 /// Whether Kubernetes scales it.
@@ -60,17 +58,6 @@ pub fn plan(observed: &Observed<'_>, config: &Autoscaler, now: Timestamp) -> Pla
     status.manage(now).initialize();
     status.set_observed_generation(pa.metadata.generation);
     let name = pa.name_any();
-    if !observed.served {
-        let message = format!(
-            "The autoscaling class {} is not available here: remove the annotation autoscaling.knative.dev/class \
-             from the template, or set it to {}, which scales by concurrency or rps.",
-            keys::HPA,
-            keys::KPA
-        );
-        status.manage(now).mark_false(ACTIVE, keys::CLASS_NOT_SUPPORTED, &message);
-        plan.set_status(pa.status.as_ref(), &status);
-        return plan;
-    }
     if observed.hpa.is_some() && owned.is_none() {
         let message = format!("There is an existing HorizontalPodAutoscaler {name:?} that we do not own.");
         status.manage(now).mark_false(ACTIVE, "NotOwned", &message);

@@ -407,7 +407,6 @@ impl Reconciler {
                     hpa: live.as_deref(),
                     sks: sks.as_deref(),
                     refused: refused.as_ref().map(|r| r.message.as_str()),
-                    served: self.config.horizontal,
                 };
                 self.execute(key, &*object, hpa::plan(&observed, &configs.autoscaler, now)).await
             }

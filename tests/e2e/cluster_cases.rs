@@ -1,9 +1,11 @@
 //! Kubernetes as kubectl sees it: plain objects and plain workloads, without Knative.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::Case;
-use crate::harness::Platform;
+use crate::harness::{Platform, service_manifest};
+use testkit::http;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("cluster::objects_by_every_kind_of_apply", objects),
@@ -15,6 +17,9 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("cluster::service_names_resolve_in_pods", service_names),
     ("cluster::custom_resources_are_validated", custom_resources),
 ];
+
+/// Where figures of pods are, which a plain cluster has not.
+pub(crate) const OWN_CASES: &[(&str, Case)] = &[("cluster::class_hpa_scales_by_cpu", horizontal_class)];
 
 fn objects(p: &Platform) -> Result<()> {
     let ns = p.namespace("e2e-objects")?;
@@ -232,4 +237,53 @@ fn custom_resources(p: &Platform) -> Result<()> {
     ensure!(table.contains("SAILS"), "{table}");
     p.kubectl(&["delete", "crd", "boats.e2e.test"])?;
     Ok(())
+}
+
+/// A Service of the class hpa, and what its pods use.
+fn horizontal_class(p: &Platform) -> Result<()> {
+    let ns = p.namespace("e2e-hpa")?;
+    let annotations = [
+        ("autoscaling.knative.dev/class", "hpa.autoscaling.knative.dev"),
+        ("autoscaling.knative.dev/metric", "cpu"),
+        ("autoscaling.knative.dev/target", "20"),
+        ("autoscaling.knative.dev/window", "10s"),
+        ("autoscaling.knative.dev/max-scale", "2"),
+    ];
+    let mut manifest = service_manifest("busy", p.image(), &annotations, &[]);
+    manifest["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m"}});
+    p.apply(ns.name(), &manifest.to_string())?;
+    ns.wait_ready("busy")?;
+    let host = ns.host("busy")?;
+    let load = || -> Result<()> {
+        for _ in 0..100 {
+            ensure!(http::get(p.gateway(), &host, "/")?.status == 200, "under load");
+        }
+        Ok(())
+    };
+    let autoscaler = || -> Result<Value> {
+        let list = p.get(ns.name(), "hpa")?;
+        Ok(list["items"][0].clone())
+    };
+    ns.wait("there are two pods", || {
+        load()?;
+        Ok(autoscaler()?["status"]["desiredReplicas"] == 2)
+    })?;
+    let seen = autoscaler()?;
+    let conditions = seen["status"]["conditions"].as_array().context("conditions")?;
+    let active =
+        conditions.iter().find(|condition| condition["type"] == "ScalingActive").context("ScalingActive")?;
+    ensure!(active["reason"] == "ValidMetricFound", "{active}");
+    ns.wait("both are shown with what they use", || {
+        load()?;
+        let top = p.kubectl(&["top", "pods", "-n", ns.name(), "--containers", "--no-headers"])?;
+        Ok(top.lines().filter(|line| line.contains("user-container") && line.contains("Mi")).count() == 2)
+    })?;
+    let node = p.kubectl(&["top", "nodes", "--no-headers"])?;
+    ensure!(node.contains('%') && !node.contains("unknown"), "{node}");
+    let name = seen["metadata"]["name"].as_str().context("a name")?;
+    let described = p.kubectl(&["describe", "-n", ns.name(), "hpa", name])?;
+    ensure!(described.contains("New size: 2; reason: cpu resource utilization"), "{described}");
+    ns.wait("one pod is enough again", || Ok(autoscaler()?["status"]["desiredReplicas"] == 1))?;
+    p.kubectl(&["delete", "-n", ns.name(), "ksvc/busy"])?;
+    ns.wait("its autoscaler is gone", || Ok(autoscaler()?.is_null()))
 }

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         (failure_cases::CASES, Needs::Any),
         (failure_cases::OWN_CASES, Needs::EbbUp),
         (cluster_cases::CASES, Needs::Any),
+        (cluster_cases::OWN_CASES, Needs::EbbUp),
         (gateway_cases::CASES, Needs::Any),
         (mesh_cases::CASES, Needs::Any),
         (mesh_cases::NETWORK_POLICY_CASES, Needs::NetworkPolicy),

@@ -1,11 +1,11 @@
-//! The core controllers of the embedded cluster: Deployment, ReplicaSet, Job, EndpointSlice, Namespace, ServiceAccount,
+//! The core controllers of the embedded cluster: Deployment, ReplicaSet, Job, HorizontalPodAutoscaler, EndpointSlice, Namespace, ServiceAccount,
 //! the garbage collector, and the scheduler of its one node.
 //!
 //! Each controller is a pure `plan(&Observed, now) -> Plan` and a thin part that carries the plan out. What they observe
 //! comes from [`cache`](cache/index.html)s that are fed by watches *and* by the answers to the controllers' own writes, so a controller
 //! always sees what it wrote itself: that takes the place of the expectations that Kubernetes' controllers keep.
 //!
-//! Nothing here polls. A cold start runs through three of these controllers one after the other (Deployment, ReplicaSet, scheduler), so
+//! Nothing here polls but horizontal autoscalers, where there are any. A cold start runs through three of these controllers one after the other (Deployment, ReplicaSet, scheduler), so
 //! each acts on the watch event itself; only what nobody waits for is put off: events, and the [counts](settle/index.html) in a status.
 //!
 //! This crate never starts a container, never touches the network of the machine, and knows nothing of what runs on the cluster.
@@ -16,10 +16,12 @@ mod endpoints;
 mod endpointslice;
 mod events;
 mod gc;
+mod horizontal;
 mod housekeeping;
 mod job;
 mod meta;
 mod namespace;
+mod quantity;
 mod queue;
 mod replicaset;
 mod scheduler;
@@ -99,6 +101,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     endpointslice::start(&world, &tasks, &shutdown);
     endpoints::start(&world, &tasks, &shutdown);
     job::start(&world, &tasks, &shutdown);
+    horizontal::start(&world, &tasks, &shutdown);
     serviceaccount::start(&world, &config, &tasks, &shutdown);
     let collector = gc::start(&world, &tasks, &shutdown);
     namespace::start(&world, collector, &tasks, &shutdown);

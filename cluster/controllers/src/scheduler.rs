@@ -2,7 +2,6 @@
 
 mod fit;
 mod neighbours;
-mod quantity;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -6,6 +6,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{Deployment, ReplicaSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::Job,
         core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
@@ -34,6 +35,7 @@ pub(crate) struct World {
     pub(crate) deployments: Arc<Cache<Deployment>>,
     pub(crate) replica_sets: Arc<Cache<ReplicaSet>>,
     pub(crate) jobs: Arc<Cache<Job>>,
+    pub(crate) horizontals: Arc<Cache<HorizontalPodAutoscaler>>,
     pub(crate) pods: Arc<Cache<Pod>>,
     pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) services: Arc<Cache<Service>>,
@@ -53,6 +55,7 @@ impl World {
             deployments: Arc::new(Cache::new()),
             replica_sets: Arc::new(Cache::new()),
             jobs: Arc::new(Cache::new()),
+            horizontals: Arc::new(Cache::new()),
             pods: Arc::new(Cache::indexed(endpointslice::labels_of)),
             nodes: Arc::new(Cache::new()),
             services: Arc::new(Cache::indexed(endpointslice::selector_of)),
@@ -72,6 +75,7 @@ impl World {
         self.spawn(&self.deployments, all(), tasks, shutdown);
         self.spawn(&self.replica_sets, all(), tasks, shutdown);
         self.spawn(&self.jobs, all(), tasks, shutdown);
+        self.spawn(&self.horizontals, all(), tasks, shutdown);
         self.spawn(&self.pods, all(), tasks, shutdown);
         self.spawn(&self.nodes, all(), tasks, shutdown);
         self.spawn(&self.services, all(), tasks, shutdown);

@@ -24,7 +24,7 @@ fn run(pa: &PodAutoscaler, hpa: Option<Value>, sks_ready: &str) -> Plan {
     (status["serviceName"], status["privateServiceName"]) =
         (json!("hello-00001"), json!("hello-00001-private"));
     let sks: ServerlessService = with_status(&sks, status);
-    plan(&Observed { pa, hpa: hpa.as_ref(), sks: Some(&sks), refused: None, served: true }, &config, at(1))
+    plan(&Observed { pa, hpa: hpa.as_ref(), sks: Some(&sks), refused: None }, &config, at(1))
 }
 
 fn spec(annotations: &[(&str, &str)]) -> Value {
@@ -69,7 +69,7 @@ fn what_kubernetes_is_asked_for() {
 fn it_is_made_and_followed() {
     let mut fresh = pa(&[("min-scale", "2")]);
     let plan = super::plan(
-        &Observed { pa: &fresh, hpa: None, sks: None, refused: None, served: true },
+        &Observed { pa: &fresh, hpa: None, sks: None, refused: None },
         &Autoscaler::default(),
         at(1),
     );
@@ -97,7 +97,7 @@ fn it_is_made_and_followed() {
         object(serde_json::to_value(horizontal(&fresh, &Autoscaler::default())).expect("JSON"));
     fresh.metadata.annotations.get_or_insert_default().insert(keys::CLASS.key().into(), keys::KPA.into());
     let plan = super::plan(
-        &Observed { pa: &fresh, hpa: Some(&live), sks: None, refused: None, served: true },
+        &Observed { pa: &fresh, hpa: Some(&live), sks: None, refused: None },
         &Autoscaler::default(),
         at(1),
     );
@@ -109,22 +109,10 @@ fn anothers_is_left_alone_and_refusals_are_told() {
     let pa = pa(&[]);
     let mut foreign = horizontal(&pa, &Autoscaler::default());
     foreign.metadata.owner_references = None;
-    let observed = Observed { pa: &pa, hpa: Some(&foreign), sks: None, refused: None, served: true };
+    let observed = Observed { pa: &pa, hpa: Some(&foreign), sks: None, refused: None };
     let plan = super::plan(&observed, &Autoscaler::default(), at(1));
     assert_eq!((summary(&plan).len(), condition(&plan, "Active")), (0, pair("False", "NotOwned")));
     let observed = Observed { hpa: None, refused: Some("exceeded quota"), ..observed };
     let plan = super::plan(&observed, &Autoscaler::default(), at(1));
     assert_eq!(condition(&plan, "Active"), pair("False", "FailedCreate"));
-}
-
-#[test]
-fn where_nothing_acts_on_it_that_is_said_with_the_mend() {
-    let pa = pa(&[]);
-    let observed = Observed { pa: &pa, hpa: None, sks: None, refused: None, served: false };
-    let plan = super::plan(&observed, &Autoscaler::default(), at(1));
-    assert_eq!(condition(&plan, "Ready"), pair("False", "ClassNotSupported"));
-    assert_eq!(summary(&plan), [""; 0]);
-    let told = with_status(&pa, plan.status.expect("a status"));
-    let again = super::plan(&Observed { pa: &told, ..observed }, &Autoscaler::default(), at(9));
-    assert_eq!(again.status, None);
 }

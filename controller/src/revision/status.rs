@@ -3,7 +3,6 @@
 use ebb_api::autoscaling::PodAutoscaler;
 use ebb_api::conditions::{Condition, Conditioned, READY, Status};
 use ebb_api::config::Configs;
-use ebb_api::meta::autoscaling::CLASS_NOT_SUPPORTED;
 use ebb_api::serving::RevisionStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -124,10 +123,6 @@ pub(super) fn of_autoscaler(status: &mut RevisionStatus, pa: Option<&PodAutoscal
     match ready.status {
         Status::Unknown => {
             manager.mark_unknown("Active", &reason, &message);
-        }
-        Status::False if reason == CLASS_NOT_SUPPORTED => {
-            // Nothing will ever scale it: a failure, not a wait.
-            manager.mark_false(AVAILABLE, &reason, &message).mark_false("Active", &reason, &message);
         }
         Status::False => {
             if !initialized && !unavailable && named {

@@ -273,14 +273,6 @@ fn active_is_for_information() {
 }
 
 #[test]
-fn a_class_that_nothing_serves_is_a_failure_with_its_reason() {
-    let mut status = pa_status("False", "ClassNotSupported", "Unknown");
-    status["conditions"][0]["message"] = json!("use kpa");
-    let plan = Scene::settled().pa_status(status).run();
-    assert_eq!(condition(&plan, "Ready"), pair("False", "ClassNotSupported"));
-}
-
-#[test]
 fn without_an_image_of_the_sidecar_nothing_is_made() {
     let scene = Scene::settled();
     let observed = Observed {

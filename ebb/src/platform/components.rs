@@ -92,7 +92,6 @@ impl Components {
         let client = |account: &str| cluster.client(&format!("system:serviceaccount:{namespace}:{account}"));
         let config = ebb_controller::Config {
             bind_address: IpAddr::V4(at.controller),
-            horizontal: false,
             ..ebb_controller::Config::in_namespace(namespace)
         };
         let levels = ebb_component::logging::keep(

@@ -10,8 +10,7 @@ use k8s_openapi::{
 };
 
 use super::neighbours::Unwanted;
-use super::quantity;
-use crate::meta;
+use crate::{meta, quantity};
 
 /// What pods ask of a node, in thousandths by resource; every pod asks for one of `pods`.
 #[derive(Clone, Default, PartialEq, Debug)]

@@ -160,7 +160,7 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
             vec![
                 name(object),
                 format!("{}/{}", text("kind"), text("name")).into(),
-                if text::count(&spec["metrics"]) == 0 { "<none>" } else { "<unknown>" }.into(),
+                targets(object).into(),
                 spec["minReplicas"].as_i64().map_or("<unset>".to_owned(), |n| n.to_string()).into(),
                 spec["maxReplicas"].as_i64().unwrap_or(0).to_string().into(),
                 of("currentReplicas"),
@@ -216,4 +216,79 @@ fn job_duration(status: &Value, now: Timestamp) -> Value {
     let Some(start) = time("startTime") else { return "".into() };
     let end = time("completionTime").unwrap_or(now);
     text::duration(end.as_second() - start.as_second()).into()
+}
+/// What an autoscaler's metrics are and should be: the first two of them.
+fn targets(object: &Value) -> String {
+    let (spec, status) = (&object["spec"], &object["status"]);
+    let shown = |value: &Value, unit: &str, unknown: &str| match value {
+        Value::Null => unknown.to_owned(),
+        Value::String(text) => text.clone(),
+        other => format!("{other}{unit}"),
+    };
+    let percent = |is: &Value, wanted: &Value| {
+        format!("{}/{}", shown(is, "%", "<unknown>"), shown(wanted, "%", "<auto>"))
+    };
+    let wanted = &spec["targetCPUUtilizationPercentage"];
+    if !wanted.is_null() {
+        return format!("cpu: {}", percent(&status["currentCPUUtilizationPercentage"], wanted));
+    }
+    let metrics = spec["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told = metrics.iter().enumerate().map(|(index, metric)| {
+        let field = match metric["type"].as_str().unwrap_or_default() {
+            "External" => "external",
+            "Pods" => "pods",
+            "Object" => "object",
+            "Resource" => "resource",
+            "ContainerResource" => "containerResource",
+            _ => return "<unknown type>".to_owned(),
+        };
+        let (target, current) =
+            (&metric[field]["target"], &status["currentMetrics"][index][field]["current"]);
+        let name = metric[field]["name"].as_str().unwrap_or_default();
+        let pair = |value: &str| {
+            format!("{}/{}", shown(&current[value], "", "<unknown>"), shown(&target[value], "", ""))
+        };
+        match field {
+            "resource" | "containerResource" if target["averageValue"].is_null() => {
+                format!("{name}: {}", percent(&current["averageUtilization"], &target["averageUtilization"]))
+            }
+            "resource" | "containerResource" => format!("{name}: {}", pair("averageValue")),
+            "pods" => pair("averageValue"),
+            _ if target["averageValue"].is_null() => pair("value"),
+            _ => format!("{} (avg)", pair("averageValue")),
+        }
+    });
+    let told: Vec<String> = told.collect();
+    match told.len() {
+        0 => "<none>".to_owned(),
+        1 | 2 => told.join(", "),
+        more => format!("{} + {} more...", told[..2].join(", "), more - 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn targets_of_autoscalers() {
+        let resource = |name: &str, target: Value| json!({"type": "Resource", "resource": {"name": name, "target": target}});
+        let cpu = resource("cpu", json!({"type": "Utilization", "averageUtilization": 80}));
+        let memory = resource("memory", json!({"type": "AverageValue", "averageValue": "1Gi"}));
+        let shown = |spec: Value, status: Value| targets(&json!({"spec": spec, "status": status}));
+        assert_eq!(shown(json!({}), Value::Null), "<none>");
+        assert_eq!(shown(json!({"metrics": [cpu]}), Value::Null), "cpu: <unknown>/80%");
+        let current = json!([{"resource": {"current": {"averageUtilization": 5, "averageValue": "5m"}}},
+            {"resource": {"current": {"averageValue": "300Mi"}}}]);
+        let both = json!({"metrics": [cpu, memory]});
+        assert_eq!(shown(both, json!({"currentMetrics": current})), "cpu: 5%/80%, memory: 300Mi/1Gi");
+        let pods =
+            json!({"type": "Pods", "pods": {"metric": {"name": "rps"}, "target": {"averageValue": "9"}}});
+        let three = json!({"metrics": [pods, cpu, cpu]});
+        assert_eq!(shown(three, Value::Null), "<unknown>/9, cpu: <unknown>/80% + 1 more...");
+        let first = json!({"targetCPUUtilizationPercentage": 50});
+        assert_eq!(shown(first, json!({"currentCPUUtilizationPercentage": 7})), "cpu: 7%/50%");
+    }
 }
