@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -165,8 +165,14 @@ async fn others(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
 }
 
-async fn scrape(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.tell().await)
+async fn scrape(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let page = shared.tell().await;
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if metrics::exposition::is_preferred(accept) {
+        let headers = [(header::CONTENT_TYPE, metrics::exposition::MEDIA)];
+        return (headers, metrics::exposition(&page)).into_response();
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 
 #[cfg(test)]
@@ -176,12 +182,16 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn ask(port: u16, path: &str) -> String {
+        String::from_utf8(ask_with(port, path, "").await).expect("text")
+    }
+
+    async fn ask_with(port: u16, path: &str, headers: &str) -> Vec<u8> {
         let mut stream =
             tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("connected");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("an answer");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("an answer");
         answer
     }
 
@@ -207,6 +217,18 @@ mod tests {
         admin.also_tell(Box::new(|| Box::pin(async { "ebb_probe_more 1\n".to_owned() })));
         let text = ask(ports.metrics, "/metrics").await;
         assert!(text.contains("ebb_probe_depth 7") && text.contains("ebb_probe_more 1"), "{text}");
+        ::metrics::histogram!("ebb_probe_seconds", "k" => "v").record(0.5);
+        let family = "accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\r\n";
+        let answer = ask_with(ports.metrics, "/metrics", family).await;
+        let (head, body) =
+            answer.split_at(answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4);
+        assert!(String::from_utf8_lossy(head).contains("encoding=delimited"));
+        let name = body.windows(17).position(|part| part == b"ebb_probe_seconds").expect("the histogram");
+        // One in bucket -8, which ends at half a second: a span of one at -8 (zigzag 15), which holds one more than nothing.
+        assert!(
+            body[name..].windows(9).any(|part| part == [0x62, 4, 0x08, 15, 0x10, 1, 0x6a, 1, 2]),
+            "{body:?}"
+        );
         admin.health().stop();
         assert!(ask(ports.health, "/readyz").await.ends_with("shutting down\n"));
         // A second one at the same port is told what is wrong.

@@ -1,18 +1,23 @@
-//! Metrics of the process, as Prometheus reads them and as collectors get them.
+//! Metrics of the process, as Prometheus reads them and as collectors get them. Histograms are kept in two forms, with the classic buckets and
+//! [native](native/index.html) ones; the latter are told to whoever asks for protobuf, as Prometheus does.
 //!
 //! All components of a process share one recorder; the name of a metric says whose it is (`ebb_<component>_...`), and each component's port
 //! tells its own only, so that they look the same in one process as in four. Labels are few and of a fixed set: what is told for each
 //! revision comes from the component itself at the moment of asking, cut off at a number.
 
 mod encode;
+pub(crate) mod exposition;
+mod native;
 pub(crate) mod push;
 mod text;
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use self::native::{Both, Natives};
 
 /// Bounds for what takes between a fraction of a millisecond and a minute.
 const SECONDS: [f64; 16] =
@@ -26,17 +31,21 @@ const TICKS: f64 = 100.0;
 
 /// The recorder of this process; the first call installs it. Metrics that are registered before that go nowhere.
 pub fn recorder() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    HANDLE.get_or_init(|| {
+    &installed().0
+}
+
+fn installed() -> &'static (PrometheusHandle, Arc<Natives>) {
+    static INSTALLED: OnceLock<(PrometheusHandle, Arc<Natives>)> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
         let builder = PrometheusBuilder::new();
         // An empty list of bounds is the only one that is refused.
         let builder = builder.set_buckets(&SECONDS).unwrap_or_else(|_| PrometheusBuilder::new());
-        let recorder = builder.build_recorder();
-        let handle = recorder.handle();
-        if metrics::set_global_recorder(recorder).is_err() {
+        let classic = builder.build_recorder();
+        let (handle, natives) = (classic.handle(), Arc::<Natives>::default());
+        if metrics::set_global_recorder(Both { classic, natives: natives.clone() }).is_err() {
             tracing::warn!("another recorder of metrics is installed: there are none to be read here");
         }
-        handle
+        (handle, natives)
     })
 }
 
@@ -45,6 +54,12 @@ pub fn render(component: &str) -> String {
     let mut text = of_component(&recorder().render(), component);
     text.push_str(&process(component));
     text
+}
+
+/// A page of text in the form that carries native histograms.
+pub(crate) fn exposition(page: &str) -> Vec<u8> {
+    let natives = &installed().1;
+    exposition::page(&text::parse(page), |family, point| natives.find(&family.name, &point.labels))
 }
 
 /// The families whose names begin with `ebb_<component>_`.

@@ -1,4 +1,4 @@
-//! Protobuf's wire format, as far as OTLP needs it, and what all its messages begin with. Pure.
+//! Protobuf's wire format, as far as OTLP and Prometheus need it, and what all messages of OTLP begin with. Pure.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,7 @@ pub(crate) fn message(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     out
 }
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -75,5 +75,20 @@ pub(crate) fn double(out: &mut Vec<u8>, field: u64, value: f64) {
 /// A packed list of 8 bytes each.
 pub(crate) fn packed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = u64>) {
     let all: Vec<u8> = values.into_iter().flat_map(u64::to_le_bytes).collect();
+    bytes(out, field, &all);
+}
+
+/// The shorter form of what may be below zero: 0, -1, 1, -2 and so on by number.
+fn zigzag(value: i64) -> u64 {
+    (value << 1 ^ value >> 63).cast_unsigned()
+}
+
+pub(crate) fn signed(out: &mut Vec<u8>, field: u64, value: i64) {
+    number(out, field, zigzag(value));
+}
+
+/// A packed list of such.
+pub(crate) fn packed_signed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = i64>) {
+    let all = message(|out| values.into_iter().for_each(|value| varint(out, zigzag(value))));
     bytes(out, field, &all);
 }
