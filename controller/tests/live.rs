@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use cluster_apiserver::{ApiServer, MASTERS};
 use ebb_api::autoscaling::PodAutoscaler;
+use ebb_api::conditions::ConditionedObject;
 use ebb_api::manifests::{Options, Place};
-use ebb_api::networking::Ingress;
+use ebb_api::networking::{Certificate, Ingress};
 use ebb_api::serving::{Configuration, Revision, Route, Service};
 use ebb_controller::{Config, install};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service as CoreService, ServiceAccount};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -324,4 +327,53 @@ async fn an_image_in_a_private_registry_needs_the_accounts_pull_secret() {
         serde_json::to_string(&deployment.spec).is_ok_and(|spec| spec.contains(&image))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_ordered_of_cert_manager_is_taken_back_when_the_class_is_another() {
+    const CLASS: &str = "networking.knative.dev/certificate-class";
+    let live = Live::start().await;
+    let definition = json!({
+        "metadata": {"name": "certificates.cert-manager.io"},
+        "spec": {"group": "cert-manager.io", "scope": "Namespaced",
+            "names": {"kind": "Certificate", "plural": "certificates", "singular": "certificate", "listKind": "CertificateList"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}
+    });
+    let definitions: Api<CustomResourceDefinition> = Api::all(live.client.clone());
+    let definition: CustomResourceDefinition = serde_json::from_value(definition).expect("a definition");
+    definitions.create(&PostParams::default(), &definition).await.expect("defined");
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
+    let orders: Api<DynamicObject> = Api::default_namespaced_with(live.client.clone(), &kind);
+    let until = async |wanted: bool| {
+        let begun = Instant::now();
+        while orders.get_opt("route-1").await.is_ok_and(|found| found.is_some()) != wanted {
+            assert!(begun.elapsed() < PATIENCE, "the order: {wanted} did not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let certificate: Certificate = serde_json::from_value(json!({
+        "metadata": {"name": "route-1", "annotations": {CLASS: "cert-manager.certificate.networking.knative.dev"}},
+        "spec": {"dnsNames": ["a.example.com"], "domain": "example.com", "secretName": "route-1"}
+    }))
+    .expect("a Certificate");
+    let made = live.api::<Certificate>().create(&PostParams::default(), &certificate).await.expect("made");
+    until(true).await;
+    // As cert-manager leaves it: without an owner, with the label that it was asked for.
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": "route-1", "labels": {"networking.internal.knative.dev/certificate-uid": made.metadata.uid}},
+        "type": "kubernetes.io/tls", "stringData": {"tls.crt": "", "tls.key": ""}
+    }))
+    .expect("a Secret");
+    live.api::<Secret>().create(&PostParams::default(), &secret).await.expect("made");
+    let ours = json!({"metadata": {"annotations": {CLASS: "ebb.certificate.networking.knative.dev"}}});
+    let patched =
+        live.api::<Certificate>().patch("route-1", &PatchParams::default(), &Patch::Merge(ours)).await;
+    patched.expect("patched");
+    until(false).await;
+    live.until::<Secret>("route-1", "our certificate", |secret| {
+        secret.data.as_ref().is_some_and(|data| data.contains_key("ca.crt"))
+    })
+    .await;
+    live.until::<Certificate>("route-1", "Ready", |certificate| certificate.is_ready()).await;
 }

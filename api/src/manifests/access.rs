@@ -107,7 +107,7 @@ const TABLE: [Rights; 4] = [
             (NETWORKING, &["serverlessservices/status", "certificates/status"], &["patch"]),
             (NETWORKING, &["serverlessservices/finalizers", "certificates/finalizers"], &["update"]),
             // Where cert-manager is installed and chosen.
-            (CERT_MANAGER, &["certificates"], &["get", "list", "watch", "create", "patch"]),
+            (CERT_MANAGER, &["certificates"], &["get", "list", "watch", "create", "patch", "delete"]),
             (AUTOSCALING, &["podautoscalers"], FOLLOW),
             (AUTOSCALING, &["podautoscalers"], WRITE),
             // What Kubernetes scales itself.

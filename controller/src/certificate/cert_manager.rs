@@ -1,6 +1,6 @@
 //! Certificates by cert-manager: an object of its own kind for each, whose readiness is taken over.
 
-use ebb_api::conditions::{Conditioned, READY};
+use ebb_api::conditions::{Conditioned, ConditionedObject, READY};
 use ebb_api::config::{CertManager, IssuerRef};
 use ebb_api::meta::networking::CERTIFICATE_UID;
 use ebb_api::networking::Certificate;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::plan::{CLIENT_ANNOTATIONS, Compare, Plan, controlled_by, owner};
+use crate::plan::{CLIENT_ANNOTATIONS, Compare, Plan, cause_of, controlled_by, owner};
 
 /// The longest common name of a certificate (RFC 5280, ub-common-name, is 64; with what signers allow).
 const LONGEST: usize = 63;
@@ -21,6 +21,12 @@ const SHORT: &str = "k.";
 const AGAIN: Duration = Duration::from_secs(30);
 /// Reasons of cert-manager's for "not ready" that are no failure.
 const UNDER_WAY: &[&str] = &["InProgress", "Pending", "TemporaryCertificate", "DoesNotExist", "Issuing"];
+/// Reasons of cert-manager's for "not ready" that mean that there is nothing to be served meanwhile.
+const LOST: &[&str] = &["DoesNotExist", "MissingData", "InvalidKeyPair", "InvalidCertificate", "Expired"];
+/// cert-manager's condition while it makes a certificate, and, as False, when it could not.
+const ISSUING: &str = "Issuing";
+/// What a reference to an issuer means where it does not say.
+const DEFAULT_ISSUER: (&str, &str) = ("cert-manager.io", "Issuer");
 
 /// What is asked of cert-manager.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,20 +134,45 @@ pub fn plan(observed: &Observed<'_>, config: &CertManager, now: Timestamp) -> Pl
             }
             let outdated = plan.ensure(live, &wanted, Compare::Covers);
             let said = live.filter(|_| !outdated).and_then(|o| o.status.as_ref());
-            status.not_after = said.and_then(|s| s.not_after.clone());
-            let ready = said.and_then(|s| s.conditions.iter().find(|c| c.type_ == READY));
+            let condition = |type_: &str| said.and_then(|s| s.conditions.iter().find(|c| c.type_ == type_));
+            let (ready, issuing) = (condition(READY), condition(ISSUING));
+            // A certificate for these hosts that is still good is served until the next is there, whoever signs that.
+            let lives = status.not_after.as_ref().is_some_and(|end| end.0 > now);
+            let kept =
+                certificate.is_ready() && lives && !ready.is_some_and(|r| LOST.contains(&r.reason.as_str()));
+            if let Some(end) = said.and_then(|s| s.not_after.clone()) {
+                status.not_after = Some(end);
+            } else if !kept {
+                status.not_after = None;
+            }
+            let failed = issuing.filter(|said| said.status == "False");
+            if let Some(failed) = failed.filter(|_| kept) {
+                plan.warn("IssuingFailed", cause_of(Some(&failed.reason), Some(&failed.message)));
+            }
             let mut manager = status.manage(now);
-            match ready {
-                None => manager.mark_unknown(
+            match (ready, failed) {
+                (Some(said), _) if said.status == "True" => manager.mark_true(READY),
+                (said, failed) if kept => {
+                    let (reason, message) = failed
+                        .or(said)
+                        .map_or(("Reissuing", ""), |said| (said.reason.as_str(), said.message.as_str()));
+                    manager.mark_true_because(READY, reason, message)
+                }
+                (None, _) => manager.mark_unknown(
                     READY,
                     "NoCertManagerCertCondition",
                     "The ready condition of Cert Manager Certificate does not exist.",
                 ),
-                Some(said) if said.status == "True" => manager.mark_true(READY),
-                Some(said) if said.status == "False" && !UNDER_WAY.contains(&said.reason.as_str()) => {
+                // Why there is none says the attempt, not that there is none.
+                (Some(_), Some(failed)) => manager.mark_false(READY, &failed.reason, &failed.message),
+                (Some(said), None)
+                    if said.status == "False"
+                        && issuing.is_none()
+                        && !UNDER_WAY.contains(&said.reason.as_str()) =>
+                {
                     manager.mark_false(READY, &said.reason, &said.message)
                 }
-                Some(said) => manager.mark_unknown(READY, &said.reason, &said.message),
+                (Some(said), None) => manager.mark_unknown(READY, &said.reason, &said.message),
             };
         }
     }
@@ -166,6 +197,7 @@ fn order(certificate: &Certificate, config: &CertManager) -> Result<Ordered, Str
     let mut annotations = certificate.metadata.annotations.clone().unwrap_or_default();
     annotations.retain(|key, _| !CLIENT_ANNOTATIONS.contains(&key.as_str()));
     let uid = certificate.metadata.uid.clone().unwrap_or_default();
+    let issuer = &config.issuer_ref;
     Ok(Ordered {
         metadata: ObjectMeta {
             name: certificate.metadata.name.clone(),
@@ -179,7 +211,12 @@ fn order(certificate: &Certificate, config: &CertManager) -> Result<Ordered, Str
             common_name,
             dns_names: names,
             secret_name: spec.secret_name.clone(),
-            issuer_ref: config.issuer_ref.clone(),
+            // Said in full: what is left out stays as it was when the order is patched.
+            issuer_ref: IssuerRef {
+                kind: Some(issuer.kind.clone().unwrap_or_else(|| DEFAULT_ISSUER.1.to_owned())),
+                group: Some(issuer.group.clone().unwrap_or_else(|| DEFAULT_ISSUER.0.to_owned())),
+                name: issuer.name.clone(),
+            },
             secret_template: Some(SecretTemplate {
                 labels: BTreeMap::from([(CERTIFICATE_UID.to_owned(), uid)]),
             }),

@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use crate::plan::{Compare, Plan, controlled_by, owner};
+use crate::plan::{Compare, Plan, controlled_by, label, owner};
 
 /// How long the certificates live.
 pub const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -46,7 +46,7 @@ pub enum Due {
 pub fn due(observed: &Observed<'_>, now: SystemTime) -> Due {
     let certificate = observed.certificate;
     let Some(secret) = observed.secret else { return Due::Issue("there is none yet") };
-    if !controlled_by(&secret.metadata, certificate.metadata.uid.as_deref()) {
+    if !is_ours(secret, certificate) {
         return Due::NotOwned;
     }
     let text = |key: &str| {
@@ -72,6 +72,14 @@ pub fn due(observed: &Observed<'_>, now: SystemTime) -> Due {
         return Due::Issue("it is old");
     }
     Due::Nothing(found.valid.end, renewal)
+}
+
+/// Whether a Secret was made for this Certificate: by us, or by cert-manager, which leaves its Secrets without an owner, when this
+/// was a Certificate of its class.
+fn is_ours(secret: &Secret, certificate: &Certificate) -> bool {
+    let (metadata, uid) = (&secret.metadata, certificate.metadata.uid.as_deref());
+    let free = !metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true));
+    controlled_by(metadata, uid) || free && uid.is_some() && label(metadata, CERTIFICATE_UID) == uid
 }
 
 /// Decides about a Certificate; `made` is what the authority signed if it was asked to.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams, Preconditions};
 use kube::runtime::watcher::{self, Event};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::certificate::{Class, own};
 use crate::config::Renewal;
 use crate::custody::Custody;
 use crate::error::Error;
-use crate::plan::controller_of;
+use crate::plan::{controlled_by, controller_of};
 use crate::world::{Key, Kind};
 
 /// The Secret with the key that ebb signs certificates of hosts with, and in `ca.crt` the root to trust.
@@ -31,8 +31,10 @@ const CERT_MANAGER: &str = "cert-manager.io/v1";
 #[derive(Default)]
 pub(super) struct Signers {
     own: OnceCell<Arc<Custody>>,
-    /// Whether cert-manager was found, and its objects are followed.
+    /// Whether cert-manager was found when it was asked last.
     cert_manager: AtomicBool,
+    /// Whether its objects are followed, which goes on when it is gone, for when it is back.
+    followed: AtomicBool,
 }
 
 impl Reconciler {
@@ -74,6 +76,10 @@ impl Reconciler {
                 clock,
             );
         }
+        if matches!(due, own::Due::Issue(_)) {
+            // Else two would write one Secret in turns, without end.
+            self.withdraw(key, object).await?;
+        }
         let made = matches!(due, own::Due::Issue(_)).then(|| {
             let made = custody.authority().certify_hosts(&object.spec.dns_names, clock);
             made.map_err(|error| error.to_string())
@@ -103,6 +109,36 @@ impl Reconciler {
         custody.await.cloned()
     }
 
+    /// What was asked of cert-manager for a Certificate; none where that is not installed, which the second answer says.
+    async fn ordered(self: &Arc<Self>, key: &Key) -> Result<(Option<Ordered>, bool), Error> {
+        let read = |source| Error::Read { what: "cert-manager's Certificates", source: Box::new(source) };
+        if !self.finds_cert_manager().await.map_err(read)? {
+            return Ok((None, false));
+        }
+        let api: Api<Ordered> = Api::namespaced(self.client.clone(), &key.namespace);
+        let found = api.get_opt(&key.name).await;
+        if found.is_err() {
+            // Its kinds may be gone: to be found out the next time.
+            self.signers.cert_manager.store(false, Ordering::Release);
+        }
+        Ok((found.map_err(read)?, true))
+    }
+
+    /// Takes back what was asked of cert-manager for a Certificate, when its class is another now.
+    async fn withdraw(self: &Arc<Self>, key: &Key, object: &Certificate) -> Result<(), Error> {
+        let (Some(found), _) = self.ordered(key).await? else { return Ok(()) };
+        if controlled_by(&found.metadata, object.metadata.uid.as_deref()) {
+            let of = Preconditions { uid: found.metadata.uid.clone(), resource_version: None };
+            let how = DeleteParams { preconditions: Some(of), ..DeleteParams::default() };
+            let api: Api<Ordered> = Api::namespaced(self.client.clone(), &key.namespace);
+            api.delete(&key.name, &how).await.map_err(|source| Error::Read {
+                what: "cert-manager's Certificates",
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
+    }
+
     /// By cert-manager.
     async fn order(
         self: &Arc<Self>,
@@ -111,14 +147,7 @@ impl Reconciler {
         configs: &Configs,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let read = |source| Error::Read { what: "cert-manager's Certificates", source: Box::new(source) };
-        let installed = self.finds_cert_manager().await.map_err(read)?;
-        let ordered = if installed {
-            let api: Api<Ordered> = Api::namespaced(self.client.clone(), &key.namespace);
-            api.get_opt(&key.name).await.map_err(read)?
-        } else {
-            None
-        };
+        let (ordered, installed) = self.ordered(key).await?;
         let observed = cert_manager::Observed { certificate: object, ordered: ordered.as_ref(), installed };
         self.execute(key, object, cert_manager::plan(&observed, &configs.certmanager, now)).await
     }
@@ -134,7 +163,8 @@ impl Reconciler {
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
             Err(error) => return Err(error),
         }
-        if !self.signers.cert_manager.swap(true, Ordering::AcqRel) {
+        self.signers.cert_manager.store(true, Ordering::Release);
+        if !self.signers.followed.swap(true, Ordering::AcqRel) {
             let (world, api) = (self.world.clone(), Api::<Ordered>::all(self.client.clone()));
             let shutdown = self.shutdown.clone();
             tokio::spawn(shutdown.run_until_cancelled_owned(async move {

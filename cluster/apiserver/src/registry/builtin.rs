@@ -96,6 +96,7 @@ const ROWS: &[Row] = table! {
     ["apiextensions.k8s.io" "v1" "CustomResourceDefinition" "customresourcedefinitions" ["crd" "crds"] ["api-extensions"] false, STATUS, &[]]
     ["admissionregistration.k8s.io" "v1" "MutatingWebhookConfiguration" "mutatingwebhookconfigurations" [] ["api-extensions"] false, 0, &[]]
     ["admissionregistration.k8s.io" "v1" "ValidatingWebhookConfiguration" "validatingwebhookconfigurations" [] ["api-extensions"] false, 0, &[]]
+    ["apiregistration.k8s.io" "v1" "APIService" "apiservices" [] ["api-extensions"] false, STATUS, &[]]
     ["rbac.authorization.k8s.io" "v1" "ClusterRoleBinding" "clusterrolebindings" [] [] false, 0, &[]]
     ["rbac.authorization.k8s.io" "v1" "ClusterRole" "clusterroles" [] [] false, 0, &[]]
     ["rbac.authorization.k8s.io" "v1" "RoleBinding" "rolebindings" [] [] true, 0, &[]]

@@ -42,7 +42,7 @@ fn it_is_ordered_and_its_readiness_taken_over() {
         body["spec"],
         json!({
             "commonName": "hello.default.example.com", "dnsNames": ["hello.default.example.com"], "secretName": "route-1",
-            "issuerRef": {"kind": "ClusterIssuer", "name": "knative-selfsigned-issuer"},
+            "issuerRef": {"group": "cert-manager.io", "kind": "ClusterIssuer", "name": "knative-selfsigned-issuer"},
             "secretTemplate": {"labels": {"networking.internal.knative.dev/certificate-uid": "cert-uid"}}
         })
     );
@@ -106,5 +106,50 @@ fn another_issuer_changes_the_order() {
     let plan =
         plan(&Observed { certificate: &certificate, ordered: Some(&body), installed: true }, &config, at(1));
     let [Change::Patch(_, patch)] = plan.then.as_slice() else { panic!("{:?}", plan.then) };
-    assert_eq!(patch["spec"]["issuerRef"], json!({"kind": "Issuer", "name": "letsencrypt"}));
+    let wanted = json!({"group": "cert-manager.io", "kind": "Issuer", "name": "letsencrypt"});
+    assert_eq!(patch["spec"]["issuerRef"], wanted, "what is left out would stay as it was");
+}
+
+/// What becomes of a Certificate that was Ready, or not, when cert-manager says these conditions.
+fn told(was_ready: bool, conditions: Value) -> Plan {
+    let mut certificate = certificate("a.example.com", "example.com");
+    let mut order = ordered(&run(&certificate, None, true));
+    order["status"] = json!({"conditions": conditions});
+    if was_ready {
+        certificate = crate::testing::with_status(
+            &certificate,
+            json!({"observedGeneration": 1, "notAfter": "2027-01-01T00:00:00Z",
+                "conditions": [{"type": "Ready", "status": "True"}]}),
+        );
+    }
+    run(&certificate, Some(&object::<Ordered>(order)), true)
+}
+
+#[test]
+fn one_that_is_good_stays_until_the_next_is_there() {
+    let other = json!([{"type": "Ready", "status": "False", "reason": "IncorrectIssuer", "message": "m"},
+        {"type": "Issuing", "status": "True", "reason": "IncorrectIssuer"}]);
+    let plan = told(true, other.clone());
+    assert_eq!(condition(&plan, "Ready"), pair("True", "IncorrectIssuer"));
+    assert_eq!(plan.status.as_ref().expect("a status")["notAfter"], "2027-01-01T00:00:00Z");
+    assert_eq!(condition(&told(false, other), "Ready"), pair("Unknown", "IncorrectIssuer"), "under way");
+    // While the attempts fail, too, which an event tells.
+    let failing = json!([{"type": "Ready", "status": "False", "reason": "IncorrectIssuer"},
+        {"type": "Issuing", "status": "False", "reason": "Failed", "message": "the CA said no"}]);
+    let plan = told(true, failing);
+    assert_eq!(condition(&plan, "Ready"), pair("True", "Failed"));
+    assert!(plan.notes.iter().any(|note| note.reason == "IssuingFailed"), "{:?}", plan.notes);
+    // Nothing is served from a Secret that is gone.
+    let gone = json!([{"type": "Ready", "status": "False", "reason": "DoesNotExist"}]);
+    assert_eq!(condition(&told(true, gone), "Ready"), pair("Unknown", "DoesNotExist"));
+}
+
+#[test]
+fn why_an_attempt_failed_is_told_rather_than_that_there_is_none() {
+    let failed = json!([{"type": "Ready", "status": "False", "reason": "DoesNotExist"},
+        {"type": "Issuing", "status": "False", "reason": "Failed", "message": "the CA said no"}]);
+    let plan = told(false, failed);
+    assert_eq!(condition(&plan, "Ready"), pair("False", "Failed"));
+    let conditions = plan.status.as_ref().expect("a status")["conditions"].to_string();
+    assert!(conditions.contains("the CA said no"), "{conditions}");
 }

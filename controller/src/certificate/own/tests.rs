@@ -127,9 +127,22 @@ fn a_secret_of_somebody_else_is_left_alone() {
     let (_, secret) = signer.run(&certificate, None, day(1));
     let mut secret = secret.expect("a Secret");
     secret.metadata.owner_references = None;
+    secret.metadata.labels = None;
     let (plan, _) = signer.run(&certificate, Some(&secret), day(1));
     assert_eq!(summary(&plan), [""; 0]);
     assert_eq!(condition(&plan, "Ready"), pair("False", "NotOwned"));
+}
+
+#[test]
+fn one_that_cert_manager_left_is_taken_over() {
+    let (signer, before) = (Signer::new(), Signer::new());
+    let certificate = certificate(&["a.example.com"]);
+    let (_, secret) = before.run(&certificate, None, day(1));
+    let mut secret = secret.expect("a Secret");
+    // It leaves the label that it was asked for, and no owner.
+    secret.metadata.owner_references = None;
+    let (plan, _) = signer.run(&certificate, Some(&secret), day(1));
+    assert_eq!(summary(&plan), ["patch Secret/route-1"]);
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub(super) fn columns(kind: &str) -> Option<&'static [Column]> {
         ],
         "Lease" => columns![string "Name", string "Holder", string "Age"],
         "CustomResourceDefinition" => columns![string "Name", string "Created At"],
+        "APIService" => columns![string "Name", string "Service", string "Available", string "Age"],
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
             columns![string "Name", integer "Webhooks", string "Age"]
         }
@@ -149,6 +150,28 @@ pub(super) fn cells(kind: &str, object: &Value, now: Timestamp) -> Option<Vec<Va
             vec![name(object), spec["holderIdentity"].as_str().unwrap_or_default().into(), age(object, now)]
         }
         "CustomResourceDefinition" => vec![name(object), object["metadata"]["creationTimestamp"].clone()],
+        "APIService" => {
+            let service = &object["spec"]["service"];
+            let part = |field: &str| service[field].as_str().unwrap_or_default();
+            let service = match service {
+                Value::Object(_) => format!("{}/{}", part("namespace"), part("name")),
+                _ => "Local".to_owned(),
+            };
+            let conditions = object["status"]["conditions"].as_array();
+            let available = conditions.into_iter().flatten().find(|one| one["type"] == "Available");
+            let available = available.map_or_else(
+                || "Unknown".to_owned(),
+                |one| {
+                    let text = |field: &str| one[field].as_str().unwrap_or_default();
+                    match (text("status"), text("reason")) {
+                        ("True", _) => "True".to_owned(),
+                        (status, "") => status.to_owned(),
+                        (status, reason) => format!("{status} ({reason})"),
+                    }
+                },
+            );
+            vec![name(object), service.into(), available.into(), age(object, now)]
+        }
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
             vec![name(object), text::count(&object["webhooks"]).into(), age(object, now)]
         }
