@@ -103,7 +103,7 @@ impl Admin {
     /// Sends the metrics to a collector too, where `config-observability` in this namespace names one.
     pub fn send_metrics(&self, client: kube::Client, namespace: &str) {
         let shared = self.shared.clone();
-        let page: metrics::push::Page = Box::new(move || {
+        let page: ebb_http::otlp::metrics::Page = Box::new(move || {
             let shared = shared.clone();
             Box::pin(async move { shared.tell().await })
         });

@@ -10,7 +10,6 @@ pub mod keeper;
 pub mod leader;
 pub mod logging;
 pub mod metrics;
-mod otlp;
 pub mod process;
 pub mod threads;
 mod told;

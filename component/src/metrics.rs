@@ -5,17 +5,17 @@
 //! tells its own only, so that they look the same in one process as in four. Labels are few and of a fixed set: what is told for each
 //! revision comes from the component itself at the moment of asking, cut off at a number.
 
-mod encode;
 pub(crate) mod exposition;
 mod native;
 pub(crate) mod push;
-mod text;
 
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use ebb_http::otlp::metrics::text;
 
 use self::native::{Both, Natives};
 

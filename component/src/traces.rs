@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 pub use context::Context;
 use export::Destination;
 
-use crate::otlp::{Endpoint, Protocol, Signal};
+use ebb_http::otlp::{Endpoint, Protocol, Signal};
 
 /// Spans that may wait.
 const WAITING: usize = 8192;

@@ -15,6 +15,7 @@ pub mod error;
 pub mod forward;
 pub mod headers;
 pub mod log;
+pub mod otlp;
 pub mod pool;
 pub mod ports;
 pub mod server;

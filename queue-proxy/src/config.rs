@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ebb_http::log::Template;
+use ebb_http::otlp::metrics::Settings;
 use ebb_http::{Protocol, ports};
 use ebb_mesh::{IdentityConfig, Mode};
 
@@ -83,6 +84,8 @@ pub struct Config {
     pub request_log: Option<Template>,
     /// `SERVING_ENABLE_PROBE_REQUEST_LOG`: probes are in the request log too.
     pub log_probes: bool,
+    /// `SERVING_REQUEST_METRICS_PROTOCOL`, `_ENDPOINT` and `_EXPORT_INTERVAL_SECONDS`: where metrics are sent, besides being there to be scraped.
+    pub request_metrics: Option<Settings>,
     /// `EBB_DRAIN_QUIET_MS`: how long no request may have come before the sidecar leaves. Longer than it takes until
     /// everybody knows that the pod goes away.
     pub quiet: Duration,
@@ -144,6 +147,14 @@ impl Config {
                 .ok(),
             None => None,
         };
+        let text = |name| vars.text(name).unwrap_or_default();
+        let interval = seconds("SERVING_REQUEST_METRICS_EXPORT_INTERVAL_SECONDS")?.unwrap_or_default();
+        let (protocol, endpoint) =
+            (text("SERVING_REQUEST_METRICS_PROTOCOL"), text("SERVING_REQUEST_METRICS_ENDPOINT"));
+        // Nor are figures.
+        let request_metrics = Settings::parse(&protocol, &endpoint, interval)
+            .inspect_err(|error| tracing::error!(error, "metrics will be sent nowhere"))
+            .unwrap_or_default();
         let http1 = vars.optional("QUEUE_SERVING_PORT")?.unwrap_or(ports::HTTP1);
         Ok(Self {
             namespace: vars.required("SERVING_NAMESPACE")?,
@@ -169,6 +180,7 @@ impl Config {
                 && app_protocol == Protocol::Http1,
             request_log,
             log_probes: vars.optional("SERVING_ENABLE_PROBE_REQUEST_LOG")?.unwrap_or(false),
+            request_metrics,
             quiet: Duration::from_millis(vars.optional("EBB_DRAIN_QUIET_MS")?.unwrap_or(3000)),
             bind: vars.optional("EBB_BIND")?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             ports: Ports {

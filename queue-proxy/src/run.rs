@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebb_http::otlp::metrics;
 use ebb_http::wire::{Announcement, now_us};
 use ebb_http::{Handler, PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
 use ebb_mesh::{Identity, MeshAcceptor, PeerPolicy};
@@ -124,6 +125,19 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     plain(&tasks, listeners.admin, admin, side, &admin_closing);
     let page = Arc::new(MetricsPage { config: config.clone(), state: state.clone() });
     plain(&tasks, listeners.metrics, page, side, &admin_closing);
+
+    if let Some(settings) = config.request_metrics.clone() {
+        let told = (config.clone(), state.clone());
+        let page: metrics::Page = Box::new(move || {
+            let page = told.1.metrics.render(&told.0, &told.1);
+            Box::pin(async move { page })
+        });
+        let end = closing.clone();
+        tasks.spawn(async move {
+            let (_said, settings) = tokio::sync::watch::channel(Some(settings));
+            metrics::send("ebb-queue-proxy", page, settings, end).await;
+        });
+    }
 
     let ready = {
         let (state, prober) = (state.clone(), prober.clone());

@@ -37,6 +37,12 @@ pub struct Observability {
     pub metrics_protocol: String,
     /// Where metrics are sent.
     pub metrics_endpoint: String,
+    /// How often sidecars send the metrics of their requests; zero leaves it to them.
+    pub request_metrics_export_interval: Duration,
+    /// none, prometheus, grpc or http/protobuf.
+    pub request_metrics_protocol: String,
+    /// Where they send them.
+    pub request_metrics_endpoint: String,
     /// none, grpc, http/protobuf or stdout.
     pub tracing_protocol: String,
     /// Where traces are sent.
@@ -58,6 +64,9 @@ impl Default for Observability {
             metrics_export_interval: Duration::ZERO,
             metrics_protocol: String::new(),
             metrics_endpoint: String::new(),
+            request_metrics_export_interval: Duration::ZERO,
+            request_metrics_protocol: String::new(),
+            request_metrics_endpoint: String::new(),
             tracing_protocol: String::new(),
             tracing_endpoint: String::new(),
             tracing_sampling_rate: 0.0,
@@ -88,6 +97,9 @@ impl Observability {
         r.duration("metrics-export-interval", &mut c.metrics_export_interval);
         r.string("metrics-protocol", &mut c.metrics_protocol);
         r.string("metrics-endpoint", &mut c.metrics_endpoint);
+        r.duration("request-metrics-export-interval", &mut c.request_metrics_export_interval);
+        r.string("request-metrics-protocol", &mut c.request_metrics_protocol);
+        r.string("request-metrics-endpoint", &mut c.request_metrics_endpoint);
         r.string("tracing-protocol", &mut c.tracing_protocol);
         r.string("tracing-endpoint", &mut c.tracing_endpoint);
         r.float("tracing-sampling-rate", &mut c.tracing_sampling_rate);
@@ -96,6 +108,11 @@ impl Observability {
                 "metrics-protocol",
                 &c.metrics_protocol,
                 &["", "none", "prometheus", "grpc", "http/protobuf"][..],
+            ),
+            (
+                "request-metrics-protocol",
+                &c.request_metrics_protocol,
+                &["", "none", "prometheus", "grpc", "http/protobuf"],
             ),
             ("tracing-protocol", &c.tracing_protocol, &["", "none", "grpc", "http/protobuf", "stdout"]),
         ] {

@@ -206,9 +206,10 @@ impl ApiServer {
         self.pki.ca_pem.clone()
     }
 
-    /// Where logs, exec, attach and portforward go: a router with the kubelet's own paths.
+    /// Where logs, exec, attach and portforward go, and figures of pods come from: a router with the kubelet's own paths.
     pub fn set_kubelet(&self, router: axum::Router) {
         self.server.kubelet.store(Some(Arc::new(router)));
+        self.server.registry.serve_figures();
     }
 
     /// The first listening address.

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use cluster_schema::Schema;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// Paths of the scale subresource, as a CRD names them (JSON paths without the leading dot).
@@ -235,6 +236,9 @@ pub(crate) fn version_rank(version: &str) -> (u8, u64, u64) {
 #[derive(Debug)]
 pub(crate) struct Registry {
     builtin: Vec<Arc<Resource>>,
+    /// Those that a node agent's figures are told by. They are served once there is one, which the lock says.
+    computed: Vec<Arc<Resource>>,
+    measured: Mutex<bool>,
     current: ArcSwap<Snapshot>,
 }
 
@@ -247,9 +251,21 @@ impl Default for Registry {
 impl Registry {
     /// With the built-in types.
     pub(crate) fn new() -> Self {
-        let builtin: Vec<_> = builtin::resources().into_iter().map(Arc::new).collect();
+        let all = builtin::resources().into_iter().map(Arc::new);
+        let (computed, builtin): (Vec<_>, Vec<_>) = all.partition(|resource| resource.computed);
         let current = ArcSwap::from_pointee(Snapshot::new(builtin.clone()));
-        Self { builtin, current }
+        Self { builtin, computed, measured: Mutex::new(false), current }
+    }
+
+    /// From now on there are figures of what pods use.
+    pub(crate) fn serve_figures(&self) {
+        let mut measured = self.measured.lock();
+        if std::mem::replace(&mut *measured, true) {
+            return;
+        }
+        let before = self.current.load();
+        let known = before.groups.values().flatten().flat_map(|(_, list)| list);
+        self.current.store(Arc::new(Snapshot::new(known.chain(&self.computed).cloned().collect())));
     }
 
     /// The types as of now.
@@ -259,8 +275,12 @@ impl Registry {
 
     /// Takes over what the CRDs (all of them) say. Types whose definition did not change keep their compiled schema.
     pub(crate) fn set_crds<'a>(&self, crds: impl Iterator<Item = &'a Value>) {
+        let measured = self.measured.lock();
         let before = self.current.load_full();
         let mut resources = self.builtin.clone();
+        if *measured {
+            resources.extend(self.computed.iter().cloned());
+        }
         for definition in crds {
             resources.extend(crd::resources(definition, &before));
         }
@@ -277,6 +297,18 @@ mod tests {
         let mut versions = vec!["v1beta1", "foo", "v1", "v2", "v1alpha1", "v1beta2", "v10"];
         versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version)));
         assert_eq!(versions, ["v10", "v2", "v1", "v1beta2", "v1beta1", "v1alpha1", "foo"]);
+    }
+
+    #[test]
+    fn figures_are_served_where_there_are_some() {
+        let registry = Registry::new();
+        let served = || registry.snapshot().find("metrics.k8s.io", "v1beta1", "pods").is_some();
+        assert!(!served(), "kubectl top says that there are none");
+        registry.serve_figures();
+        assert!(served());
+        assert!(registry.snapshot().find("apps", "v1", "deployments").is_some());
+        registry.set_crds(std::iter::empty());
+        assert!(served());
     }
 
     #[test]

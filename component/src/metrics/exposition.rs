@@ -2,9 +2,10 @@
 //!
 //! <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>
 
+use ebb_http::otlp::metrics::text::{Family, Kind, Point};
+use ebb_http::otlp::wire::{bytes, double, message, number, packed_signed, signed, text, varint};
+
 use super::native::{SCHEMA, Snapshot};
-use super::text::{Family, Kind, Point};
-use crate::otlp::wire::{bytes, double, message, number, packed_signed, signed, text, varint};
 
 /// What it is called.
 pub(crate) const MEDIA: &str =
@@ -130,7 +131,7 @@ fn spans(buckets: &[(i32, u64)]) -> (Vec<(i32, u32)>, Vec<i64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::text::parse;
+    use ebb_http::otlp::metrics::text::parse;
 
     #[test]
     fn text_unless_this_is_wanted_at_least_as_much() {

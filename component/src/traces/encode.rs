@@ -1,7 +1,7 @@
 //! Spans in OTLP's protobuf. Pure.
 
 use super::{Span, Value};
-use crate::otlp::wire::{attribute, bytes, fixed, message, nanos, number, text};
+use ebb_http::otlp::wire::{attribute, bytes, fixed, message, nanos, number, text};
 
 const INTERNAL: u64 = 1;
 const SERVER: u64 = 2;
@@ -10,7 +10,7 @@ const ERROR: u64 = 2;
 /// One message with these spans of a component.
 pub(super) fn request(component: &str, spans: &[Span]) -> Vec<u8> {
     let spans: Vec<_> = spans.iter().map(span).collect();
-    crate::otlp::wire::request(component, spans.iter().map(Vec::as_slice))
+    ebb_http::otlp::wire::request(&format!("ebb-{component}"), spans.iter().map(Vec::as_slice))
 }
 
 fn span(span: &Span) -> Vec<u8> {

@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc;
 
 use super::{Span, encode};
-use crate::otlp::{Endpoint, Sender};
+use ebb_http::otlp::{Endpoint, Sender};
 
 /// Spans that are sent in one message.
 const TOGETHER: usize = 512;
@@ -75,10 +75,10 @@ pub(super) async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::otlp::collector;
     use crate::traces::Traces;
     use crate::traces::encode::tests::example;
     use ebb_api::config::Observability;
+    use ebb_http::otlp::testing::collector;
 
     #[tokio::test]
     async fn sampled_spans_reach_the_collector() {

@@ -1,6 +1,6 @@
 //! The sidecar's container.
 
-use ebb_api::config::Configs;
+use ebb_api::config::{Configs, Observability};
 use ebb_api::meta::ebb::QUEUE_PROXY;
 use ebb_api::meta::serving as keys;
 use ebb_api::networking::ProtocolType;
@@ -88,6 +88,22 @@ fn readiness(revision: &Revision, port: i32) -> Probe {
     }
 }
 
+/// Where the sidecar sends the metrics of its requests; said only where it sends them at all, so that nothing else makes pods anew.
+fn request_metrics(config: &Observability) -> Option<[EnvVar; 3]> {
+    let protocol = config.request_metrics_protocol.as_str();
+    let told = [
+        ("SERVING_REQUEST_METRICS_PROTOCOL", protocol.to_owned()),
+        ("SERVING_REQUEST_METRICS_ENDPOINT", config.request_metrics_endpoint.clone()),
+        (
+            "SERVING_REQUEST_METRICS_EXPORT_INTERVAL_SECONDS",
+            config.request_metrics_export_interval.as_secs().to_string(),
+        ),
+    ];
+    matches!(protocol, "grpc" | "http/protobuf").then(|| {
+        told.map(|(name, value)| EnvVar { name: name.into(), value: Some(value), ..EnvVar::default() })
+    })
+}
+
 fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port: i32) -> Vec<EnvVar> {
     let spec = &revision.spec;
     let of = |key: &str| label(&revision.metadata, key).unwrap_or_default().to_owned();
@@ -146,6 +162,7 @@ fn env(revision: &Revision, configs: &Configs, platform: &Platform, serving_port
         .into_iter()
         .map(|(name, value)| EnvVar { name: name.into(), value: Some(value), ..EnvVar::default() })
         .collect();
+    env.extend(request_metrics(observability).into_iter().flatten());
     env.push(field("SERVING_POD", "metadata.name"));
     env.push(field("SERVING_POD_IP", "status.podIP"));
     env

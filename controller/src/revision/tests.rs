@@ -265,6 +265,20 @@ fn an_exit_is_told_with_its_last_words() {
 }
 
 #[test]
+fn the_sidecar_is_told_where_metrics_go_only_if_they_go_anywhere() {
+    let told = |protocol: &str| {
+        let mut configs = configs();
+        configs.observability.request_metrics_protocol = protocol.into();
+        configs.observability.request_metrics_endpoint = "http://collector:4318".into();
+        let deployment = deployment(&live(1), &RevisionStatus::default(), &configs, &platform());
+        let text = serde_json::to_string(&deployment).expect("JSON");
+        (text.contains("SERVING_REQUEST_METRICS_PROTOCOL"), text.contains("http://collector:4318"))
+    };
+    assert_eq!(told("http/protobuf"), (true, true));
+    assert_eq!(told("prometheus"), (false, false), "no pod is made anew for what is not sent");
+}
+
+#[test]
 fn active_is_for_information() {
     let plan = Scene::settled().pa_status(pa_status("False", "NoTraffic", "True")).run();
     let conditions = plan.status.expect("a status")["conditions"].clone();

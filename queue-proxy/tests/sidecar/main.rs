@@ -556,3 +556,33 @@ async fn an_open_web_socket_is_not_cut_by_the_limit_on_a_responses_start() {
     ws.read_exact(&mut buf[..4]).await.unwrap();
     assert_eq!(&buf[..4], b"ping");
 }
+
+#[tokio::test]
+async fn metrics_are_sent_to_a_collector_and_once_more_at_the_end() {
+    let (collector, mut sent, _end) = ebb_http::otlp::testing::collector().await;
+    let (_app, at) = app().await;
+    let mesh = Mesh::start().await;
+    let vars = [
+        ("SERVING_REQUEST_METRICS_PROTOCOL", "http/protobuf"),
+        ("SERVING_REQUEST_METRICS_ENDPOINT", collector.as_str()),
+        ("SERVING_REQUEST_METRICS_EXPORT_INTERVAL_SECONDS", "3600"),
+        PERMISSIVE,
+    ];
+    let pod = pod(at, &mesh, &vars).await;
+    // A point's value, three.
+    let three = [&[0x21][..], &3.0_f64.to_le_bytes()].concat();
+    let holds = |message: &[u8]| message.windows(9).any(|part| part == three);
+    let (_, path, first) = sent.recv().await.expect("a message");
+    assert_eq!(path, "/v1/metrics");
+    assert!(first.windows(15).any(|part| part == b"ebb-queue-proxy") && !holds(&first));
+    ready(pod.http1).await;
+    let backend = plain(pod.http1);
+    for _ in 0..3 {
+        assert_eq!(got(&backend, "/", &[]).await.0, 200);
+    }
+    pod.stop.cancel();
+    let last = tokio::time::timeout(Duration::from_secs(20), sent.recv()).await.expect("in time");
+    let (_, _, last) = last.expect("the last message");
+    assert!(holds(&last), "what came since is not lost with the pod");
+    pod.ended.await.unwrap().unwrap();
+}

@@ -7,10 +7,10 @@ use crate::otlp::wire::{attribute, bytes, double, fixed, message, nanos, number,
 
 const CUMULATIVE: u64 = 2;
 
-/// One message with these families of a component.
-pub(super) fn request(component: &str, families: &[Family], began: SystemTime, now: SystemTime) -> Vec<u8> {
+/// One message with these families of a service.
+pub(super) fn request(service: &str, families: &[Family], began: SystemTime, now: SystemTime) -> Vec<u8> {
     let families: Vec<_> = families.iter().map(|family| metric(family, nanos(began), nanos(now))).collect();
-    crate::otlp::wire::request(component, families.iter().map(Vec::as_slice))
+    crate::otlp::wire::request(service, families.iter().map(Vec::as_slice))
 }
 
 fn metric(family: &Family, began: u64, now: u64) -> Vec<u8> {
@@ -84,7 +84,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::metrics::text::parse;
+    use crate::otlp::metrics::text::parse;
 
     #[test]
     fn byte_for_byte() {
@@ -105,7 +105,7 @@ mod tests {
         expected.push(u8::try_from(sum.len()).unwrap());
         expected.extend(&sum);
         assert_eq!(metric(&parse(page)[0], nanos(began), nanos(now)), expected);
-        let whole = request("gateway", &parse(page), began, now);
+        let whole = request("ebb-gateway", &parse(page), began, now);
         assert!(whole.windows(expected.len()).any(|part| part == expected));
         assert!(whole.windows(11).any(|part| part == b"ebb-gateway"));
     }

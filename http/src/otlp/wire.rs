@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An export request: `ExportTraceServiceRequest` and `ExportMetricsServiceRequest` of opentelemetry-proto 1 differ only in what is in the scope, whose
 /// parts are all at field 2.
-pub(crate) fn request<'a>(component: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let name = message(|out| text(out, 1, &format!("ebb-{component}")));
+pub fn request<'a>(service: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let name = message(|out| text(out, 1, service));
     let resource = message(|out| attribute(out, 1, "service.name", &name));
     let scoped = message(|out| {
         bytes(out, 1, &message(|scope| text(scope, 1, "ebb")));
@@ -21,7 +21,7 @@ pub(crate) fn request<'a>(component: &str, parts: impl IntoIterator<Item = &'a [
 }
 
 /// A `KeyValue`; the value is an `AnyValue`.
-pub(crate) fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &[u8]) {
+pub fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &[u8]) {
     let pair = message(|out| {
         text(out, 1, name);
         bytes(out, 2, value);
@@ -29,18 +29,21 @@ pub(crate) fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &[u8])
     bytes(out, field, &pair);
 }
 
-pub(crate) fn nanos(time: SystemTime) -> u64 {
+/// Nanoseconds since 1970.
+pub fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-pub(crate) fn message(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+/// A message of what is put in.
+pub fn message(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
     fill(&mut out);
     out
 }
 
-pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
+/// A number as so many bytes as it needs.
+pub fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -48,32 +51,37 @@ pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-pub(crate) fn number(out: &mut Vec<u8>, field: u64, value: u64) {
+/// A field of a number.
+pub fn number(out: &mut Vec<u8>, field: u64, value: u64) {
     varint(out, field << 3);
     varint(out, value);
 }
 
-pub(crate) fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
+/// A field of eight bytes.
+pub fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
     varint(out, field << 3 | 1);
     out.extend(value.to_le_bytes());
 }
 
-pub(crate) fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
+/// A field of bytes, or of a message.
+pub fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
     varint(out, field << 3 | 2);
     varint(out, value.len() as u64);
     out.extend(value);
 }
 
-pub(crate) fn text(out: &mut Vec<u8>, field: u64, value: &str) {
+/// A field of text.
+pub fn text(out: &mut Vec<u8>, field: u64, value: &str) {
     bytes(out, field, value.as_bytes());
 }
 
-pub(crate) fn double(out: &mut Vec<u8>, field: u64, value: f64) {
+/// A field of a float.
+pub fn double(out: &mut Vec<u8>, field: u64, value: f64) {
     fixed(out, field, value.to_bits());
 }
 
 /// A packed list of 8 bytes each.
-pub(crate) fn packed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = u64>) {
+pub fn packed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = u64>) {
     let all: Vec<u8> = values.into_iter().flat_map(u64::to_le_bytes).collect();
     bytes(out, field, &all);
 }
@@ -83,12 +91,13 @@ fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63).cast_unsigned()
 }
 
-pub(crate) fn signed(out: &mut Vec<u8>, field: u64, value: i64) {
+/// A field of what may be below zero.
+pub fn signed(out: &mut Vec<u8>, field: u64, value: i64) {
     number(out, field, zigzag(value));
 }
 
 /// A packed list of such.
-pub(crate) fn packed_signed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = i64>) {
+pub fn packed_signed(out: &mut Vec<u8>, field: u64, values: impl IntoIterator<Item = i64>) {
     let all = message(|out| values.into_iter().for_each(|value| varint(out, zigzag(value))));
     bytes(out, field, &all);
 }

@@ -1,13 +1,15 @@
 //! Where a collector is, and how a message gets there.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ebb_http::{Outgoing, PlainConnector, Pool, PoolConfig, RequestBody, Target};
+
 use http::{HeaderValue, Request, header};
 use http_body_util::BodyExt;
 
+use crate::{Outgoing, PlainConnector, Pool, PoolConfig, RequestBody, Target};
+
 /// How messages are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
     /// Over HTTP, as protobuf.
     Http,
     /// Over gRPC, without TLS.
@@ -16,7 +18,7 @@ pub(crate) enum Protocol {
 
 impl Protocol {
     /// As `config-observability` names it; none for what is not sent by OTLP.
-    pub(crate) fn of(name: &str) -> Option<Self> {
+    pub fn of(name: &str) -> Option<Self> {
         match name {
             "http/protobuf" => Some(Self::Http),
             "grpc" => Some(Self::Grpc),
@@ -27,8 +29,10 @@ impl Protocol {
 
 /// What is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
+pub enum Signal {
+    /// Spans.
     Traces,
+    /// Figures.
     Metrics,
 }
 
@@ -48,10 +52,10 @@ impl Signal {
 
 /// Where messages are sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub struct Endpoint {
     protocol: Protocol,
     /// Host and port.
-    pub(crate) authority: String,
+    pub authority: String,
     path: String,
 }
 
@@ -60,7 +64,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn parse(signal: Signal, protocol: Protocol, text: &str) -> Result<Self, String> {
+    pub fn parse(signal: Signal, protocol: Protocol, text: &str) -> Result<Self, String> {
         let bare = text.strip_prefix("http://").unwrap_or(text);
         if bare.contains("://") {
             return Err(format!("{text:?} is not http://HOST:PORT; TLS to the collector is not supported"));
@@ -81,18 +85,28 @@ impl Endpoint {
 
 /// Connections to collectors.
 #[derive(Debug, Clone)]
-pub(crate) struct Sender(Pool);
+pub struct Sender(Pool);
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Sender {
-    pub(crate) fn new() -> Self {
+    /// Without any connection yet.
+    pub fn new() -> Self {
         Self(Pool::new(PlainConnector, PoolConfig::default()))
     }
 
     /// Sends one message.
-    pub(crate) async fn send(&self, endpoint: &Endpoint, body: Vec<u8>) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Why it did not arrive.
+    pub async fn send(&self, endpoint: &Endpoint, body: Vec<u8>) -> Result<(), String> {
         let (wire, kind, body) = match endpoint.protocol {
-            Protocol::Http => (ebb_http::Protocol::Http1, "application/x-protobuf", Bytes::from(body)),
-            Protocol::Grpc => (ebb_http::Protocol::Http2, "application/grpc", framed(&body)),
+            Protocol::Http => (crate::Protocol::Http1, "application/x-protobuf", Bytes::from(body)),
+            Protocol::Grpc => (crate::Protocol::Http2, "application/grpc", framed(&body)),
         };
         let found = tokio::net::lookup_host(&endpoint.authority).await;
         let address = found
@@ -135,38 +149,8 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use ebb_http::{Body, PlainAcceptor, ServerConfig, handler_fn, serve};
-    use http::Response;
-    use tokio::sync::mpsc;
-    use tokio_util::sync::{CancellationToken, DropGuard};
-
+mod tests {
     use super::*;
-
-    /// What a collector got: content type, path and body.
-    pub(crate) type Got = (String, String, Bytes);
-
-    /// A collector on loopback; it ends with the guard.
-    pub(crate) async fn collector() -> (String, mpsc::UnboundedReceiver<Got>, DropGuard) {
-        let (seen, got) = mpsc::unbounded_channel();
-        let handler = handler_fn(move |request: Request<hyper::body::Incoming>, _| {
-            let seen = seen.clone();
-            async move {
-                let kind = request.headers()[header::CONTENT_TYPE].to_str().unwrap_or_default().to_owned();
-                let path = request.uri().path().to_owned();
-                let body = request.into_body().collect().await.expect("a body").to_bytes();
-                let _ = seen.send((kind, path, body));
-                let mut response = Response::new(Body::Empty);
-                response.headers_mut().insert("grpc-status", HeaderValue::from_static("0"));
-                response
-            }
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let at = listener.local_addr().expect("bound").to_string();
-        let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, PlainAcceptor, handler, ServerConfig::default(), stop.clone()));
-        (at, got, stop.drop_guard())
-    }
 
     #[test]
     fn endpoints_with_their_usual_ports_and_paths() {

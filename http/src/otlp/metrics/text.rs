@@ -4,37 +4,46 @@ use std::collections::BTreeMap;
 
 /// What a family is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// It only grows.
     Counter,
+    /// It goes up and down.
     Gauge,
+    /// By buckets.
     Histogram,
 }
 
 /// A metric with all its samples.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Family {
-    pub(super) name: String,
-    pub(super) help: String,
-    pub(super) kind: Kind,
-    pub(super) points: Vec<Point>,
+pub struct Family {
+    /// Its name.
+    pub name: String,
+    /// What it is, for people.
+    pub help: String,
+    /// What it is.
+    pub kind: Kind,
+    /// One for each set of labels.
+    pub points: Vec<Point>,
 }
 
 /// Names and values.
-pub(super) type Labels = Vec<(String, String)>;
+pub type Labels = Vec<(String, String)>;
 
 /// The samples of one set of labels.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Point {
-    pub(super) labels: Labels,
+pub struct Point {
+    /// Its labels.
+    pub labels: Labels,
     /// Of a counter or a gauge; of a histogram the sum.
-    pub(super) value: f64,
+    pub value: f64,
     /// Of a histogram: upper bounds, and how many were not above each. The last has no bound.
-    pub(super) buckets: Vec<(f64, u64)>,
-    pub(super) count: u64,
+    pub buckets: Vec<(f64, u64)>,
+    /// Of a histogram: how many in all.
+    pub count: u64,
 }
 
 /// Reads a page. A line that is none is passed over, as are kinds that this process does not write.
-pub(super) fn parse(page: &str) -> Vec<Family> {
+pub fn parse(page: &str) -> Vec<Family> {
     let mut families: Vec<Family> = Vec::new();
     let mut helps: BTreeMap<&str, &str> = BTreeMap::new();
     for line in page.lines() {
