@@ -207,8 +207,37 @@ pub(crate) fn metadata_update(_resource: &Resource, new: &Value, old: &Value) ->
     errors
 }
 
+/// How deep an object may be nested. What is stored is read back by a parser that goes no deeper than 128, and `managedFields` nest a few levels
+/// deeper than what they tell of. Requests end there as well; what a patch or a webhook adds to an object would not.
+const DEEPEST: usize = 100;
+
+/// Whether a value is nested deeper than that; looks no further.
+fn is_deeper(value: &Value, left: usize) -> bool {
+    match (value, left.checked_sub(1)) {
+        (Value::Array(items), Some(left)) => items.iter().any(|item| is_deeper(item, left)),
+        (Value::Object(map), Some(left)) => map.values().any(|value| is_deeper(value, left)),
+        (Value::Array(_) | Value::Object(_), None) => true,
+        _ => false,
+    }
+}
+
+/// What is nested too deep to be kept, by the field of the object that it is in.
+fn depth(new: &Value) -> Vec<FieldError> {
+    let fields = new.as_object().into_iter().flatten();
+    let deep = fields.filter(|(name, value)| *name != "metadata" && is_deeper(value, DEEPEST - 1));
+    deep.map(|(name, _)| {
+        let detail = format!("is nested deeper than {DEEPEST} levels: flatten it, or keep it as text");
+        FieldError::forbidden(name.as_str(), detail)
+    })
+    .collect()
+}
+
 /// Checks against the schema.
 pub(crate) fn schema(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let deep = depth(new);
+    if !deep.is_empty() {
+        return deep;
+    }
     let mut errors = resource.schema().validate(new, old);
     // What is missing there is told with the rest of the metadata.
     errors.retain(|error| {
@@ -511,5 +540,18 @@ mod tests {
                 "spec.versions[0].schema.openAPIV3Schema"
             ]
         );
+    }
+
+    #[test]
+    fn what_could_not_be_read_back_is_refused() {
+        let nested = |levels: usize| (1..levels).fold(json!({}), |inner, _| json!({"a": inner}));
+        let told = |spec: Value| -> Vec<String> {
+            depth(&json!({"spec": spec})).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(told(nested(DEEPEST - 1)), [""; 0]);
+        let refused = told(nested(DEEPEST));
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].starts_with("spec: Forbidden: is nested deeper than 100 levels"), "{refused:?}");
+        assert_eq!(told(nested(1_000)).len(), 1);
     }
 }

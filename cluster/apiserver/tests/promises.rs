@@ -170,3 +170,33 @@ async fn acting_as_somebody_is_heeded_as_a_whole_or_not_at_all() {
     let refused = client.request::<Value>(request.body(Vec::new()).unwrap()).await.unwrap_err();
     assert!(refused.to_string().contains("without naming the user"), "{refused}");
 }
+
+#[tokio::test]
+async fn what_is_nested_too_deep_to_be_read_back_is_refused() {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    use kube::api::{ApiResource, DynamicObject};
+    let fixture = start().await;
+    let definition: CustomResourceDefinition = from(json!({
+        "metadata": {"name": "boxes.test.dev"},
+        "spec": {"group": "test.dev", "scope": "Namespaced",
+            "names": {"kind": "Box", "plural": "boxes", "singular": "box", "listKind": "BoxList"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}
+    }));
+    let definitions: Api<CustomResourceDefinition> = Api::all(fixture.client());
+    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let kind = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("test.dev", "v1", "Box"));
+    let boxes: Api<DynamicObject> = Api::default_namespaced_with(fixture.client(), &kind);
+    let nested = |levels: usize| (1..levels).fold(json!({"b": "c"}), |inner, _| json!({"a": inner}));
+    let object = |levels: usize| json!({"apiVersion": "test.dev/v1", "kind": "Box", "metadata": {"name": "b"}, "spec": nested(levels)});
+    let by_me = PatchParams::apply("me");
+    boxes.patch("b", &by_me, &Patch::Apply(object(90))).await.expect("deep enough");
+    // Neither is deep itself.
+    let mut end = String::from("/spec");
+    end.push_str(&"/a".repeat(89));
+    let more = json!([{"op": "add", "path": format!("{end}/more"), "value": nested(20)}]);
+    let refused =
+        boxes.patch("b", &PatchParams::default(), &Patch::<()>::Json(from(more))).await.unwrap_err();
+    assert!(refused.to_string().contains("nested deeper"), "{refused}");
+    assert_eq!(boxes.get("b").await.unwrap().data["spec"], nested(90));
+}
