@@ -1,6 +1,7 @@
 //! Checks of Kubernetes' own types beyond their shape: what its API server's `validation` packages say about the kinds that people
 //! write by hand. Names, labels and what `metadata` may hold are the API server's to check.
 
+mod autoscaler;
 mod others;
 mod pod;
 mod service;
@@ -75,7 +76,7 @@ pub(crate) fn object(root: &Node, obj: &Value, old: Option<&Value>, errors: &mut
         "api.discovery.v1.EndpointSlice" => others::slice(obj, errors),
         "api.core.v1.Event" if old.is_none() => others::event(obj, errors),
         "api.autoscaling.v1.HorizontalPodAutoscaler" | "api.autoscaling.v2.HorizontalPodAutoscaler" => {
-            others::autoscaler(obj, errors);
+            autoscaler::autoscaler(obj, old, errors);
         }
         "api.admissionregistration.v1.MutatingWebhookConfiguration"
         | "api.admissionregistration.v1.ValidatingWebhookConfiguration" => webhooks(obj, errors),

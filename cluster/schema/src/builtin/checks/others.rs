@@ -279,33 +279,3 @@ pub(super) fn event(obj: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid("involvedObject.namespace", about, "does not match event.namespace"));
     }
 }
-
-pub(super) fn autoscaler(obj: &Value, errors: &mut Vec<FieldError>) {
-    let spec = &obj["spec"];
-    let (least, most) = (spec["minReplicas"].as_i64(), spec["maxReplicas"].as_i64().unwrap_or(0));
-    if least.is_some_and(|least| least < 1) {
-        errors.push(FieldError::invalid(
-            "spec.minReplicas",
-            &spec["minReplicas"],
-            "must be greater than or equal to 1",
-        ));
-    }
-    if most < 1 {
-        errors.push(FieldError::invalid("spec.maxReplicas", &most.into(), "must be greater than 0"));
-    }
-    if least.is_some_and(|least| most < least) {
-        let detail = "must be greater than or equal to `minReplicas`";
-        errors.push(FieldError::invalid("spec.maxReplicas", &most.into(), detail));
-    }
-    let target = &spec["scaleTargetRef"];
-    for field in ["kind", "name"] {
-        if target[field].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required(format!("spec.scaleTargetRef.{field}"), ""));
-        }
-    }
-    let version = target["apiVersion"].as_str().unwrap_or_default();
-    if version.is_empty() {
-        let detail = "apiVersion must specify API group";
-        errors.push(FieldError::invalid("spec.scaleTargetRef.apiVersion", &version.into(), detail));
-    }
-}
