@@ -53,21 +53,20 @@ pub(crate) fn start(world: &Arc<World>, tasks: &TaskTracker, shutdown: &Cancella
     world.horizontals.on_change({
         let queue = Arc::clone(&queue);
         move |change: &Change<HorizontalPodAutoscaler>| {
-            let generation = |hpa: &Arc<HorizontalPodAutoscaler>| hpa.metadata.generation;
+            let spec = |hpa: &Arc<HorizontalPodAutoscaler>| hpa.spec.clone();
             // Its own status is no news.
-            let same = change.old.as_ref().map(generation) == change.new.as_ref().map(generation);
+            let same = change.old.as_ref().map(spec) == change.new.as_ref().map(spec);
             if !same {
                 queue.add(Key::of(change.latest().as_ref()));
             }
         }
     });
-    // A target that is made, or that somebody else scales.
+    // A target that is made after its autoscaler. One whose scale somebody else changes is seen at the next look, or two who disagree about
+    // it would answer each other without a pause.
     world.deployments.on_change({
         let (queue, world) = (Arc::clone(&queue), Arc::downgrade(world));
         move |change: &Change<Deployment>| {
-            let replicas =
-                |deployment: &Arc<Deployment>| deployment.spec.as_ref().and_then(|spec| spec.replicas);
-            if change.old.as_ref().map(replicas) == change.new.as_ref().map(replicas) {
+            if change.old.is_some() {
                 return;
             }
             let Some(world) = world.upgrade() else { return };
@@ -106,21 +105,18 @@ async fn reconcile(world: Arc<World>, histories: Histories, key: Key) -> Result<
         Ok(scale) => observe(&world, &key.namespace, scale).await,
         Err(why) => Err(why.clone()),
     };
-    let observed = Observed { hpa: hpa.as_ref(), target };
+    let rivals = rivals(&world, hpa.as_ref());
+    let observed = Observed { hpa: hpa.as_ref(), target, rivals };
     let now = Timestamp::now();
     let mut history = histories.lock().get(&key).cloned().unwrap_or_default();
     let mut plan = plan::plan(&observed, &mut history, now);
     if let (Some(wanted), Ok(scales), Ok(scale)) = (plan.rescale, &scales, scale) {
-        let before = scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
-        let mut scale = scale;
-        scale.spec.get_or_insert_default().replicas = Some(wanted);
-        let name = spec.scale_target_ref.name.as_str();
-        match scales.replace_subresource("scale", name, &PostParams::default(), &scale).await {
-            Ok(_) => {
+        match rescale(scales, &spec.scale_target_ref.name, scale, wanted).await {
+            Ok(before) => {
                 history.rescaled(wanted - before, now);
                 plan.rescaled(wanted, now);
             }
-            Err(error) => plan.not_rescaled(wanted, &error.to_string(), now),
+            Err(error) => plan.not_rescaled(wanted, &error, now),
         }
     }
     histories.lock().insert(key.clone(), history);
@@ -138,6 +134,49 @@ async fn reconcile(world: Arc<World>, histories: Histories, key: Key) -> Result<
     Ok(Some(PERIOD))
 }
 
+/// Other autoscalers of the same target.
+fn rivals(world: &World, hpa: &HorizontalPodAutoscaler) -> Vec<String> {
+    let target = |hpa: &HorizontalPodAutoscaler| {
+        let target = &hpa.spec.as_ref()?.scale_target_ref;
+        Some((target.kind.clone(), target.name.clone()))
+    };
+    let own = Key::of(hpa);
+    let others = world.horizontals.in_namespace(&own.namespace);
+    let others = others.iter().filter(|other| target(other.as_ref()) == target(hpa));
+    others.map(|other| Key::of(other.as_ref())).filter(|key| *key != own).map(|key| key.to_string()).collect()
+}
+
+/// Writes a scale; returns the number of replicas before. Somebody else's write in between is read again, and written over.
+async fn rescale(
+    scales: &Api<DynamicObject>,
+    name: &str,
+    mut scale: Scale,
+    wanted: i32,
+) -> Result<i32, String> {
+    const ATTEMPTS: usize = 3;
+    let mut attempt = 1;
+    loop {
+        let before = scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+        scale.spec.get_or_insert_default().replicas = Some(wanted);
+        match scales.replace_subresource("scale", name, &PostParams::default(), &scale).await {
+            Ok(_) => return Ok(before),
+            Err(kube::Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => {
+                attempt += 1;
+                scale = get_scale(scales, name).await?;
+            }
+            Err(error) => return Err(words(error)),
+        }
+    }
+}
+
+/// What the API server said, as it said it.
+fn words(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message,
+        other => other.to_string(),
+    }
+}
+
 /// Where the target's kind has its scale subresources.
 async fn scales_of(
     world: &World,
@@ -153,7 +192,9 @@ async fn scales_of(
         _ => {
             let found = kube::discovery::pinned_kind(&world.client, &kind).await;
             found
-                .map_err(|error| format!("unable to determine resource for scale target reference: {error}"))?
+                .map_err(|_| {
+                    format!("no matches for kind {:?} in version {:?}", kind.kind, kind.api_version())
+                })?
                 .0
         }
     };
@@ -161,7 +202,7 @@ async fn scales_of(
 }
 
 async fn get_scale(scales: &Api<DynamicObject>, name: &str) -> Result<Scale, String> {
-    let object = scales.get_subresource("scale", name).await.map_err(|error| error.to_string())?;
+    let object = scales.get_subresource("scale", name).await.map_err(words)?;
     let value = serde_json::to_value(object).map_err(|error| error.to_string())?;
     serde_json::from_value(value).map_err(|error| format!("its scale is not understood: {error}"))
 }
@@ -177,7 +218,7 @@ async fn observe(world: &World, namespace: &str, scale: &Scale) -> Result<Target
     }
     let selected = ListParams::default().labels(&selector);
     let pods: Api<Pod> = world.api(namespace);
-    target.pods = pods.list(&selected).await.map_err(|error| error.to_string())?.items;
+    target.pods = pods.list(&selected).await.map_err(words)?.items;
     target.usage = metrics::fetch(&world.client, namespace, &selected).await;
     Ok(target)
 }

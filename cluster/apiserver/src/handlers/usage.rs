@@ -31,6 +31,8 @@ const STALE: Duration = Duration::from_secs(60);
 const APART: Duration = Duration::from_secs(1);
 /// Over less, a rate is noise.
 const SHORTEST: Duration = Duration::from_millis(500);
+/// Of a container that was not there at the first reading nothing is told before it has run for so long: its start would be taken for its load.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// The readings that the next answer goes by; whoever reads holds it, so that all who ask meanwhile share one reading.
 #[derive(Debug, Default)]
@@ -77,12 +79,12 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
 /// The rate since an earlier total, or since its own begin where it is another's (a container that was started anew counts from nothing).
 fn rate(earlier: Option<&Total>, latest: &Total) -> Option<Usage> {
     let same = earlier.filter(|earlier| earlier.since == latest.since && earlier.cpu_ns <= latest.cpu_ns);
-    let (from, used) = match same {
-        Some(earlier) => (earlier.at, latest.cpu_ns - earlier.cpu_ns),
-        None => (latest.since?, latest.cpu_ns),
+    let (from, used, least) = match same {
+        Some(earlier) => (earlier.at, latest.cpu_ns - earlier.cpu_ns, SHORTEST),
+        None => (latest.since?, latest.cpu_ns, SETTLED),
     };
     let window = between(from, latest.at);
-    if window < SHORTEST {
+    if window < least {
         return None;
     }
     let nano_cores = u128::from(used) * 1_000_000_000 / window.as_nanos();
@@ -266,7 +268,8 @@ mod tests {
         assert_eq!(cores(Some(&first), &total(12_000, 0, 2_000)), Some((500_000_000, 2_000)));
         assert_eq!(cores(None, &total(10_000, 0, 1_000)), Some((100_000_000, 10_000)), "from its begin");
         // Started anew between the readings: what it used before is no part of it.
-        assert_eq!(cores(Some(&first), &total(12_000, 11_000, 1_500)), Some((1_500_000_000, 1_000)));
+        assert_eq!(cores(Some(&first), &total(32_000, 20_000, 1_500)), Some((125_000_000, 12_000)));
+        assert_eq!(cores(Some(&first), &total(12_000, 11_000, 1_500)), None, "its start is no load");
         assert_eq!(cores(Some(&first), &total(10_100, 0, 1_050)), None, "too short to tell");
         let unknown = Total { since: None, ..first };
         assert_eq!(cores(None, &unknown), None);

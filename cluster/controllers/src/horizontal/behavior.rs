@@ -156,6 +156,8 @@ pub(crate) fn limit(
             }
         });
         let reach = match rules.select {
+            // Where nothing is said, a single pod becomes four at most, not five.
+            _ if spec.behavior.is_none() => Some((2 * present).max(4)),
             Select::Most => reach.max(),
             Select::Least => reach.min(),
             Select::Disabled => None,

@@ -61,10 +61,9 @@ pub(crate) async fn fetch(
 ) -> Result<Vec<PodUsage>, String> {
     let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods");
     let request = Request::new(path).list(selected).map_err(|error| error.to_string())?;
-    let list: PodMetricsList = client
-        .request(request)
-        .await
-        .map_err(|error| format!("unable to fetch metrics from resource metrics API: {error}"))?;
+    let list: PodMetricsList = client.request(request).await.map_err(|error| {
+        format!("unable to fetch metrics from resource metrics API: {}", super::words(error))
+    })?;
     Ok(list.items.into_iter().map(PodUsage::from).collect())
 }
 
@@ -175,14 +174,14 @@ fn by_resource(
     sight: &Sight<'_>,
 ) -> Result<(i32, MetricValueStatus, String), String> {
     let name = match container {
-        Some(container) => format!("container {container} of {resource} resource"),
+        Some(_) => format!("{resource} container resource"),
         None => format!("{resource} resource"),
     };
     if let Some(average) = target.average_value.as_ref().and_then(quantity::milli) {
         let (replicas, used) = replicas(resource, container, Goal::Average(average), sight)
             .map_err(|why| format!("failed to get {resource} usage: {why}"))?;
         let current =
-            MetricValueStatus { average_value: Some(used.average()), ..MetricValueStatus::default() };
+            MetricValueStatus { average_value: Some(used.average(resource)), ..MetricValueStatus::default() };
         return Ok((replicas, current, name));
     }
     let percent = target.average_utilization.ok_or_else(|| {
@@ -192,7 +191,7 @@ fn by_resource(
         .map_err(|why| format!("failed to get {resource} utilization: {why}"))?;
     let current = MetricValueStatus {
         average_utilization: Some(used.percent()),
-        average_value: Some(used.average()),
+        average_value: Some(used.average(resource)),
         value: None,
     };
     Ok((replicas, current, format!("{name} utilization (percentage of request)")))
@@ -219,8 +218,11 @@ impl Used {
         i32::try_from(self.used * 100 / self.asked.max(1)).unwrap_or(i32::MAX)
     }
 
-    fn average(self) -> Quantity {
+    fn average(self, resource: &str) -> Quantity {
         let milli = self.used / self.pods.max(1);
+        if resource == "memory" {
+            return Quantity(binary(milli / 1000));
+        }
         Quantity(if milli % 1000 == 0 { (milli / 1000).to_string() } else { format!("{milli}m") })
     }
 
@@ -278,8 +280,8 @@ fn is_starting(pod: &Pod, usage: &PodUsage, now: Timestamp) -> bool {
     let changed = ready.last_transition_time.as_ref().map_or(started, |time| time.0);
     let unready = ready.status == "False";
     if started + INITIALIZATION > now {
-        // Figures from before it was ready are those of its start.
-        unready || usage.at < changed + usage.window
+        // Figures from before it was ready are those of its start. Conditions have whole seconds, so that it was up to one later.
+        unready || usage.at < changed + Duration::from_secs(1) + usage.window
     } else {
         unready && started + INITIAL_READINESS > changed
     }
@@ -288,6 +290,10 @@ fn is_starting(pod: &Pod, usage: &PodUsage, now: Timestamp) -> bool {
 /// What a pod asks for of a resource.
 fn asked(pod: &Pod, resource: &str, only: Option<&str>) -> Result<i128, String> {
     let Some(spec) = &pod.spec else { return Ok(0) };
+    let whole = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get(resource));
+    if let Some(whole) = whole.filter(|_| only.is_none()).and_then(quantity::milli) {
+        return Ok(whole);
+    }
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let counted = |container: &&Container| only.is_none_or(|only| only == container.name);
@@ -322,6 +328,11 @@ fn replicas(
         let values: Option<Vec<i128>> = counted.map(|(_, usage)| usage.get(resource).copied()).collect();
         Some(values.filter(|values| !values.is_empty())?.iter().sum())
     };
+    if let Some(container) = container
+        && let Some(other) = usage.iter().find(|usage| !usage.containers.contains_key(container))
+    {
+        return Err(format!("container {container} not found in Pod {}", other.pod));
+    }
     let told: BTreeMap<&str, &PodUsage> =
         usage.iter().filter(|usage| of(usage).is_some()).map(|usage| (usage.pod.as_str(), usage)).collect();
     if told.is_empty() {
@@ -369,7 +380,8 @@ fn replicas(
     }
     // What is not known is taken for what speaks against the change: for all that was asked for on the way down, for nothing on the
     // way up.
-    for name in &groups.missing {
+    let missing = groups.missing.iter().filter(|_| ratio < 1.0 || ratio > 1.0);
+    for name in missing {
         let value = match goal {
             _ if ratio > 1.0 => 0,
             Goal::Utilization(percent) => {
@@ -391,6 +403,18 @@ fn replicas(
         return Ok(keep);
     }
     Ok((wanted, used))
+}
+
+/// Bytes, in the largest unit that they are whole in.
+fn binary(bytes: i128) -> String {
+    let (mut left, mut unit) = (bytes, "");
+    for next in ["Ki", "Mi", "Gi", "Ti"] {
+        if left == 0 || left % 1024 != 0 {
+            break;
+        }
+        (left, unit) = (left / 1024, next);
+    }
+    format!("{left}{unit}")
 }
 
 fn ceil(value: f64) -> i32 {

@@ -34,6 +34,8 @@ pub(crate) struct Target {
 pub(crate) struct Observed<'a> {
     pub(crate) hpa: &'a HorizontalPodAutoscaler,
     pub(crate) target: Result<Target, String>,
+    /// Other autoscalers of the same target.
+    pub(crate) rivals: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,15 @@ fn by_metrics(observed: &Observed<'_>, target: &Target, plan: &mut Plan, now: Ti
         let message = "the HPA target's scale is missing a selector";
         plan.set("ScalingActive", false, ("InvalidSelector", message), now);
         plan.events.push((true, "SelectorRequired", "selector is required".to_owned()));
+        return None;
+    }
+    if !observed.rivals.is_empty() {
+        let own = crate::cache::Key::of(observed.hpa).to_string();
+        let mut all: Vec<&str> = observed.rivals.iter().map(String::as_str).chain([own.as_str()]).collect();
+        all.sort_unstable();
+        let message = format!("its pods are controlled by multiple HPAs: [{}]", all.join(" "));
+        plan.set("ScalingActive", false, ("AmbiguousSelector", &message), now);
+        plan.events.push((true, "AmbiguousSelector", message));
         return None;
     }
     let sight = Sight {

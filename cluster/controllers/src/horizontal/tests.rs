@@ -44,6 +44,7 @@ struct Case {
     replicas: i32,
     history: History,
     status: Value,
+    rivals: Vec<String>,
     now: i64,
 }
 
@@ -60,6 +61,7 @@ impl Case {
             replicas: i32::try_from(milli.len()).unwrap(),
             history: History::default(),
             status: Value::Null,
+            rivals: Vec::new(),
             now: NOW,
         }
     }
@@ -81,7 +83,11 @@ impl Case {
         let pods: Vec<Pod> =
             self.pods.iter().map(|pod| serde_json::from_value(pod.clone()).unwrap()).collect();
         let target = Target { replicas: self.replicas, selects: true, pods, usage: Ok(self.usage.clone()) };
-        let plan = plan(&Observed { hpa: &hpa, target: Ok(target) }, &mut self.history, at(self.now));
+        let plan = plan(
+            &Observed { hpa: &hpa, target: Ok(target), rivals: self.rivals.clone() },
+            &mut self.history,
+            at(self.now),
+        );
         self.status = serde_json::to_value(&plan.status).unwrap();
         plan
     }
@@ -104,7 +110,8 @@ fn as_many_as_bring_the_use_to_the_target() {
     assert_eq!(Case::of(&[80, 80, 80]).wanted(), 5);
     assert_eq!(Case::of(&[54, 54]).wanted(), 2, "within a tenth of the target");
     assert_eq!(Case::of(&[25, 25, 25, 25]).down_at_once().wanted(), 2);
-    assert_eq!(Case::of(&[400, 400]).wanted(), 6, "four more at once, or twice as many");
+    assert_eq!(Case::of(&[400]).wanted(), 4, "no more than four at once, or twice as many");
+    assert_eq!(Case::of(&[400, 400, 400]).wanted(), 6);
     let plan = Case::of(&[100]).plan();
     assert_eq!(condition(&plan, "ScalingActive").0, "True");
     assert_eq!(plan.status.observed_generation, Some(3));
@@ -149,8 +156,8 @@ fn pods_that_start_count_for_nothing_on_the_way_up() {
     case.pods[1]["status"]["conditions"][0] =
         json!({"type": "Ready", "status": "True", "lastTransitionTime": at(NOW - 5).to_string()});
     assert_eq!(case.wanted(), 2);
-    case.pods[1]["status"]["conditions"][0]["lastTransitionTime"] = at(NOW - 16).to_string().into();
-    assert_eq!(case.wanted(), 6, "its load is its own");
+    case.pods[1]["status"]["conditions"][0]["lastTransitionTime"] = at(NOW - 17).to_string().into();
+    assert_eq!(case.wanted(), 4, "its load is its own");
     let mut pending = Case::of(&[80, 500]);
     pending.pods[1]["status"]["phase"] = "Pending".into();
     assert_eq!(pending.wanted(), 2);
@@ -282,4 +289,38 @@ fn what_was_done_is_told() {
             "the HPA controller was unable to update the target scale: no".into(),
         )
     );
+}
+
+#[test]
+fn at_the_target_a_pod_without_figures_changes_nothing() {
+    let mut case = Case::of(&[50, 50]);
+    case.usage.pop();
+    assert_eq!(case.wanted(), 2);
+}
+
+#[test]
+fn two_for_one_target_scale_by_no_metric() {
+    let mut case = Case::of(&[100, 100]);
+    case.rivals = vec!["default/other".to_owned()];
+    let plan = case.plan();
+    assert_eq!(plan.rescale, None);
+    assert_eq!(condition(&plan, "ScalingActive").1, "AmbiguousSelector");
+    // Bounds are kept all the same.
+    assert_eq!(case.with("/maxReplicas", json!(1)).wanted(), 1);
+}
+
+#[test]
+fn what_the_pod_asks_for_as_a_whole_counts() {
+    let mut case = Case::of(&[100]);
+    case.pods[0]["spec"]["containers"][0]["resources"] = json!({});
+    case.pods[0]["spec"]["resources"] = json!({"requests": {"cpu": "200m"}});
+    assert_eq!(case.wanted(), 1, "100 of 200 is the target");
+}
+
+#[test]
+fn a_container_that_is_not_there_is_named() {
+    let target = json!([{"type": "ContainerResource", "containerResource": {"name": "cpu", "container": "nosuch",
+        "target": {"type": "Utilization", "averageUtilization": 50}}}]);
+    let plan = Case::of(&[100]).with("/metrics", target).plan();
+    assert!(condition(&plan, "ScalingActive").2.ends_with("container nosuch not found in Pod p0"));
 }
