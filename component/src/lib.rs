@@ -41,3 +41,13 @@ pub struct ListenError {
 pub async fn listen(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, ListenError> {
     ebb_http::listen(address).map_err(|source| ListenError { address, source })
 }
+
+/// Who a collector is told that it is.
+fn source(component: &str) -> ebb_http::otlp::Source {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    ebb_http::otlp::Source {
+        service: format!("ebb-{component}"),
+        pod: variable("POD_NAME"),
+        namespace: variable("SYSTEM_NAMESPACE").filter(|_| variable("POD_NAME").is_some()),
+    }
+}

@@ -1,5 +1,5 @@
 //! Metrics of the process, as Prometheus reads them and as collectors get them. Histograms are kept in two forms, with the classic buckets and
-//! [native](native/index.html) ones; the latter are told to whoever asks for protobuf, as Prometheus does.
+//! [native](native/index.html) ones; the latter are told to whoever asks for protobuf, as Prometheus does that wants them.
 //!
 //! All components of a process share one recorder; the name of a metric says whose it is (`ebb_<component>_...`), and each component's port
 //! tells its own only, so that they look the same in one process as in four. Labels are few and of a fixed set: what is told for each

@@ -151,7 +151,7 @@ impl Config {
         let interval = seconds("SERVING_REQUEST_METRICS_EXPORT_INTERVAL_SECONDS")?.unwrap_or_default();
         let (protocol, endpoint) =
             (text("SERVING_REQUEST_METRICS_PROTOCOL"), text("SERVING_REQUEST_METRICS_ENDPOINT"));
-        // Nor are figures.
+        // As with the log: figures that go nowhere are no reason not to serve.
         let request_metrics = Settings::parse(&protocol, &endpoint, interval)
             .inspect_err(|error| tracing::error!(error, "metrics will be sent nowhere"))
             .unwrap_or_default();

@@ -57,7 +57,7 @@ fn start(config: Config) -> anyhow::Result<()> {
         }
     };
     let runtime = builder.enable_all().build().context("starting tokio")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watching SIGINT")?;
@@ -73,5 +73,8 @@ fn start(config: Config) -> anyhow::Result<()> {
         tracing::info!(?config, "queue-proxy {} starts", env!("CARGO_PKG_VERSION"));
         run(config, listeners, stop).await?;
         Ok(())
-    })
+    });
+    // A name that is still being looked up holds up nobody's end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    ended
 }

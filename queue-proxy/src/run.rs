@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebb_http::otlp::metrics;
+use ebb_http::otlp::{Source, metrics};
 use ebb_http::wire::{Announcement, now_us};
 use ebb_http::{Handler, PlainAcceptor, Pool, PoolConfig, ServerConfig, serve};
 use ebb_mesh::{Identity, MeshAcceptor, PeerPolicy};
@@ -132,10 +132,17 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
             let page = told.1.metrics.render(&told.0, &told.1);
             Box::pin(async move { page })
         });
-        let end = closing.clone();
+        let source = Source {
+            service: "ebb-queue-proxy".to_owned(),
+            pod: Some(config.pod.clone()),
+            namespace: Some(config.namespace.clone()),
+        };
+        let (end, state) = (closing.clone(), state.clone());
         tasks.spawn(async move {
             let (_said, settings) = tokio::sync::watch::channel(Some(settings));
-            metrics::send("ebb-queue-proxy", page, settings, end).await;
+            // Nobody waits for it while the pod starts.
+            end.run_until_cancelled(state.wait_ready()).await;
+            metrics::send(&source, page, settings, end).await;
         });
     }
 

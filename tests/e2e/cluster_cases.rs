@@ -1,6 +1,8 @@
 //! Kubernetes as kubectl sees it: plain objects and plain workloads, without Knative.
 
-use anyhow::{Context, Result, ensure};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -254,8 +256,10 @@ fn horizontal_class(p: &Platform) -> Result<()> {
     p.apply(ns.name(), &manifest.to_string())?;
     ns.wait_ready("busy")?;
     let host = ns.host("busy")?;
+    // Without a pause, whatever else the machine is busy with.
+    let busy = AtomicBool::new(true);
     let load = || -> Result<()> {
-        for _ in 0..100 {
+        while busy.load(Ordering::Relaxed) {
             ensure!(http::get(p.gateway(), &host, "/")?.status == 200, "under load");
         }
         Ok(())
@@ -264,19 +268,27 @@ fn horizontal_class(p: &Platform) -> Result<()> {
         let list = p.get(ns.name(), "hpa")?;
         Ok(list["items"][0].clone())
     };
-    ns.wait("there are two pods", || {
-        load()?;
-        Ok(autoscaler()?["status"]["desiredReplicas"] == 2)
-    })?;
-    let seen = autoscaler()?;
-    let conditions = seen["status"]["conditions"].as_array().context("conditions")?;
-    let active =
-        conditions.iter().find(|condition| condition["type"] == "ScalingActive").context("ScalingActive")?;
-    ensure!(active["reason"] == "ValidMetricFound", "{active}");
-    ns.wait("both are shown with what they use", || {
-        load()?;
-        let top = p.kubectl(&["top", "pods", "-n", ns.name(), "--containers", "--no-headers"])?;
-        Ok(top.lines().filter(|line| line.contains("user-container") && line.contains("Mi")).count() == 2)
+    let scaled = || -> Result<Value> {
+        ns.wait("there are two pods", || Ok(autoscaler()?["status"]["desiredReplicas"] == 2))?;
+        let seen = autoscaler()?;
+        let conditions = seen["status"]["conditions"].as_array().context("conditions")?;
+        let active = conditions.iter().find(|one| one["type"] == "ScalingActive").context("ScalingActive")?;
+        ensure!(active["reason"] == "ValidMetricFound", "{active}");
+        ns.wait("both are shown with what they use", || {
+            let top = p.kubectl(&["top", "pods", "-n", ns.name(), "--containers", "--no-headers"])?;
+            let apps = top.lines().filter(|line| line.contains("user-container") && line.contains("Mi"));
+            Ok(apps.count() == 2)
+        })?;
+        Ok(seen)
+    };
+    let seen = std::thread::scope(|threads| {
+        let loads = [threads.spawn(load), threads.spawn(load)];
+        let seen = scaled();
+        busy.store(false, Ordering::Relaxed);
+        for load in loads {
+            load.join().map_err(|_| anyhow!("the load panicked"))??;
+        }
+        seen
     })?;
     let node = p.kubectl(&["top", "nodes", "--no-headers"])?;
     ensure!(node.contains('%') && !node.contains("unknown"), "{node}");

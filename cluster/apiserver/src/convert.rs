@@ -118,7 +118,12 @@ fn to_first_autoscaler(object: &mut Value) {
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         status.remove("conditions");
-        status.remove("currentMetrics");
+        let metrics = status.remove("currentMetrics");
+        let metrics = metrics.as_ref().and_then(Value::as_array).into_iter().flatten();
+        let cpu = metrics.map(|metric| &metric["resource"]).find(|metric| metric["name"] == "cpu");
+        if let Some(percent) = cpu.map(|cpu| &cpu["current"]["averageUtilization"]).filter(|it| it.is_i64()) {
+            status.insert("currentCPUUtilizationPercentage".to_owned(), percent.clone());
+        }
         if status.is_empty() || status.values().all(Value::is_null) {
             *status = serde_json::Map::new();
         }

@@ -235,7 +235,8 @@ fn depth(new: &Value) -> Vec<FieldError> {
 /// Checks against the schema.
 pub(crate) fn schema(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let deep = depth(new);
-    if !deep.is_empty() {
+    // One that is stored may still be mended, and taken away.
+    if !deep.is_empty() && old.is_none_or(|old| depth(old).is_empty()) {
         return deep;
     }
     let mut errors = resource.schema().validate(new, old);

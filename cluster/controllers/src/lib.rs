@@ -5,8 +5,9 @@
 //! comes from [`cache`](cache/index.html)s that are fed by watches *and* by the answers to the controllers' own writes, so a controller
 //! always sees what it wrote itself: that takes the place of the expectations that Kubernetes' controllers keep.
 //!
-//! Nothing here polls but horizontal autoscalers, where there are any. A cold start runs through three of these controllers one after the other (Deployment, ReplicaSet, scheduler), so
-//! each acts on the watch event itself; only what nobody waits for is put off: events, and the [counts](settle/index.html) in a status.
+//! Nothing here polls but horizontal autoscalers, where there are any. A cold start runs through three of these controllers one after the
+//! other (Deployment, ReplicaSet, scheduler), so each acts on the watch event itself; only what nobody waits for is put off: events, and
+//! the [counts](settle/index.html) in a status.
 //!
 //! This crate never starts a container, never touches the network of the machine, and knows nothing of what runs on the cluster.
 

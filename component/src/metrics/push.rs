@@ -42,8 +42,8 @@ pub(crate) async fn run(
             Err(why) => tracing::warn!(config = NAME, why, "metrics go where they went before"),
         }
     });
-    let service = format!("ebb-{component}");
-    let sending = send(&service, page, told, end.clone());
+    let source = crate::source(component);
+    let sending = send(&source, page, told, end.clone());
     tokio::join!(end.run_until_cancelled(following), sending);
 }
 

@@ -10,7 +10,7 @@ const ERROR: u64 = 2;
 /// One message with these spans of a component.
 pub(super) fn request(component: &str, spans: &[Span]) -> Vec<u8> {
     let spans: Vec<_> = spans.iter().map(span).collect();
-    ebb_http::otlp::wire::request(&format!("ebb-{component}"), spans.iter().map(Vec::as_slice))
+    ebb_http::otlp::wire::request(&crate::source(component), spans.iter().map(Vec::as_slice))
 }
 
 fn span(span: &Span) -> Vec<u8> {

@@ -145,6 +145,13 @@ pub fn plan(observed: &Observed<'_>, config: &CertManager, now: Timestamp) -> Pl
             } else if !kept {
                 status.not_after = None;
             }
+            if let Some(end) = status.not_after.as_ref().filter(|_| kept) {
+                // Nobody tells when it is over.
+                plan.again(
+                    Duration::try_from(end.0.duration_since(now)).unwrap_or_default()
+                        + Duration::from_secs(1),
+                );
+            }
             let failed = issuing.filter(|said| said.status == "False");
             if let Some(failed) = failed.filter(|_| kept) {
                 plan.warn("IssuingFailed", cause_of(Some(&failed.reason), Some(&failed.message)));

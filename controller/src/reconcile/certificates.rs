@@ -76,9 +76,14 @@ impl Reconciler {
                 clock,
             );
         }
-        if matches!(due, own::Due::Issue(_)) {
-            // Else two would write one Secret in turns, without end.
-            self.withdraw(key, object).await?;
+        let ours =
+            secret.as_deref().is_some_and(|s| controlled_by(&s.metadata, object.metadata.uid.as_deref()));
+        if !matches!(due, own::Due::Nothing(..)) && !ours {
+            // Else two would write one Secret in turns, without end; or it is cert-manager's, and goes with what was asked of that.
+            if let Err(error) = self.withdraw(key, object).await {
+                // What is wrong there must not keep us from signing.
+                tracing::warn!(certificate = %key.name, %error, "what cert-manager was asked for cannot be taken back");
+            }
         }
         let made = matches!(due, own::Due::Issue(_)).then(|| {
             let made = custody.authority().certify_hosts(&object.spec.dns_names, clock);
@@ -131,10 +136,13 @@ impl Reconciler {
             let of = Preconditions { uid: found.metadata.uid.clone(), resource_version: None };
             let how = DeleteParams { preconditions: Some(of), ..DeleteParams::default() };
             let api: Api<Ordered> = Api::namespaced(self.client.clone(), &key.namespace);
-            api.delete(&key.name, &how).await.map_err(|source| Error::Read {
-                what: "cert-manager's Certificates",
-                source: Box::new(source),
-            })?;
+            match api.delete(&key.name, &how).await {
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                done => {
+                    let what = "cert-manager's Certificates";
+                    done.map_err(|source| Error::Read { what, source: Box::new(source) })?;
+                }
+            }
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ fn request_metrics(config: &Observability) -> Option<[EnvVar; 3]> {
         ("SERVING_REQUEST_METRICS_ENDPOINT", config.request_metrics_endpoint.clone()),
         (
             "SERVING_REQUEST_METRICS_EXPORT_INTERVAL_SECONDS",
-            config.request_metrics_export_interval.as_secs().to_string(),
+            config.request_metrics_export_interval.as_millis().div_ceil(1000).to_string(),
         ),
     ];
     matches!(protocol, "grpc" | "http/protobuf").then(|| {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, Protocol, Sender, Signal};
+use super::{Endpoint, Protocol, Sender, Signal, Source};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What a process that ends gives its collector for the last message.
@@ -42,10 +42,10 @@ impl Settings {
 /// A page of metrics, made when it is asked for.
 pub type Page = Box<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
 
-/// Keeps sending what `page` tells of `service`, as `settings` say at the moment, until `end` and then once more; or until nobody is left who
+/// Keeps sending what `page` tells of `source`, as `settings` say at the moment, until `end` and then once more; or until nobody is left who
 /// could say otherwise.
 pub async fn send(
-    service: &str,
+    source: &Source,
     page: Page,
     mut settings: watch::Receiver<Option<Settings>>,
     end: CancellationToken,
@@ -60,13 +60,16 @@ pub async fn send(
             }
         };
         let last = end.is_cancelled();
-        let message = encode::request(service, &text::parse(&page().await), began, SystemTime::now());
+        let message = encode::request(source, &text::parse(&page().await), began, SystemTime::now());
         let limit = if last { LAST } else { TIMEOUT };
         let sending = tokio::time::timeout(limit, sender.send(&now.endpoint, message));
-        let why = match sending.await {
-            Ok(Ok(())) => None,
-            Ok(Err(why)) => Some(why),
-            Err(_) => Some(format!("no answer within {limit:?}")),
+        // Whoever ends waits for no answer but the last one.
+        let sent = if last { Some(sending.await) } else { end.run_until_cancelled(sending).await };
+        let why = match sent {
+            None => continue,
+            Some(Ok(Ok(()))) => None,
+            Some(Ok(Err(why))) => Some(why),
+            Some(Err(_)) => Some(format!("no answer within {limit:?}")),
         };
         if let Some(why) = &why
             && !failing
@@ -94,6 +97,8 @@ mod tests {
         Settings::parse(protocol, endpoint, Duration::from_secs(interval)).unwrap()
     }
 
+    static PROBE: std::sync::LazyLock<Source> = std::sync::LazyLock::new(|| Source::alone("ebb-probe"));
+
     fn page() -> Page {
         Box::new(|| Box::pin(async { "# TYPE a gauge\na 1\n".to_owned() }))
     }
@@ -111,8 +116,8 @@ mod tests {
     #[tokio::test]
     async fn pages_reach_the_collector_as_often_as_is_said_and_no_more_when_it_is_unsaid() {
         let (at, mut got, _end) = collector().await;
-        let (to, settings_) = watch::channel(None);
-        let sending = tokio::spawn(send("ebb-probe", page(), settings_, CancellationToken::new()));
+        let (to, told) = watch::channel(None);
+        let sending = tokio::spawn(send(&PROBE, page(), told, CancellationToken::new()));
         to.send(settings("http/protobuf", &at, 1)).expect("followed");
         for _ in 0..2 {
             let (_, path, body) = got.recv().await.expect("a message");
@@ -128,14 +133,27 @@ mod tests {
     #[tokio::test]
     async fn who_ends_tells_once_more() {
         let (at, mut got, _end) = collector().await;
-        let (_to, settings_) = watch::channel(settings("grpc", &at, 3600));
+        let (_to, told) = watch::channel(settings("grpc", &at, 3600));
         let end = CancellationToken::new();
-        let sending = tokio::spawn(send("ebb-probe", page(), settings_, end.clone()));
+        let sending = tokio::spawn(send(&PROBE, page(), told, end.clone()));
         got.recv().await.expect("the first");
         end.cancel();
         let last = tokio::time::timeout(TIMEOUT, got.recv()).await;
         last.expect("in time").expect("the last");
         sending.await.expect("it ends");
         assert!(got.try_recv().is_err(), "no more");
+    }
+
+    #[tokio::test]
+    async fn who_ends_does_not_wait_for_a_collector_that_is_silent() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = silent.local_addr().expect("bound").to_string();
+        let (_to, told) = watch::channel(settings("grpc", &at, 3600));
+        let end = CancellationToken::new();
+        let sending = tokio::spawn(send(&PROBE, page(), told, end.clone()));
+        let _held = silent.accept().await.expect("it tries");
+        end.cancel();
+        let ended = tokio::time::timeout(LAST + Duration::from_secs(3), sending).await;
+        ended.expect("in time").expect("it ends");
     }
 }

@@ -2,11 +2,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::Source;
+
 /// An export request: `ExportTraceServiceRequest` and `ExportMetricsServiceRequest` of opentelemetry-proto 1 differ only in what is in the scope, whose
 /// parts are all at field 2.
-pub fn request<'a>(service: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let name = message(|out| text(out, 1, service));
-    let resource = message(|out| attribute(out, 1, "service.name", &name));
+pub fn request<'a>(source: &Source, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let resource = message(|out| {
+        for (name, value) in source.attributes() {
+            attribute(out, 1, name, &message(|out| text(out, 1, value)));
+        }
+    });
     let scoped = message(|out| {
         bytes(out, 1, &message(|scope| text(scope, 1, "ebb")));
         for part in parts {

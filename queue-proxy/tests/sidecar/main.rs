@@ -574,7 +574,10 @@ async fn metrics_are_sent_to_a_collector_and_once_more_at_the_end() {
     let holds = |message: &[u8]| message.windows(9).any(|part| part == three);
     let (_, path, first) = sent.recv().await.expect("a message");
     assert_eq!(path, "/v1/metrics");
-    assert!(first.windows(15).any(|part| part == b"ebb-queue-proxy") && !holds(&first));
+    for told in ["ebb-queue-proxy", "service.instance.id", "hello-pod"] {
+        assert!(first.windows(told.len()).any(|part| part == told.as_bytes()), "{told}");
+    }
+    assert!(!holds(&first));
     ready(pod.http1).await;
     let backend = plain(pod.http1);
     for _ in 0..3 {

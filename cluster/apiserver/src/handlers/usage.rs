@@ -13,6 +13,7 @@ use axum::body::Body;
 use http::{Request, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::Ctx;
@@ -45,9 +46,10 @@ struct Readings {
 }
 
 /// The totals of one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reading {
-    at: Timestamp,
+    /// By the clock that nobody sets.
+    at: Instant,
     node: String,
     machine: Option<Total>,
     /// By namespace, name and uid; then by container.
@@ -98,7 +100,7 @@ fn rate(earlier: Option<&Total>, latest: &Total) -> Option<Usage> {
 
 impl Reading {
     /// Reads kubelet's `/stats/summary`.
-    fn parse(summary: &Value, now: Timestamp) -> Self {
+    fn parse(summary: &Value, now: Instant) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let time = |value: &Value| value.as_str().and_then(|text| text.parse::<Timestamp>().ok());
         let total = |of: &Value| {
@@ -136,7 +138,10 @@ impl Readings {
     }
 
     fn machine(&self) -> Option<Usage> {
-        rate(self.base.machine.as_ref(), self.latest.machine.as_ref()?)
+        // When it was started is told by a clock that may be set; it is the same machine all the same.
+        let latest = self.latest.machine.as_ref()?;
+        let earlier = self.base.machine.map(|earlier| Total { since: latest.since, ..earlier });
+        rate(earlier.as_ref(), latest)
     }
 }
 
@@ -152,12 +157,12 @@ async fn read(ctx: &Ctx) -> Result<Arc<Reading>, ApiError> {
     };
     let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.map_err(ApiError::internal)?;
     let summary: Value = serde_json::from_slice(&body).map_err(ApiError::internal)?;
-    Ok(Arc::new(Reading::parse(&summary, Timestamp::now())))
+    Ok(Arc::new(Reading::parse(&summary, Instant::now())))
 }
 
 async fn readings(ctx: &Ctx) -> Result<Readings, ApiError> {
     let mut known = ctx.server.usage.0.lock().await;
-    let age = known.as_ref().map(|known| between(known.latest.at, Timestamp::now()));
+    let age = known.as_ref().map(|known| known.latest.at.elapsed());
     let base = match (&*known, age) {
         (Some(known), Some(age)) if age < FRESH => return Ok(known.clone()),
         (Some(known), Some(age)) if age <= STALE => Arc::clone(&known.latest),
@@ -283,12 +288,12 @@ mod tests {
                 "cpu": {"time": time, "usageCoreNanoSeconds": 1_000_000_000}, "memory": {"workingSetBytes": 1}});
             let pods =
                 json!([{"podRef": {"namespace": "n", "name": "p", "uid": "u"}, "containers": [one, second]}]);
-            Reading::parse(&json!({"node": {"nodeName": "x"}, "pods": pods}), at(0))
+            Reading::parse(&json!({"node": {"nodeName": "x"}, "pods": pods}), Instant::now())
         };
         let key = ("n".to_owned(), "p".to_owned(), "u".to_owned());
         let fresh = json!({"name": "b", "startTime": "2026-01-01T00:00:09.9Z",
             "cpu": {"time": "2026-01-01T00:00:10Z", "usageCoreNanoSeconds": 5}, "memory": {"workingSetBytes": 1}});
-        let base = Arc::new(Reading::default());
+        let base = Arc::new(Reading::parse(&Value::Null, Instant::now()));
         let half = Readings { base: base.clone(), latest: Arc::new(summary("2026-01-01T00:00:10Z", fresh)) };
         assert_eq!(half.pod(&key), None);
         let known = json!({"name": "b", "startTime": "2026-01-01T00:00:00Z",

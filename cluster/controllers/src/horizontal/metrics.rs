@@ -139,8 +139,11 @@ pub(crate) fn propose(spec: &MetricSpec, sight: &Sight<'_>) -> Result<Proposal, 
             let container = Some(source.container.as_str());
             let (replicas, current, name) =
                 by_resource(&source.name, container, &source.target, sight).map_err(silent)?;
-            let (container, name_) = (source.container.clone(), source.name.clone());
-            let status = ContainerResourceMetricStatus { container, name: name_, current };
+            let status = ContainerResourceMetricStatus {
+                container: source.container.clone(),
+                name: source.name.clone(),
+                current,
+            };
             let status = MetricStatus {
                 type_: spec.type_.clone(),
                 container_resource: Some(status),
@@ -279,11 +282,13 @@ fn is_starting(pod: &Pod, usage: &PodUsage, now: Timestamp) -> bool {
     let (Some(started), Some(ready)) = (started, ready) else { return true };
     let changed = ready.last_transition_time.as_ref().map_or(started, |time| time.0);
     let unready = ready.status == "False";
-    if started + INITIALIZATION > now {
+    // Whoever may write the status may write any time: one that nothing can be added to is none that comes.
+    let after = |at: Timestamp, time: Duration| at.checked_add(time).unwrap_or(Timestamp::MAX);
+    if after(started, INITIALIZATION) > now {
         // Figures from before it was ready are those of its start. Conditions have whole seconds, so that it was up to one later.
-        unready || usage.at < changed + Duration::from_secs(1) + usage.window
+        unready || usage.at < after(changed, Duration::from_secs(1) + usage.window)
     } else {
-        unready && started + INITIAL_READINESS > changed
+        unready && after(started, INITIAL_READINESS) > changed
     }
 }
 
@@ -380,7 +385,7 @@ fn replicas(
     }
     // What is not known is taken for what speaks against the change: for all that was asked for on the way down, for nothing on the
     // way up.
-    let missing = groups.missing.iter().filter(|_| ratio < 1.0 || ratio > 1.0);
+    let missing = groups.missing.iter().filter(|_| (ratio - 1.0).abs() > f64::EPSILON);
     for name in missing {
         let value = match goal {
             _ if ratio > 1.0 => 0,

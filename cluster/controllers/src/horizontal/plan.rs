@@ -4,6 +4,7 @@ use k8s_openapi::{
     api::{
         autoscaling::v2::{
             HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus,
+            MetricStatus,
         },
         core::v1::Pod,
     },
@@ -112,11 +113,11 @@ pub(crate) fn plan(observed: &Observed<'_>, history: &mut History, now: Timestam
     let current = target.replicas;
     history.begin(current, now);
     plan.status.current_replicas = Some(current);
+    plan.status.current_metrics = None;
     let least = spec.min_replicas.unwrap_or(1);
     let wanted = if current == 0 && least != 0 {
         let message = "scaling is disabled since the replica count of the target is zero";
         plan.set("ScalingActive", false, ("ScalingDisabled", message), now);
-        plan.status.current_metrics = None;
         0
     } else if current > spec.max_replicas {
         plan.why = "Current number of replicas above Spec.MaxReplicas".to_owned();
@@ -177,6 +178,8 @@ fn by_metrics(observed: &Observed<'_>, target: &Target, plan: &mut Plan, now: Ti
                 if begun {
                     plan.events.push((true, why.reason, why.message.clone()));
                 }
+                // Its place is kept: the others are found by their index.
+                told.push(MetricStatus::default());
                 silent += 1;
                 first = first.or(Some(why));
             }

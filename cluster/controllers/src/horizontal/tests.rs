@@ -211,6 +211,8 @@ fn it_says_why_it_cannot_tell() {
     both.spec["metrics"].as_array_mut().unwrap().push(custom);
     let plan = both.plan();
     assert_eq!(plan.rescale, None, "with a metric missing it does not go down");
+    let told = plan.status.current_metrics.as_ref().unwrap();
+    assert_eq!((told.len(), told[0].resource.is_some(), told[1].type_.as_str()), (2, true, ""));
     assert_eq!(condition(&plan, "ScalingActive").1, "FailedGetPodsMetric");
     both.usage = vec![usage("p0", 100), usage("p1", 100)];
     assert_eq!(both.wanted(), 4, "the other is enough to go up");

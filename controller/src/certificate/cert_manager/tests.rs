@@ -132,6 +132,8 @@ fn one_that_is_good_stays_until_the_next_is_there() {
     let plan = told(true, other.clone());
     assert_eq!(condition(&plan, "Ready"), pair("True", "IncorrectIssuer"));
     assert_eq!(plan.status.as_ref().expect("a status")["notAfter"], "2027-01-01T00:00:00Z");
+    let end = plan.requeue_after.expect("a look at its end");
+    assert!(end > Duration::from_secs(30 * 24 * 3600), "{end:?}");
     assert_eq!(condition(&told(false, other), "Ready"), pair("Unknown", "IncorrectIssuer"), "under way");
     // While the attempts fail, too, which an event tells.
     let failing = json!([{"type": "Ready", "status": "False", "reason": "IncorrectIssuer"},

@@ -3,14 +3,15 @@
 use std::time::SystemTime;
 
 use super::text::{Family, Kind, Point};
+use crate::otlp::Source;
 use crate::otlp::wire::{attribute, bytes, double, fixed, message, nanos, number, packed, text};
 
 const CUMULATIVE: u64 = 2;
 
-/// One message with these families of a service.
-pub(super) fn request(service: &str, families: &[Family], began: SystemTime, now: SystemTime) -> Vec<u8> {
+/// One message with these families.
+pub(super) fn request(source: &Source, families: &[Family], began: SystemTime, now: SystemTime) -> Vec<u8> {
     let families: Vec<_> = families.iter().map(|family| metric(family, nanos(began), nanos(now))).collect();
-    crate::otlp::wire::request(service, families.iter().map(Vec::as_slice))
+    crate::otlp::wire::request(source, families.iter().map(Vec::as_slice))
 }
 
 fn metric(family: &Family, began: u64, now: u64) -> Vec<u8> {
@@ -105,7 +106,7 @@ mod tests {
         expected.push(u8::try_from(sum.len()).unwrap());
         expected.extend(&sum);
         assert_eq!(metric(&parse(page)[0], nanos(began), nanos(now)), expected);
-        let whole = request("ebb-gateway", &parse(page), began, now);
+        let whole = request(&Source::alone("ebb-gateway"), &parse(page), began, now);
         assert!(whole.windows(expected.len()).any(|part| part == expected));
         assert!(whole.windows(11).any(|part| part == b"ebb-gateway"));
     }

@@ -217,6 +217,7 @@ fn job_duration(status: &Value, now: Timestamp) -> Value {
     let end = time("completionTime").unwrap_or(now);
     text::duration(end.as_second() - start.as_second()).into()
 }
+
 /// What an autoscaler's metrics are and should be: the first two of them.
 fn targets(object: &Value) -> String {
     let (spec, status) = (&object["spec"], &object["status"]);
