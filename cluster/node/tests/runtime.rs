@@ -449,7 +449,12 @@ async fn parked_processes_are_used() {
 async fn nothing_is_left() {
     let mut world = World::with(1, 2, None).await;
     world.parked(2).await;
-    let (_id, mut reader) = world.start(world.container(&["serve", "7777"])).await;
+    let (id, mut reader) = world.start(world.container(&["serve", "7777"])).await;
+    // The first process of the container ends only when these have been asked for by the helper, whose children they are.
+    for n in 0..6 {
+        let process = Process { args: vec!["/payload".to_owned(), "sleep".to_owned()], ..Process::default() };
+        world.runtime.exec(&id, &format!("e{n}"), &process, pipes().1).await.unwrap();
+    }
     let memory = Hierarchies::detect().unwrap();
     let memory =
         memory.v1.get("memory").or(memory.v2.as_ref()).unwrap().join(world.prefix.trim_start_matches('/'));

@@ -1,11 +1,13 @@
 //! The helper's children that have become what they were to become, or failed to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use crate::runtime::cgroups::Cgroups;
 use crate::runtime::parked::Spawned;
@@ -88,13 +90,19 @@ impl Children {
         Some((child, Exit { code, signal, oom }))
     }
 
-    /// Kills all and waits for them.
+    /// Kills all and waits for them, in whatever order they end: the first process of a namespace of processes ends only when all others in it
+    /// are gone, and what was executed in it is our child, too, and stays until we ask for it.
     pub(super) fn end(&mut self) {
         for child in self.all.values() {
             let _ = kill(child.spawned.pid, Signal::SIGKILL);
         }
-        for (_, child) in self.all.drain() {
-            let _ = waitpid(child.spawned.pid, None);
+        let mut left: HashSet<Pid> = self.all.drain().map(|(_, child)| child.spawned.pid).collect();
+        while !left.is_empty() {
+            match waitpid(None, None) {
+                Ok(ended) => _ = ended.pid().map(|pid| left.remove(&pid)),
+                Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
         }
         self.named.clear();
     }
