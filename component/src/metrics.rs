@@ -58,8 +58,10 @@ pub fn render(component: &str) -> String {
 
 /// A page of text in the form that carries native histograms.
 pub(crate) fn exposition(page: &str) -> Vec<u8> {
-    let natives = &installed().1;
-    exposition::page(&text::parse(page), |family, point| natives.find(&family.name, &point.labels))
+    let natives = installed().1.snapshots();
+    exposition::page(&text::parse(page), |family, point| {
+        natives.get(&native::id(&family.name, point.labels.clone())).cloned()
+    })
 }
 
 /// The families whose names begin with `ebb_<component>_`.

@@ -106,19 +106,24 @@ impl Natives {
         self.0.write().entry(key.clone()).or_default().clone()
     }
 
-    /// The histogram of this name and of these labels, in whatever order.
-    pub(super) fn find(&self, name: &str, labels: &[(String, String)]) -> Option<Snapshot> {
+    /// All of them, to be found by [`id`].
+    pub(super) fn snapshots(&self) -> HashMap<Id, Snapshot> {
         let known = self.0.read();
-        let same = |key: &Key| {
-            key.name() == name
-                && key.labels().len() == labels.len()
-                && key
-                    .labels()
-                    .all(|label| labels.iter().any(|(k, v)| label.key() == k && label.value() == v))
-        };
-        let (_, native) = known.iter().find(|(key, _)| same(key))?;
-        Some(native.snapshot())
+        let told = known.iter().map(|(key, native)| {
+            let labels = key.labels().map(|label| (label.key().to_owned(), label.value().to_owned()));
+            (id(key.name(), labels.collect()), native.snapshot())
+        });
+        told.collect()
     }
+}
+
+/// What a histogram is found by.
+pub(super) type Id = (String, Vec<(String, String)>);
+
+/// A name and its labels, in whatever order they are.
+pub(super) fn id(name: &str, mut labels: Vec<(String, String)>) -> Id {
+    labels.sort_unstable();
+    (name.to_owned(), labels)
 }
 
 /// A recorder that keeps each histogram in both forms.
@@ -197,8 +202,9 @@ mod tests {
         let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
         };
-        assert_eq!(natives.find("a", &pairs(&[("y", "2"), ("x", "1")])).unwrap().count(), 1);
-        assert_eq!(natives.find("a", &pairs(&[("x", "1")])), None);
-        assert_eq!(natives.find("b", &pairs(&[("x", "1"), ("y", "2")])), None);
+        let all = natives.snapshots();
+        assert_eq!(all[&id("a", pairs(&[("y", "2"), ("x", "1")]))].count(), 1);
+        assert_eq!(all.get(&id("a", pairs(&[("x", "1")]))), None);
+        assert_eq!(all.get(&id("b", pairs(&[("x", "1"), ("y", "2")]))), None);
     }
 }
